@@ -1,0 +1,40 @@
+"""The published language of Tokenfleet: names, sealed values, and a string that does not print."""
+
+from tokenfleet_client.contract import (
+    ACCESS_KEYS_VIEW,
+    ACCESS_TOKENS_VIEW,
+    CONTRACT_SCHEMA,
+    CONTRACT_VERSION,
+    AccountStatus,
+)
+from tokenfleet_client.envelope import (
+    Binding,
+    DataKeys,
+    KeyEncryptionKey,
+    Ring,
+    WrappedKey,
+    access_token_binding,
+    unwrap_ring,
+)
+from tokenfleet_client.errors import EnvelopeError, KeyMaterialError, TokenfleetError, UnknownKey
+from tokenfleet_client.secret import Secret
+
+__all__ = [
+    "ACCESS_KEYS_VIEW",
+    "ACCESS_TOKENS_VIEW",
+    "CONTRACT_SCHEMA",
+    "CONTRACT_VERSION",
+    "AccountStatus",
+    "Binding",
+    "DataKeys",
+    "EnvelopeError",
+    "KeyEncryptionKey",
+    "KeyMaterialError",
+    "Ring",
+    "Secret",
+    "TokenfleetError",
+    "UnknownKey",
+    "WrappedKey",
+    "access_token_binding",
+    "unwrap_ring",
+]

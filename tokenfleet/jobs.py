@@ -1,0 +1,65 @@
+"""The wire contract between scheduler and workers: names and payloads of ours, never import paths.
+
+A message is a hint. It holds ids and claim epochs, nothing that can go stale and nothing secret; whoever
+receives it reads the row again under a fence. So a message may be lost, delayed or delivered twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NewType
+from uuid import UUID
+
+AccountId = NewType("AccountId", int)
+AppId = NewType("AppId", int)
+Epoch = NewType("Epoch", int)
+
+REFRESH_TASK: Final = "tokenfleet.refresh"
+REFRESH_QUEUE: Final = "refresh"
+QUEUES: Final = (REFRESH_QUEUE,)
+
+MAX_BATCH: Final = 100
+"""Accounts per job: enough to make the broker's cost vanish, few enough to spread over workers."""
+
+
+class MalformedJob(Exception):
+    """A message does not have the shape of a job; it is dropped, and the claim expires by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshJob:
+    """Refresh these accounts of one provider app. ``accounts`` pairs each id with its claim epoch."""
+
+    job_id: str
+    app_id: AppId
+    accounts: tuple[tuple[AccountId, Epoch], ...]
+
+    def payload(self) -> list[object]:
+        """Return the JSON-ready arguments of the task."""
+        return [
+            self.job_id,
+            self.app_id,
+            [account_id for account_id, _ in self.accounts],
+            [epoch for _, epoch in self.accounts],
+        ]
+
+    @classmethod
+    def parse(cls, arguments: Sequence[object]) -> RefreshJob:
+        """Read the arguments of the task. Raises :class:`MalformedJob` on anything else than a job."""
+        match arguments:
+            case [str(job_id), int(app_id), list(ids), list(epochs)] if len(ids) == len(epochs) <= MAX_BATCH:
+                # By type: bool is an int. The job id goes to a uuid column once the claims are started.
+                if all(type(number) is int for number in (app_id, *ids, *epochs)) and _is_uuid(job_id):
+                    pairs = zip(ids, epochs, strict=True)
+                    accounts = tuple((AccountId(i), Epoch(e)) for i, e in pairs)
+                    return cls(job_id, AppId(app_id), accounts)
+        raise MalformedJob(f"task {REFRESH_TASK} takes [job id, app id, [ids], [epochs]]")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,182 @@
+"""What to do about an outcome: DESIGN section 5 as one pure, total function.
+
+:func:`decide` performs no I/O and takes time and chance as parameters. Invariants it keeps:
+
+* only :class:`~tokenfleet.outcome.GrantRejected` can lead to ``needs_reauth`` (G4);
+* a refresh token whose answer was lost is presented again once at once, never in a loop;
+* every failure has a next moment, and it is never sooner than one second away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, assert_never
+
+from tokenfleet.outcome import (
+    ClientRejected,
+    GrantRejected,
+    Outcome,
+    OutcomeUnknown,
+    Refreshed,
+    RequestRejected,
+    Throttled,
+    Unavailable,
+    Undescribed,
+)
+from tokenfleet.tokens import Margins, refresh_due
+
+BACKOFF_BASE: Final = timedelta(seconds=4)
+BACKOFF_CAP: Final = timedelta(minutes=5)
+BACKOFF_FLOOR: Final = timedelta(seconds=1)
+
+THROTTLE_DEFAULT: Final = timedelta(seconds=30)
+THROTTLE_CAP: Final = timedelta(hours=24)
+
+UNDESCRIBED_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
+OUR_FAULT_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10))
+QUARANTINE_DELAY: Final = timedelta(hours=6)
+
+UNKNOWN_LIFETIME_INTERVAL: Final = timedelta(minutes=30)
+"""How soon to renew a token whose lifetime nobody told us and no earlier one taught us."""
+LEARNED_LIFETIME_CAP: Final = timedelta(days=365)
+"""A learned lifetime is a guess, and not believed further than this."""
+
+ROTATION_LOST: Final = "rotation_lost"
+"""Reason of a rejection that follows a lost answer: the provider rotated and we never saw the successor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What we know of the account when its outcome arrives.
+
+    ``attempts`` counts consecutive failures before this one. ``unanswered`` counts earlier presentations of
+    this same refresh token whose answer was lost, in this attempt or an earlier one. ``replayed`` says that
+    this attempt has presented it a second time. ``last_lifetime`` is how long the previous token lived.
+    """
+
+    attempts: int
+    unanswered: int
+    replayed: bool
+    margins: Margins
+    last_lifetime: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Persist the answer; renew it at ``next_refresh_at``."""
+
+    next_refresh_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Present the same refresh token once more, now: its answer was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """Nothing is wrong with the grant as far as we know; ask again at ``at``.
+
+    ``counts`` is False when the failure is not the account's (a throttled app).
+    """
+
+    at: datetime
+    code: str
+    counts: bool = True
+    answer_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PauseApp:
+    """Nobody of this app is asked before ``until``; this account neither."""
+
+    until: datetime
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldApp:
+    """The client registration is misconfigured: stop this app, alarm operators, change no account."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequireReauth:
+    """The customer has to sign in again. ``reason`` is the provider's code, or :data:`ROTATION_LOST`."""
+
+    reason: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Our own fault, and repetition did not help: leave this account alone until ``at`` and alarm."""
+
+    at: datetime
+    code: str
+
+
+Decision = Save | Replay | RetryLater | PauseApp | HoldApp | RequireReauth | Quarantine
+
+
+def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> Decision:
+    """Return what ``outcome`` means for an account of which ``known`` is known.
+
+    ``chance`` in [0, 1) is the only randomness. The caller still guards the write: a
+    :class:`RequireReauth` takes effect only while the generation has not moved (a sibling may have won).
+    """
+    match outcome:
+        case Refreshed(answer):
+            return Save(_next_refresh(answer.expires_at, known, now, chance))
+        case GrantRejected(code):
+            return RequireReauth(ROTATION_LOST if known.unanswered else code, code)
+        case ClientRejected(code):
+            return HoldApp(code)
+        case Throttled(code, retry_after):
+            return PauseApp(now + _pause(retry_after), code)
+        case Unavailable(code):
+            return RetryLater(now + backoff(known.attempts, chance), code)
+        case OutcomeUnknown(code):
+            if not known.replayed:
+                return Replay()
+            return RetryLater(now + backoff(known.attempts, chance), code, answer_lost=True)
+        case RequestRejected(code):
+            return _our_fault(code, known.attempts, now)
+        case Undescribed(code, _):
+            step = min(known.attempts, len(UNDESCRIBED_DELAYS) - 1)
+            return RetryLater(now + UNDESCRIBED_DELAYS[step] * (0.75 + chance / 2), code)
+        case _:
+            assert_never(outcome)
+
+
+def backoff(attempts: int, chance: float) -> timedelta:
+    """Return the wait before try number ``attempts`` + 2: exponential, capped, full jitter, 1 s at least."""
+    doublings: int = 1 << min(max(attempts, 0), 16)
+    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * doublings)
+    return max(BACKOFF_FLOOR, ceiling * chance)
+
+
+def _next_refresh(expires_at: datetime | None, known: Known, now: datetime, chance: float) -> datetime:
+    learned = known.last_lifetime
+    # A token that was imported already expired teaches nothing.
+    if expires_at is None and learned is not None and learned > timedelta(0):
+        expires_at = now + min(learned, LEARNED_LIFETIME_CAP)
+    if expires_at is None:
+        return now + UNKNOWN_LIFETIME_INTERVAL * (0.75 + chance / 4)
+    due = refresh_due(expires_at, now=now, margins=known.margins, chance=chance)
+    # A provider that answers with an already expired token must not become a busy loop.
+    return max(due, now + BACKOFF_FLOOR)
+
+
+def _pause(retry_after: timedelta | None) -> timedelta:
+    if retry_after is None:
+        return THROTTLE_DEFAULT
+    return min(max(retry_after, BACKOFF_FLOOR), THROTTLE_CAP)
+
+
+def _our_fault(code: str, attempts: int, now: datetime) -> RetryLater | Quarantine:
+    if attempts < len(OUR_FAULT_DELAYS):
+        return RetryLater(now + OUR_FAULT_DELAYS[attempts], code)
+    return Quarantine(now + QUARANTINE_DELAY, code)

@@ -1,0 +1,298 @@
+"""One frozen Settings, read once from the environment and passed down.
+
+Promise: every mistake is reported at once, each in a sentence that names the variable and says what to do;
+a printed Settings shows no password and no key. No other module reads ``os.environ``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokenfleet.errors import SettingsError
+from tokenfleet_client.envelope import KeyEncryptionKey, Ring
+from tokenfleet_client.errors import KeyMaterialError
+from tokenfleet_client.secret import PLACEHOLDER
+
+PREFIX: Final = "TOKENFLEET_"
+DEFAULT_HOME: Final = Path("~/.tokenfleet")
+LAST_PORT: Final = 65_535
+
+# What follows "://". Stricter than the drivers, which take a raw "#" or "/" in a password each in its own
+# way: what cannot be taken apart for certain could not be redacted for certain either.
+_ADDRESS: Final = re.compile(
+    r"(?P<login>(?P<user>[^:@/?#]*)(:[^@/?#]*)?@)?"
+    r"(?P<host>\[[^\]@/?#]+\]|[^:@/?#\[\]]*)(:(?P<port>[0-9]*))?"
+    r"(?P<path>/[^@?#]*)?(\?[^@#]*)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """Key-encryption keys of one ring; ``primary`` wraps new data keys, the others only unwrap."""
+
+    ring: Ring
+    keys: Mapping[str, KeyEncryptionKey] = field(default_factory=dict)
+    primary: KeyEncryptionKey | None = None
+
+    @classmethod
+    def of(cls, ring: Ring, keys: list[KeyEncryptionKey]) -> Self:
+        """Return a ring whose first key is primary."""
+        return cls(ring, {key.key_id: key for key in keys}, keys[0] if keys else None)
+
+
+class Tunables(BaseModel):
+    """Numbers and words with defaults. The field name in capitals, prefixed, is the variable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    http_timeout_seconds: float = Field(default=12.0, gt=0, le=300)
+    """One provider call in total, from connecting to the last byte."""
+    lease_seconds: float = Field(default=26.0, gt=0, le=900)
+    claim_seconds: float = Field(default=30.0, gt=0, le=3600)
+    """How long a claim keeps others away, from the claim to the start and again from the start on."""
+    redis_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9:._-]{0,64}$")
+    """Put before every Redis key, so that several fleets can share one Redis."""
+    visibility_timeout_seconds: float = Field(default=300.0, gt=0, le=43200)
+    """When the Redis broker delivers an unacknowledged message again."""
+    tick_seconds: float = Field(default=0.25, gt=0, le=60)
+    """How often the scheduler looks for due accounts when nothing wakes it."""
+    worker_threads: int = Field(default=16, ge=1, le=256)
+    """Jobs at once in one worker process."""
+    max_in_flight: int = Field(default=1000, ge=1, le=20_000)
+    """Provider calls at once in one worker process."""
+    group_commit_seconds: float = Field(default=0.005, ge=0, le=1)
+    """How long a result waits for company before it is written."""
+    history_retention_days: int = Field(default=90, ge=1, le=3650)
+    max_clock_skew_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    """How far this machine's clock may be from the database's before a process refuses to start."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of /metrics and /healthz; 0 turns them off."""
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_format: str = Field(default="json", pattern="^(json|console)$")
+    allow_http_providers: bool = False
+    """Allow definitions with plain http endpoints: for the sandbox and tests, never for production."""
+
+
+class _KeysFile(BaseModel):
+    """What ``tokenfleet keys generate`` writes: of each ring the keys, the one that wraps first."""
+
+    access: list[str] = Field(default_factory=list)
+    refresh: list[str] = Field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a process is told. Build it with :meth:`from_environ`."""
+
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    broker_url: str = field(repr=False)
+    home: Path
+    journal_dir: Path
+    providers_dir: Path | None
+    access_ring: KeyRing
+    refresh_ring: KeyRing
+    tunables: Tunables
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read ``environ``. Raises :class:`SettingsError` with one sentence for each mistake."""
+        problems: list[str] = []
+        home = _path("TOKENFLEET_HOME", environ, DEFAULT_HOME, problems)
+        database_url = environ.get("TOKENFLEET_DATABASE_URL") or environ.get("DATABASE_URL") or ""
+        redis_url = environ.get("TOKENFLEET_REDIS_URL") or environ.get("REDIS_URL") or ""
+        broker_url = environ.get("TOKENFLEET_BROKER_URL") or redis_url
+        database_url = _check_database(database_url, problems)
+        _check_url("TOKENFLEET_REDIS_URL", redis_url, ("redis", "rediss", "unix"), problems)
+        if environ.get("TOKENFLEET_BROKER_URL"):
+            schemes = ("redis", "rediss", "amqp", "amqps")
+            _check_url("TOKENFLEET_BROKER_URL", broker_url, schemes, problems)
+        elif redis_url.startswith("unix://"):
+            problems.append(
+                "TOKENFLEET_BROKER_URL is not set, and jobs cannot travel by a unix:// URL: give the "
+                "broker's redis:// or amqp:// URL"
+            )
+        journal_dir = _path("TOKENFLEET_JOURNAL_DIR", environ, home / "journal", problems)
+        providers_dir = _directory("TOKENFLEET_PROVIDERS_DIR", environ, problems)
+        access, refresh = _key_rings(environ, home, problems)
+        tunables = _tunables(environ, problems)
+        if problems:
+            raise SettingsError(problems)
+        return cls(
+            database_url=database_url,
+            redis_url=redis_url,
+            broker_url=broker_url,
+            home=home,
+            journal_dir=journal_dir,
+            providers_dir=providers_dir,
+            access_ring=access,
+            refresh_ring=refresh,
+            tunables=tunables,
+        )
+
+    def describe(self) -> dict[str, str]:
+        """Return every setting as printable text, passwords and keys left out."""
+        shown = {
+            "database": redact_url(self.database_url),
+            "redis": redact_url(self.redis_url),
+            "broker": redact_url(self.broker_url),
+            "home": str(self.home),
+            "journal": str(self.journal_dir),
+            "providers": str(self.providers_dir or "built-in only"),
+            "access ring": ", ".join(self.access_ring.keys) or "none",
+            "refresh ring": ", ".join(self.refresh_ring.keys) or "none",
+        }
+        return shown | {name: str(value) for name, value in self.tunables.model_dump().items()}
+
+
+def redact_url(url: str) -> str:
+    """Return ``url`` without its password and query, for people to read; nothing of it when in doubt."""
+    scheme, separator, rest = url.partition("://")
+    address = _ADDRESS.fullmatch(rest)
+    if not separator or address is None:
+        return PLACEHOLDER
+    login = f"{address['user']}:{PLACEHOLDER}@" if address["login"] else ""
+    port = f":{address['port']}" if address["port"] else ""
+    return f"{scheme}://{login}{address['host']}{port}{address['path'] or ''}"
+
+
+def process_name() -> str:
+    """Return ``host-pid``, the name under which this process appears in logs and history."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _check_database(url: str, problems: list[str]) -> str:
+    if not url:
+        problems.append(
+            "TOKENFLEET_DATABASE_URL is not set: give the Postgres URL (postgresql://user@host/name), "
+            "or run 'tokenfleet up', which brings its own"
+        )
+        return ""
+    rest = _check_url(
+        "TOKENFLEET_DATABASE_URL", url, ("postgresql", "postgres", "postgresql+psycopg"), problems
+    )
+    return f"postgresql+psycopg://{rest}"
+
+
+def _check_url(name: str, url: str, schemes: tuple[str, ...], problems: list[str]) -> str:
+    """Return what follows ``://``."""
+    scheme, separator, rest = url.partition("://")
+    address = _ADDRESS.fullmatch(rest)
+    if not url:
+        problems.append(f"{name} is not set: give the Redis URL (redis://host:6379/0)")
+    elif not separator or scheme not in schemes:
+        problems.append(f"{name} must start with {' or '.join(f'{known}://' for known in schemes)}")
+    elif address is None or int(address["port"] or 0) > LAST_PORT:
+        problems.append(
+            f"{name} cannot be read after {scheme}://: write user:password@host:port/name, the port as a "
+            f"number up to {LAST_PORT}, special characters percent-encoded (# as %23, / as %2F, @ as %40)"
+        )
+    return rest
+
+
+def _path(name: str, environ: Mapping[str, str], default: Path, problems: list[str]) -> Path:
+    path = Path(environ.get(name) or default)
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        problems.append(f"{name} is {path}, and there is no such home directory: give an absolute path")
+        return path.absolute()
+
+
+def _directory(name: str, environ: Mapping[str, str], problems: list[str]) -> Path | None:
+    if not environ.get(name):
+        return None
+    path = _path(name, environ, Path(), problems)
+    if not path.is_dir():
+        problems.append(f"{name} is {path}, which is not a directory: create it or unset the variable")
+    return path
+
+
+def _tunables(environ: Mapping[str, str], problems: list[str]) -> Tunables:
+    given: dict[str, Any] = {}
+    for name in Tunables.model_fields:
+        value = environ.get(PREFIX + name.upper())
+        if value:
+            given[name] = value
+    try:
+        tunables = Tunables.model_validate(given)
+    except ValidationError as error:
+        for detail in error.errors():
+            variable = PREFIX + str(detail["loc"][0]).upper()
+            problems.append(f"{variable}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+        return Tunables()
+    _check_ladder(tunables, problems)
+    return tunables
+
+
+def _check_ladder(tunables: Tunables, problems: list[str]) -> None:
+    """A provider call and its one replay end before the lease, the lease before the claim, and so on."""
+    ladder = (
+        ("twice TOKENFLEET_HTTP_TIMEOUT_SECONDS", 2 * tunables.http_timeout_seconds),
+        ("TOKENFLEET_LEASE_SECONDS", tunables.lease_seconds),
+        ("TOKENFLEET_CLAIM_SECONDS", tunables.claim_seconds),
+        ("TOKENFLEET_VISIBILITY_TIMEOUT_SECONDS", tunables.visibility_timeout_seconds),
+    )
+    for (lower, low), (upper, high) in itertools.pairwise(ladder):
+        if low >= high:
+            problems.append(
+                f"{lower} ({low:g} s) must be less than {upper} ({high:g} s): lower one or raise the other"
+            )
+
+
+def _key_rings(environ: Mapping[str, str], home: Path, problems: list[str]) -> tuple[KeyRing, KeyRing]:
+    texts: dict[Ring, list[str]] = {Ring.ACCESS: [], Ring.REFRESH: []}
+    named = environ.get("TOKENFLEET_KEYS_FILE")
+    path = _path("TOKENFLEET_KEYS_FILE", environ, home / "keys.json", problems)
+    if path.exists():
+        _read_keys_file(path, texts, problems)
+    elif named:
+        problems.append(
+            f"TOKENFLEET_KEYS_FILE is {path}, which does not exist: make it with 'tokenfleet keys generate'"
+        )
+    for ring in Ring:
+        value = environ.get(f"TOKENFLEET_{ring.name}_KEYS")
+        if value:
+            texts[ring] = value.split(",")
+    rings = {ring: KeyRing.of(ring, _parse_keys(ring, texts[ring], problems)) for ring in Ring}
+    return rings[Ring.ACCESS], rings[Ring.REFRESH]
+
+
+def _read_keys_file(path: Path, texts: dict[Ring, list[str]], problems: list[str]) -> None:
+    try:
+        if path.stat().st_mode & 0o077:
+            problems.append(f"{path} can be read by others: run 'chmod 600 {path}'")
+        content = _KeysFile.model_validate_json(path.read_bytes())
+        texts |= {Ring.ACCESS: content.access, Ring.REFRESH: content.refresh}
+    except (OSError, ValidationError):
+        problems.append(
+            f"{path} is not a readable key file (JSON with the lists 'access' and 'refresh'): restore it "
+            "from your backup, or make a new one with 'tokenfleet keys generate' for a new installation"
+        )
+
+
+def _parse_keys(ring: Ring, texts: list[str], problems: list[str]) -> list[KeyEncryptionKey]:
+    keys: list[KeyEncryptionKey] = []
+    for text in texts:
+        try:
+            keys.append(KeyEncryptionKey.parse(text))
+        except KeyMaterialError as error:
+            problems.append(f"{ring.value} key ring: {error}")
+    # The newer one wraps, and the other one would be found in its place when it is time to unwrap.
+    problems.extend(
+        f"{ring.value} key ring: {count} keys are named {key_id!r}: rename or remove all but one"
+        for key_id, count in Counter(key.key_id for key in keys).items()
+        if count > 1
+    )
+    return keys

@@ -1,0 +1,128 @@
+"""What the fleet says about itself: log events and metrics, as closed sets.
+
+Rules: one event per outcome, dotted constants, no sentences; no token, no response body; labels are bounded
+(never an account id on a metric). Logs go to standard error, one line each.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from typing import Final
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from tokenfleet.settings import Tunables
+
+
+class Event(StrEnum):
+    """Every event that a process logs."""
+
+    PROCESS_STARTED = "process.started"
+    PROCESS_STOPPED = "process.stopped"
+    JOB_FINISHED = "job.finished"
+    JOB_DROPPED = "job.dropped"
+    JOB_NOT_PUBLISHED = "job.not_published"
+    ATTEMPT_FAILED = "attempt.failed"
+    ACCOUNT_SETTLED = "account.settled"
+    ACCOUNT_TROUBLED = "account.troubled"
+    ACCOUNT_QUARANTINED = "account.quarantined"
+    ACCOUNT_NEEDS_REAUTH = "account.needs_reauth"
+    APP_HELD = "app.held"
+    APP_RESUMED = "app.resumed"
+    APP_PAUSED = "app.paused"
+    STORE_UNAVAILABLE = "store.unavailable"
+    STORE_RECOVERED = "store.recovered"
+    RECORD_REFUSED = "record.refused"
+    JOURNAL_UNWRITABLE = "journal.unwritable"
+    JOURNAL_REPLAYED = "journal.replayed"
+    JOURNAL_DAMAGED = "journal.damaged"
+    REDIS_UNAVAILABLE = "redis.unavailable"
+    TICK_FAILED = "tick.failed"
+    HOUSEKEEPING_FAILED = "housekeeping.failed"
+
+
+# Worker
+REFRESHES: Final = Counter(
+    "tokenfleet_refreshes_total", "Refresh attempts by how they ended.", ["provider", "outcome"]
+)
+PROVIDER_SECONDS: Final = Histogram(
+    "tokenfleet_provider_seconds",
+    "From sending a token request to its last byte.",
+    ["provider"],
+    buckets=(0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 15, 30),
+)
+DUE_DELAY_SECONDS: Final = Histogram(
+    "tokenfleet_due_delay_seconds",
+    "From the moment an account was due to the moment its request started.",
+    buckets=(0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 300, 3600),
+)
+COMMIT_SECONDS: Final = Histogram(
+    "tokenfleet_commit_seconds",
+    "One group commit, from the first statement to the commit.",
+    buckets=(0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2, 10),
+)
+COMMIT_SIZE: Final = Histogram(
+    "tokenfleet_commit_size", "Results in one group commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+)
+IN_FLIGHT: Final = Gauge("tokenfleet_in_flight", "Accounts being asked about now.")
+JOURNAL_UNSETTLED: Final = Gauge("tokenfleet_journal_unsettled", "Answers on disk, not yet in Postgres.")
+LEASES_SKIPPED: Final = Counter(
+    "tokenfleet_leases_skipped_total", "Jobs that went on without a lease because Redis did not answer."
+)
+ALARMS: Final = Counter(
+    "tokenfleet_alarms_total", "Things an operator should look at: quarantine, held app, damage.", ["event"]
+)
+UNSEALED: Final = Counter("tokenfleet_unsealed_total", "Sealed values opened, by purpose.", ["purpose"])
+
+# Scheduler
+CLAIMED: Final = Counter("tokenfleet_claimed_total", "Accounts claimed.", ["provider"])
+PUBLISHED: Final = Counter("tokenfleet_jobs_published_total", "Jobs sent to the broker.")
+TICK_SECONDS: Final = Histogram(
+    "tokenfleet_tick_seconds", "One scheduler tick.", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2)
+)
+
+
+def configure_logging(tunables: Tunables) -> None:
+    """Send structured logs to standard error, as JSON lines or for a person's console."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer(default=str)
+        if tunables.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    level = getattr(logging, tunables.log_level.upper())
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(level, logging.WARNING))
+
+
+def logger() -> structlog.stdlib.BoundLogger:
+    """Return the process's structured logger."""
+    bound: structlog.stdlib.BoundLogger = structlog.get_logger()
+    return bound
+
+
+def alarm(event: Event, **fields: object) -> None:
+    """Log ``event`` as an error and count it where alerts are built from."""
+    ALARMS.labels(event.value).inc()
+    logger().error(event.value, **fields)
