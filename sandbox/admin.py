@@ -1,0 +1,212 @@
+"""The sandbox's own endpoints under /sandbox/: issue grants, read the ledger, order faults, hold answers.
+
+They are for whoever tests a fleet, and served on the same loopback listener. Only ``POST /sandbox/grants``
+returns tokens, those it has just issued; the ledger returns counts, names and fingerprints. Long listings are
+JSON Lines, written in portions, so that reading 100,000 accounts does not stop the token endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Annotated, Final, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sandbox.authority import Authority, Grant
+from sandbox.faults import explain, parse_rules
+from sandbox.selection import Selection, Stage
+from tokenfleet.errors import UserError
+
+LINES_PER_PORTION: Final = 200
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _GrantsOrder(_Body):
+    count: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    prefix: str = "acct-"
+    first: Annotated[int, Field(ge=0)] = 1
+    provider: Annotated[str, Field(min_length=1)] = "sandbox"
+    environment: str | None = None
+    tenant: str | None = None
+
+
+class _Subjects(_Body):
+    subjects: Annotated[list[str], Field(min_length=1)]
+
+
+class _HoldOrder(_Body):
+    stage: Stage = Stage.AFTER_DECIDING
+    subjects: frozenset[str] = frozenset()
+    prefix: str = ""
+
+
+_B = TypeVar("_B", bound=_Body)
+
+
+class AdminEndpoints:
+    """Handlers over one :class:`Authority`."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return what to serve where."""
+        return [
+            web.post("/sandbox/grants", self.issue_grants),
+            web.get("/sandbox/ledger", self.ledger),
+            web.get("/sandbox/ledger/live", self.live),
+            web.get("/sandbox/faults", self.list_faults),
+            web.post("/sandbox/faults", self.add_faults),
+            web.delete("/sandbox/faults", self.clear_faults),
+            web.get("/sandbox/held", self.held),
+            web.post("/sandbox/hold", self.hold),
+            web.post("/sandbox/release", self.release),
+            web.post("/sandbox/revoke", self.revoke),
+            web.post("/sandbox/losses", self.declare_losses),
+        ]
+
+    async def issue_grants(self, request: web.Request) -> web.StreamResponse:
+        """Sign customers in; answer with one line to import for each."""
+        order = await _read(request, _GrantsOrder)
+        place = {"environment": order.environment, "tenant": order.tenant}
+
+        def lines() -> Iterator[str]:
+            for number in range(order.first, order.first + order.count):
+                yield import_line(self._authority.issue(f"{order.prefix}{number}"), order.provider, place)
+
+        return await _stream(request, lines())
+
+    async def ledger(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the totals, or with one subject's record (``?subject=``)."""
+        subject = request.query.get("subject")
+        if subject is None:
+            return _json(dataclasses.asdict(self._authority.report()))
+        report = self._authority.report_subject(subject)
+        if report is None:
+            return _json({"error": f"no grant was ever issued to {subject!r} here"}, status=404)
+        return _json(dataclasses.asdict(report))
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a line for each subject: fingerprints of its live tokens."""
+        return await _stream(
+            request, (json.dumps(dataclasses.asdict(each)) for each in self._authority.live())
+        )
+
+    async def list_faults(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the rules in force and how often each kind has struck."""
+        return self._faults()
+
+    async def add_faults(self, request: web.Request) -> web.StreamResponse:
+        """Put further rules in force."""
+        try:
+            rules = parse_rules(await request.read())
+        except UserError as error:
+            raise _bad_request(str(error)) from error
+        self._authority.faults.add(rules, self._authority.clock())
+        return self._faults()
+
+    async def clear_faults(self, request: web.Request) -> web.StreamResponse:
+        """End all rules."""
+        self._authority.faults.clear()
+        return self._faults()
+
+    async def held(self, request: web.Request) -> web.StreamResponse:
+        """Answer with how many requests are held now."""
+        return _json({"held": self._authority.gate.held})
+
+    async def hold(self, request: web.Request) -> web.StreamResponse:
+        """Let the token requests chosen wait from now on."""
+        order = await _read(request, _HoldOrder)
+        self._authority.gate.hold(order.stage, Selection(order.subjects, order.prefix))
+        return _json({"held": self._authority.gate.held})
+
+    async def release(self, request: web.Request) -> web.StreamResponse:
+        """Let everything that is held go on."""
+        held = self._authority.gate.held
+        self._authority.gate.release()
+        return _json({"released": held})
+
+    async def revoke(self, request: web.Request) -> web.StreamResponse:
+        """End grants, as customers do in their account settings."""
+        subjects = (await _read(request, _Subjects)).subjects
+        ended = [subject for subject in subjects if self._authority.grants.revoke_subject(subject)]
+        return _json({"revoked": len(ended), "not_living": sorted(set(subjects) - set(ended))})
+
+    async def declare_losses(self, request: web.Request) -> web.StreamResponse:
+        """Take a tester's word that clients died with their latest answers in their hands."""
+        subjects = (await _read(request, _Subjects)).subjects
+        lost = [subject for subject in subjects if self._authority.ledger.declare_lost(subject)]
+        return _json({"lost": len(lost), "nothing_to_lose": sorted(set(subjects) - set(lost))})
+
+    def _faults(self) -> web.Response:
+        rules = self._authority.faults.in_force(self._authority.clock())
+        return _json(
+            {
+                "rules": [rule.model_dump(mode="json") for rule in rules],
+                "struck": dict(self._authority.faults.struck),
+            }
+        )
+
+
+def import_line(grant: Grant, provider: str, place: Mapping[str, str | None]) -> str:
+    """Return ``grant`` as a line that ``accounts import`` reads. ``place`` may name environment and tenant.
+
+    Expiries are absolute: the line stays true however long it lies before it is imported.
+    """
+    tokens = grant.tokens
+    members = {
+        "provider": provider,
+        "external_id": grant.subject,
+        "refresh_token": None if tokens.refresh_token is None else tokens.refresh_token.reveal(),
+        "access_token": tokens.access_token.reveal(),
+        "token_type": "Bearer",
+        "expires_at": grant.expires_at.isoformat(),
+        "refresh_token_expires_at": (
+            None if grant.refresh_token_expires_at is None else grant.refresh_token_expires_at.isoformat()
+        ),
+        **place,
+    }
+    return json.dumps({name: value for name, value in members.items() if value is not None})
+
+
+async def _read(request: web.Request, shape: type[_B]) -> _B:
+    try:
+        return shape.model_validate_json(await request.read() or b"{}")
+    except ValidationError as error:
+        raise _bad_request(explain(error)) from error
+
+
+def _bad_request(reason: str) -> web.HTTPBadRequest:
+    return web.HTTPBadRequest(text=json.dumps({"error": reason}), content_type="application/json")
+
+
+def _json(members: dict[str, object], status: int = 200) -> web.Response:
+    return web.Response(text=json.dumps(members), status=status, content_type="application/json")
+
+
+async def _stream(request: web.Request, lines: Iterable[str]) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/jsonl", "Cache-Control": "no-store"})
+    await response.prepare(request)
+    async for portion in _portions(lines):
+        await response.write(portion)
+    await response.write_eof()
+    return response
+
+
+async def _portions(lines: Iterable[str]) -> AsyncIterator[bytes]:
+    portion: list[str] = []
+    for line in lines:
+        portion.append(line)
+        if len(portion) == LINES_PER_PORTION:
+            yield ("\n".join(portion) + "\n").encode()
+            portion.clear()
+            await asyncio.sleep(0)
+    if portion:
+        yield ("\n".join(portion) + "\n").encode()
