@@ -1,0 +1,215 @@
+"""The scheduler's tick: claim what is due within every app's budget, commit, then publish.
+
+Any number of schedulers may run; they share nothing but rows that ``SKIP LOCKED`` divides among them. A tick
+that dies leaves claims that expire by themselves. Invariants kept here:
+
+* Claims are committed before anything is sent; what cannot be sent is given back at once.
+* No app gets more than its pace (``store.limits``) or has more outstanding than its window.
+* A held app gets one account at a time; a paused app gets none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from providers import Registry
+from scheduler.publisher import Publisher, make_jobs
+from store import apps, history, schedule
+from store.apps import App
+from store.engine import database_now
+from store.limits import Budgets, Demand
+from store.schedule import Allowance, Claim
+from tokenfleet import telemetry
+from tokenfleet.errors import UserError
+from tokenfleet.health import Health
+from tokenfleet.jobs import AppId, RefreshJob
+from tokenfleet.settings import Tunables
+from tokenfleet.telemetry import Event
+
+CLAIMS_PER_TICK: Final = 1000
+"""Claims per app and statement: 61,000 claims/s were measured in thousands, 29,000 in hundreds."""
+PROBE_SPACING: Final = timedelta(seconds=30)
+HOUSEKEEPING_EVERY: Final = timedelta(minutes=10)
+PAUSED_WHEN_BROKEN_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TickResult:
+    """What one tick did. ``more`` says that an app filled its allowance, so the next tick comes at once."""
+
+    claimed: int
+    published: int
+    more: bool
+
+
+class Scheduler:
+    """One scheduler process. :meth:`run` until :meth:`stop`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        budgets: Budgets,
+        publisher: Publisher,
+        tunables: Tunables,
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._budgets = budgets
+        self._publisher = publisher
+        self._tunables = tunables
+        self._claim = timedelta(seconds=tunables.claim_seconds)
+        self._stopping = False
+        self._next_housekeeping = datetime.min.replace(tzinfo=UTC)
+        self._trouble: str | None = None
+        self._unknown_providers: set[str] = set()
+
+    def run(self) -> None:
+        """Tick until :meth:`stop`; between ticks listen, so that a request starts work at once."""
+        while not self._stopping:
+            try:
+                with self._engine.connect() as listener:
+                    self._listen(listener)
+            except DBAPIError as error:
+                self._note("Postgres does not answer", error)
+                time.sleep(PAUSED_WHEN_BROKEN_SECONDS)
+
+    def stop(self) -> None:
+        """End after the current tick. Safe to call from a signal handler."""
+        self._stopping = True
+
+    def health(self) -> Health:
+        """Return what is wrong now."""
+        hampering = (
+            ()
+            if self._budgets.shared
+            else ("Redis does not answer; every app is paced at a quarter of its rate",)
+        )
+        return Health(fatal=(self._trouble,) if self._trouble else (), hampering=hampering)
+
+    def tick(self) -> TickResult:
+        """Claim and publish once. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away."""
+        with telemetry.TICK_SECONDS.time():
+            with self._engine.begin() as connection:
+                now = database_now(connection)
+                if now >= self._next_housekeeping:
+                    history.maintain_partitions(
+                        connection,
+                        today=history.utc_date(now),
+                        retention_days=self._tunables.history_retention_days,
+                    )
+                    self._next_housekeeping = now + HOUSEKEEPING_EVERY
+                probes = apps.take_probes(connection, spacing=PROBE_SPACING)
+                known = [app for app in apps.all_apps(connection) if self._is_known(app)]
+            allowances = self._allow(known, probes, now)
+            if not allowances:
+                return TickResult(0, 0, False)
+            with self._engine.begin() as connection:
+                claims = schedule.claim_due(connection, allowances, claim=self._claim)
+            self._give_back(known, allowances, claims)
+            return self._publish(known, allowances, claims)
+
+    def _listen(self, listener: Connection) -> None:
+        """Tick, then wait for a notification or the next tick, for as long as the connection holds."""
+        listener.execute(text(f"LISTEN {schedule.WAKE_CHANNEL}"))
+        listener.commit()
+        driver = listener.connection.driver_connection
+        assert driver is not None
+        while not self._stopping:
+            result = self.tick()
+            wait = 0.0 if result.more else self._tunables.tick_seconds
+            for _ in driver.notifies(timeout=wait, stop_after=1):
+                pass
+            listener.rollback()
+
+    def _is_known(self, app: App) -> bool:
+        """An app whose definition is gone is left alone and reported once; its accounts stay as they are."""
+        try:
+            self._registry.get(app.provider)
+        except UserError:
+            if app.provider not in self._unknown_providers:
+                self._unknown_providers.add(app.provider)
+                telemetry.alarm(Event.APP_HELD, app_id=app.app_id, code="no_definition")
+            return False
+        return True
+
+    def _allow(self, known: Sequence[App], probes: frozenset[AppId], now: datetime) -> list[Allowance]:
+        """Return what each app may claim now: its window, its pace, its hold and its pause."""
+        wanted: dict[AppId, Allowance] = {}
+        demands: list[Demand] = []
+        for app in known:
+            provider = self._registry.get(app.provider)
+            if app.paused_until is not None and app.paused_until > now:
+                continue
+            if app.held_since is not None and app.app_id not in probes:
+                continue
+            probing = app.held_since is not None
+            count = 1 if probing else min(CLAIMS_PER_TICK, provider.max_outstanding)
+            wanted[app.app_id] = Allowance(app.app_id, count, provider.max_outstanding)
+            if provider.rate_per_second is not None:
+                demands.append(Demand(app.app_id, count, provider.rate_per_second, provider.burst))
+        for app_id, granted in self._budgets.take(demands).items():
+            window = wanted[app_id].outstanding
+            wanted[app_id] = Allowance(app_id, granted, window)
+        return [allowance for allowance in wanted.values() if allowance.count > 0]
+
+    def _give_back(
+        self,
+        known: Sequence[App],
+        allowances: Sequence[Allowance],
+        claims: dict[AppId, list[Claim]],
+    ) -> None:
+        """Return the part of each paced app's grant that found nobody due."""
+        providers = {app.app_id: self._registry.get(app.provider) for app in known}
+        unused: list[Demand] = []
+        for allowance in allowances:
+            provider = providers[allowance.app_id]
+            rest = allowance.count - len(claims.get(allowance.app_id, ()))
+            if provider.rate_per_second is not None and rest:
+                unused.append(Demand(allowance.app_id, -rest, provider.rate_per_second, provider.burst))
+        self._budgets.take(unused)
+
+    def _publish(
+        self,
+        known: Sequence[App],
+        allowances: Sequence[Allowance],
+        claims: dict[AppId, list[Claim]],
+    ) -> TickResult:
+        names = {app.app_id: app.provider for app in known}
+        jobs: list[RefreshJob] = []
+        for app_id, claimed in claims.items():
+            telemetry.CLAIMED.labels(names[app_id]).inc(len(claimed))
+            jobs.extend(make_jobs(app_id, claimed))
+        unsent = self._publisher.publish(jobs)
+        telemetry.PUBLISHED.inc(len(jobs) - len(unsent))
+        if unsent:
+            with self._engine.begin() as connection:
+                for job in unsent:
+                    schedule.release(connection, job)
+            telemetry.logger().error(Event.JOB_NOT_PUBLISHED.value, jobs=len(unsent))
+            self._trouble = "the broker does not answer; nothing is claimed"
+            self._wait_for_broker()
+        self._trouble = None
+        filled = any(
+            len(claims.get(allowance.app_id, ())) == allowance.count and allowance.count > 1
+            for allowance in allowances
+        )
+        return TickResult(sum(map(len, claims.values())), len(jobs) - len(unsent), filled and not unsent)
+
+    def _wait_for_broker(self) -> None:
+        """Claim nothing while there is nobody to tell."""
+        while not self._stopping and not self._publisher.broker_answers():
+            time.sleep(PAUSED_WHEN_BROKEN_SECONDS)
+
+    def _note(self, trouble: str, error: DBAPIError) -> None:
+        if self._trouble != trouble:
+            state = getattr(error.orig, "sqlstate", None)
+            telemetry.logger().error(Event.TICK_FAILED.value, reason=trouble, sqlstate=state)
+        self._trouble = trouble

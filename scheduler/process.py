@@ -1,0 +1,55 @@
+"""The scheduler process: its composition root, its signals, its end."""
+
+from __future__ import annotations
+
+import signal
+from datetime import timedelta
+from types import FrameType
+
+from redis import Redis
+
+from providers import load_registry
+from scheduler.loop import Scheduler
+from scheduler.publisher import Publisher
+from store.engine import check_ready, make_engine
+from store.limits import Budgets
+from tokenfleet import telemetry
+from tokenfleet.broker import make_celery
+from tokenfleet.errors import UserError
+from tokenfleet.health import HealthServer
+from tokenfleet.settings import Settings, process_name
+from tokenfleet.telemetry import Event
+
+
+def serve(settings: Settings) -> None:
+    """Run a scheduler until SIGTERM or SIGINT.
+
+    Raises :class:`UserError` in one sentence when it cannot start.
+    """
+    tunables = settings.tunables
+    registry = load_registry(settings.providers_dir, allow_http=tunables.allow_http_providers)
+    name = process_name()
+    engine = make_engine(settings.database_url, application_name=f"tokenfleet scheduler {name}")
+    check_ready(engine, max_clock_skew=timedelta(seconds=tunables.max_clock_skew_seconds))
+    publisher = Publisher(make_celery(settings), claim=timedelta(seconds=tunables.claim_seconds))
+    if not publisher.broker_answers():
+        raise UserError(
+            "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"
+        )
+    redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
+    scheduler = Scheduler(engine, registry, Budgets(redis, prefix=tunables.redis_prefix), publisher, tunables)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        scheduler.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    health = None
+    if tunables.metrics_port:
+        health = HealthServer(tunables.metrics_host, tunables.metrics_port, scheduler.health)
+    telemetry.logger().info(Event.PROCESS_STARTED.value, role="scheduler", name=name)
+    scheduler.run()
+    if health is not None:
+        health.stop()
+    engine.dispose()
+    telemetry.logger().info(Event.PROCESS_STOPPED.value, role="scheduler", name=name)

@@ -1,0 +1,66 @@
+"""Turning claims into jobs on the broker."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from store.schedule import Claim
+from tokenfleet.broker import ANONYMOUS_EXCHANGE
+from tokenfleet.jobs import MAX_BATCH, REFRESH_QUEUE, REFRESH_TASK, AppId, RefreshJob
+
+
+def make_jobs(app_id: AppId, claims: Sequence[Claim]) -> Iterator[RefreshJob]:
+    """Cut one app's claims into jobs, the most urgent first.
+
+    Jobs are of equal size rather than full and a rest, so that one tick's work spreads over the workers.
+    """
+    count = -(-len(claims) // MAX_BATCH)
+    for index in range(count):
+        part = claims[len(claims) * index // count : len(claims) * (index + 1) // count]
+        pairs = tuple((claim.account_id, claim.epoch) for claim in part)
+        yield RefreshJob(str(uuid.uuid4()), app_id, pairs)
+
+
+class Publisher:
+    """Sends jobs by their stable task name. Does not retry: what is not sent is claimed again."""
+
+    def __init__(self, app: Celery, *, claim: timedelta) -> None:
+        self._app = app
+        self._life_seconds = claim.total_seconds()
+
+    def publish(self, jobs: Sequence[RefreshJob]) -> list[RefreshJob]:
+        """Send jobs; returns those that could not be sent because the broker does not answer.
+
+        A message lives as long as its claim: a worker that finds it later would have nothing to start.
+        """
+        if not jobs:
+            return []
+        for position, job in enumerate(jobs):
+            try:
+                self._app.send_task(
+                    REFRESH_TASK,
+                    args=job.payload(),
+                    task_id=job.job_id,
+                    exchange=ANONYMOUS_EXCHANGE,
+                    routing_key=REFRESH_QUEUE,
+                    expires=self._life_seconds,
+                    ignore_result=True,
+                    retry=False,
+                )
+            except (OperationalError, OSError):
+                return list(jobs[position:])
+        return []
+
+    def broker_answers(self) -> bool:
+        """Answer whether the broker can be reached now."""
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=2)
+        except (OperationalError, OSError):
+            return False
+        return True

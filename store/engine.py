@@ -1,0 +1,130 @@
+"""Connections to Postgres: engines, their timeouts, and the checks a process makes before it works.
+
+Every connection names its process, so ``pg_stat_activity`` says who does what, and has a statement timeout,
+so that a stuck statement cannot hold rows for ever. No transaction is ever open across a provider call.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tokenfleet.errors import UserError
+from tokenfleet.settings import redact_url
+from tokenfleet_client.contract import APPLICATION_SCHEMA
+
+STATEMENT_TIMEOUT_MS: Final = 30_000
+LOCK_TIMEOUT_MS: Final = 10_000
+CONNECT_TIMEOUT_SECONDS: Final = 5
+
+SCHEMA_REVISION: Final = "0001"
+"""What this release needs; a test compares it with the newest migration. Workers read it here, because loading
+Alembic for it would cost each of them 5 MB."""
+
+
+def _connect_args(application_name: str) -> dict[str, Any]:
+    return {
+        "application_name": application_name,
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} "
+        "-c timezone=UTC",
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
+
+
+def make_engine(url: str, *, application_name: str, pool_size: int = 2) -> Engine:
+    """Return a synchronous engine for commands and the scheduler. Connects on first use."""
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args=_connect_args(application_name),
+    )
+
+
+def make_async_engine(url: str, *, application_name: str, pool_size: int) -> AsyncEngine:
+    """Return the engine of a worker's event loop. Connects on first use."""
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=2,
+        pool_pre_ping=False,
+        hide_parameters=True,
+        connect_args=_connect_args(application_name),
+    )
+
+
+def database_now(connection: Connection) -> datetime:
+    """Return the database's clock, the only one that decides claims and expiry."""
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now
+
+
+def schema_revision(connection: Connection) -> str | None:
+    """Return the revision of the database, or None when it was never migrated."""
+    table = f"{APPLICATION_SCHEMA}.alembic_version"
+    exists = connection.execute(text("SELECT to_regclass(:table)"), {"table": table}).scalar_one()
+    if exists is None:
+        return None
+    revision: str | None = connection.execute(text(f"SELECT version_num FROM {table}")).scalar_one_or_none()
+    return revision
+
+
+def check_ready(engine: Engine, *, max_clock_skew: timedelta, local_time: float | None = None) -> None:
+    """Return when Postgres answers, its schema is current, and the clocks agree.
+
+    Raises :class:`UserError` in one sentence otherwise. ``local_time`` is this machine's clock as seconds
+    since the epoch, :func:`time.time` unless given.
+    """
+    shown = redact_url(engine.url.render_as_string(hide_password=True))
+    try:
+        with engine.connect() as connection:
+            now = database_now(connection)
+            current = schema_revision(connection)
+    except OperationalError as error:
+        raise UserError(
+            f"Postgres at {shown} does not answer ({_reason(error)}): start it, or correct "
+            "TOKENFLEET_DATABASE_URL"
+        ) from error
+    if current != SCHEMA_REVISION:
+        state = (
+            "has no Tokenfleet schema"
+            if current is None
+            else f"is at schema {current}, not {SCHEMA_REVISION}"
+        )
+        raise UserError(f"the database at {shown} {state}: run 'tokenfleet db upgrade'")
+    skew = (local_time if local_time is not None else time.time()) - now.timestamp()
+    if abs(skew) > max_clock_skew.total_seconds():
+        side = "ahead of" if skew > 0 else "behind"
+        raise UserError(
+            f"this machine's clock is {abs(skew):.0f} s {side} the database's: synchronise the clocks (chrony "
+            "or systemd-timesyncd), or raise TOKENFLEET_MAX_CLOCK_SKEW_SECONDS if you know why"
+        )
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """Answer whether ``error`` says that Postgres is away or busy, rather than that a statement is wrong.
+
+    Connection loss, shutdown, too many connections, out of disk or memory, lock and statement timeouts,
+    deadlock and read-only failover states (SQLSTATE classes 08, 53, 57, 58, 40 and 55, and 25006).
+    """
+    if error.connection_invalidated:
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return isinstance(error, OperationalError)
+    return state[:2] in {"08", "53", "57", "58", "40", "55"} or state == "25006"
+
+
+def _reason(error: OperationalError) -> str:
+    """Return the driver's first line; libpq's messages name host, port and user, never the password."""
+    lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
+    return lines[0] if lines else type(error.orig).__name__

@@ -1,0 +1,53 @@
+"""Leases in Redis: politeness between workers, never the authority.
+
+A lease keeps a second worker from even trying while the first one asks; what makes a second presentation
+impossible is the fence in Postgres (``store.schedule.start``). So Redis may be slow, wiped or away: then
+leases are granted without it, and that is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tokenfleet.jobs import AccountId
+
+KEY_PREFIX: Final = "tokenfleet:lease:"
+_TAKE: Final = (Path(__file__).parent / "leases.lua").read_text()
+_GIVE_BACK: Final = (Path(__file__).parent / "release.lua").read_text()
+
+
+class Leases:
+    """Leases of one worker process. ``owner`` is random and differs for every job."""
+
+    def __init__(self, redis: Redis, *, life_seconds: float, prefix: str = "") -> None:
+        self._prefix = prefix + KEY_PREFIX
+        self._life_ms = int(life_seconds * 1000)
+        self._take = redis.register_script(_TAKE)
+        self._give_back = redis.register_script(_GIVE_BACK)
+
+    async def take(self, account_ids: Sequence[AccountId], owner: str) -> frozenset[AccountId] | None:
+        """Return the accounts whose lease is now ``owner``'s, or None when Redis does not answer."""
+        try:
+            answer = await self._take(keys=self._keys(account_ids), args=[owner, self._life_ms])
+        except (RedisError, OSError):
+            return None
+        return frozenset(
+            account_id for account_id, taken in zip(account_ids, answer, strict=True) if int(taken)
+        )
+
+    async def give_back(self, account_ids: Sequence[AccountId], owner: str) -> None:
+        """Give leases back. Failure is harmless: they expire by themselves."""
+        if not account_ids:
+            return
+        try:
+            await self._give_back(keys=self._keys(account_ids), args=[owner])
+        except (RedisError, OSError):
+            return
+
+    def _keys(self, account_ids: Sequence[AccountId]) -> list[str]:
+        return [f"{self._prefix}{account_id}" for account_id in account_ids]

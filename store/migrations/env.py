@@ -1,0 +1,42 @@
+"""How migrations run: one at a time in the whole fleet, one transaction each, never waiting long for a lock."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from store.tables import METADATA
+from tokenfleet_client.contract import APPLICATION_SCHEMA
+
+LOCK_TIMEOUT: Final = "5s"
+"""A migration that cannot get its lock fails and is run again; it never queues readers behind itself."""
+STATEMENT_TIMEOUT: Final = "10min"
+ADVISORY_LOCK: Final = 7_305_811_034
+
+
+def run(connection: Connection) -> None:
+    """Migrate over ``connection``; a second migrator waits for the first and then finds nothing to do."""
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {APPLICATION_SCHEMA}"))
+    connection.commit()
+    try:
+        context.configure(
+            connection=connection,
+            target_metadata=METADATA,
+            transaction_per_migration=True,
+            # Our own schema: the database is shared, and its other tenants may use Alembic too.
+            version_table_schema=APPLICATION_SCHEMA,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+        connection.commit()
+
+
+run(context.config.attributes["connection"])

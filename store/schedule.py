@@ -1,0 +1,227 @@
+"""Who is asked next: claiming due accounts, and the fence that lets a claim be started once.
+
+Invariants kept here:
+
+* A claim is a durable fact: ``claimed_until`` and a new ``claim_epoch``, committed before any message is
+  sent. An expired claim is simply due again; that predicate is the whole rescue procedure.
+* :func:`start` is the fence (G2). An epoch can be started once, by one process, and only while it is the
+  newest one and unexpired. Copies of a message, late workers and a wiped Redis all end here.
+* A claim that was started and never settled means that an answer may have been lost: the next claim counts
+  it in ``unanswered``.
+
+Both statements rely on ``ix_refresh_schedule_due`` and ``pk_refresh_schedule``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, text
+
+from tokenfleet.account import REFRESHABLE
+from tokenfleet.jobs import AccountId, AppId, Epoch, RefreshJob
+from tokenfleet_client.contract import AccountStatus
+
+WAKE_CHANNEL: Final = "tokenfleet_due"
+"""``NOTIFY`` on it makes the schedulers look at once."""
+
+_CLAIM = text("""
+    WITH allowance AS (
+        SELECT * FROM unnest(CAST(:app_ids AS bigint[]), CAST(:counts AS int[]), CAST(:windows AS int[]))
+            AS allowance (app_id, count, outstanding)
+    ), picked AS (
+        SELECT due.account_id
+        FROM allowance CROSS JOIN LATERAL (
+            SELECT s.account_id
+            FROM tokenfleet.refresh_schedule s
+            WHERE s.account_id = ANY (ARRAY(
+                    -- The most urgent due accounts, claimed or not: the window is the cap on what one app
+                    -- can have outstanding, so a provider that hangs never occupies the fleet.
+                    SELECT w.account_id FROM tokenfleet.refresh_schedule w
+                    WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now()
+                    ORDER BY w.next_refresh_at LIMIT allowance.outstanding))
+                AND (s.claimed_until IS NULL OR s.claimed_until <= now())
+            ORDER BY s.next_refresh_at
+            LIMIT allowance.count
+            FOR UPDATE SKIP LOCKED
+        ) due
+    )
+    UPDATE tokenfleet.refresh_schedule s
+    SET claimed_until = now() + CAST(:claim AS interval),
+        claim_epoch = s.claim_epoch + 1,
+        unanswered = s.unanswered + CASE
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END
+    FROM picked WHERE s.account_id = picked.account_id
+    RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
+""")
+
+_START = text("""
+    UPDATE tokenfleet.refresh_schedule s
+    SET started_epoch = s.claim_epoch, claimed_until = clock_timestamp() + CAST(:claim AS interval)
+    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:epochs AS bigint[])) AS job (account_id, epoch)
+    WHERE s.account_id = job.account_id
+      AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
+    RETURNING s.account_id, s.claim_epoch, s.attempts, s.unanswered, s.next_refresh_at
+""")
+
+_READ = text("""
+    SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.refresh_token, t.scope,
+           t.expires_at, t.obtained_at, t.refresh_token_expires_at, clock_timestamp() AS database_now
+    FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
+    WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
+""")
+
+_RELEASE = text("""
+    UPDATE tokenfleet.refresh_schedule s SET claimed_until = NULL
+    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:epochs AS bigint[])) AS job (account_id, epoch)
+    WHERE s.account_id = job.account_id AND s.claim_epoch = job.epoch
+""")
+
+_POSTPONE = text("""
+    UPDATE tokenfleet.refresh_schedule s SET claimed_until = clock_timestamp() + CAST(:wait AS interval)
+    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:epochs AS bigint[])) AS job (account_id, epoch)
+    WHERE s.account_id = job.account_id AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch
+""")
+
+_REQUEST = text("""
+    UPDATE tokenfleet.refresh_schedule s
+    SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false
+    WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NOT NULL
+    RETURNING s.account_id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one app may get in this tick: ``count`` new claims within a window of ``outstanding``."""
+
+    app_id: AppId
+    count: int
+    outstanding: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One claimed account, and how overdue it was."""
+
+    account_id: AccountId
+    epoch: Epoch
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An account whose claim was just started by this process: all that is needed to ask.
+
+    ``refresh_token`` is sealed. ``database_now`` is the database's clock at the reading, from which the
+    caller derives every later moment.
+    """
+
+    account_id: AccountId
+    epoch: Epoch
+    status: AccountStatus
+    generation: int
+    refresh_token: bytes | None
+    scope: str | None
+    variables: Mapping[str, str]
+    expires_at: datetime | None
+    obtained_at: datetime
+    refresh_token_expires_at: datetime | None
+    attempts: int
+    unanswered: int
+    due_at: datetime | None
+    database_now: datetime
+
+
+def claim_due(
+    connection: Connection, allowances: Sequence[Allowance], *, claim: timedelta
+) -> dict[AppId, list[Claim]]:
+    """Claim due accounts, most urgent first, at most ``count`` for each app, for ``claim`` from now.
+
+    Commit before publishing them. Any number of schedulers may do this at once; none waits for another.
+    """
+    rows = connection.execute(
+        _CLAIM,
+        {
+            "app_ids": [allowance.app_id for allowance in allowances],
+            "counts": [allowance.count for allowance in allowances],
+            "windows": [allowance.outstanding for allowance in allowances],
+            "claim": claim,
+        },
+    )
+    claims: dict[AppId, list[Claim]] = defaultdict(list)
+    for app_id, account_id, epoch, due_at in rows:
+        claims[AppId(app_id)].append(Claim(AccountId(account_id), Epoch(epoch), due_at))
+    for claimed in claims.values():
+        claimed.sort(key=lambda each: each.due_at)
+    return dict(claims)
+
+
+def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[Attempt]:
+    """Start the accounts of ``job`` whose claim is still the newest one, unexpired and not yet started.
+
+    Two statements in the caller's transaction: the second one takes a new snapshot (READ COMMITTED), so it
+    sees what a sibling committed while the first one waited for its row. The claim is renewed for ``claim``.
+    Accounts that are not refreshable any more are unclaimed and left out.
+    """
+    started = {row.account_id: row for row in connection.execute(_START, _pairs(job) | {"claim": claim})}
+    if not started:
+        return []
+    attempts: list[Attempt] = []
+    for row in connection.execute(_READ, {"account_ids": list(started)}):
+        if row.status not in REFRESHABLE or row.refresh_token is None:
+            continue
+        schedule = started.pop(row.id)
+        attempts.append(
+            Attempt(
+                account_id=AccountId(row.id),
+                epoch=Epoch(schedule.claim_epoch),
+                status=AccountStatus(row.status),
+                generation=row.generation,
+                refresh_token=row.refresh_token,
+                scope=row.scope,
+                variables=row.variables,
+                expires_at=row.expires_at,
+                obtained_at=row.obtained_at,
+                refresh_token_expires_at=row.refresh_token_expires_at,
+                attempts=schedule.attempts,
+                unanswered=schedule.unanswered,
+                due_at=schedule.next_refresh_at,
+                database_now=row.database_now,
+            )
+        )
+    if started:
+        connection.execute(
+            _RELEASE,
+            {"account_ids": list(started), "epochs": [row.claim_epoch for row in started.values()]},
+        )
+    return attempts
+
+
+def release(connection: Connection, job: RefreshJob) -> None:
+    """Give back claims that were never started: the message could not be sent, or the app is on hold."""
+    connection.execute(_RELEASE, _pairs(job))
+
+
+def postpone(connection: Connection, job: RefreshJob, *, wait: timedelta) -> None:
+    """Let claims that were not started expire after ``wait``: this process cannot take them now."""
+    connection.execute(_POSTPONE, _pairs(job) | {"wait": wait})
+
+
+def request_refresh(connection: Connection, account_ids: Sequence[AccountId]) -> list[AccountId]:
+    """Make accounts due now and wake the schedulers on commit. Returns those that are scheduled at all."""
+    rows = connection.execute(_REQUEST, {"account_ids": list(account_ids)})
+    requested = [AccountId(row.account_id) for row in rows]
+    connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
+    return requested
+
+
+def _pairs(job: RefreshJob) -> dict[str, Any]:
+    return {
+        "account_ids": [account_id for account_id, _ in job.accounts],
+        "epochs": [epoch for _, epoch in job.accounts],
+    }

@@ -1,0 +1,303 @@
+"""What becomes of an attempt, written for many accounts in one transaction.
+
+Invariants kept here:
+
+* An answer counts only while the generation it was asked with is still the current one (compare-and-set).
+  A good answer that comes too late is kept in ``token_candidates``: it may be the only live successor (G3).
+* Everything is idempotent: a transaction whose commit is unknown, and a journal that is replayed, may be
+  written again. ``(account, epoch)`` identifies an attempt for ever, because an epoch is started once.
+* A status changes only along :data:`tokenfleet.account.TRANSITIONS`, in a guarded update, together with its
+  history row and its outbox row (G5).
+
+The statements rely on the primary keys of their tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from store import transitions
+from tokenfleet.account import Trigger
+from tokenfleet.jobs import AccountId, Epoch
+
+_COLUMNS: Final = """
+    unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]), CAST(:generation AS bigint[]),
+           CAST(:access_token AS bytea[]), CAST(:refresh_token AS bytea[]), CAST(:token_type AS text[]),
+           CAST(:scope AS text[]), CAST(:expires_at AS timestamptz[]), CAST(:obtained_at AS timestamptz[]),
+           CAST(:refresh_token_expires_at AS timestamptz[]), CAST(:variables AS jsonb[]),
+           CAST(:next_refresh_at AS timestamptz[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]))
+        AS i (account_id, epoch, generation, access_token, refresh_token, token_type, scope, expires_at,
+              obtained_at, refresh_token_expires_at, variables, next_refresh_at, job_id, duration_ms)
+"""
+
+_SAVE = text(f"""
+    WITH i AS MATERIALIZED (SELECT * FROM {_COLUMNS}),
+    saved AS (
+        UPDATE tokenfleet.token_sets t
+        SET generation = t.generation + 1, epoch = i.epoch, access_token = i.access_token,
+            refresh_token = i.refresh_token, token_type = i.token_type, scope = i.scope,
+            expires_at = i.expires_at, obtained_at = i.obtained_at,
+            refresh_token_expires_at = i.refresh_token_expires_at, variables = t.variables || i.variables
+        FROM i WHERE t.account_id = i.account_id AND t.generation = i.generation
+        RETURNING t.account_id
+    ), scheduled AS (
+        UPDATE tokenfleet.refresh_schedule s
+        SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE i.next_refresh_at END,
+            claimed_until = CASE WHEN s.claim_epoch = i.epoch THEN NULL ELSE s.claimed_until END,
+            attempts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false
+        FROM i JOIN saved USING (account_id) WHERE s.account_id = i.account_id
+        RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled
+    ), history AS (
+        INSERT INTO tokenfleet.account_events
+            (account_id, kind, generation, epoch, job_id, duration_ms, actor)
+        SELECT i.account_id, 'refresh.succeeded', i.generation + 1, i.epoch, i.job_id, i.duration_ms,
+               CAST(:actor AS text)
+        FROM i JOIN saved USING (account_id)
+    )
+    SELECT account_id, unscheduled FROM scheduled
+""")
+
+_ALREADY = text("""
+    SELECT e.account_id, e.epoch FROM tokenfleet.account_events e
+    JOIN unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[])) AS i (account_id, epoch)
+        USING (account_id, epoch)
+    WHERE e.kind IN ('refresh.succeeded', 'refresh.lost_race')
+""")
+
+_CANDIDATE = text(f"""
+    WITH i AS MATERIALIZED (SELECT * FROM {_COLUMNS}),
+    kept AS (
+        INSERT INTO tokenfleet.token_candidates
+            (account_id, generation, epoch, access_token, refresh_token, token_type, scope, expires_at,
+             obtained_at, refresh_token_expires_at, variables)
+        SELECT i.account_id, i.generation + 1, i.epoch, i.access_token, i.refresh_token, i.token_type,
+               i.scope, i.expires_at, i.obtained_at, i.refresh_token_expires_at, i.variables
+        FROM i JOIN tokenfleet.accounts a ON a.id = i.account_id
+        ON CONFLICT DO NOTHING
+        RETURNING account_id, generation, epoch
+    ), released AS (
+        UPDATE tokenfleet.refresh_schedule s SET claimed_until = NULL
+        FROM i WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch
+    )
+    INSERT INTO tokenfleet.account_events (account_id, kind, generation, epoch, actor)
+    SELECT account_id, 'refresh.lost_race', generation, epoch, CAST(:actor AS text) FROM kept
+""")
+
+_DEFER = text("""
+    WITH i AS MATERIALIZED (
+        SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]),
+            CAST(:generation AS bigint[]), CAST(:next_refresh_at AS timestamptz[]), CAST(:code AS text[]),
+            CAST(:kind AS text[]), CAST(:counts AS boolean[]), CAST(:answer_lost AS boolean[]),
+            CAST(:quarantined AS boolean[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]),
+            CAST(:detail AS jsonb[]))
+        AS i (account_id, epoch, generation, next_refresh_at, code, kind, counts, answer_lost, quarantined,
+              job_id, duration_ms, detail)
+    ), deferred AS (
+        UPDATE tokenfleet.refresh_schedule s
+        SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE i.next_refresh_at END,
+            claimed_until = NULL,
+            attempts = s.attempts + CASE WHEN i.counts THEN 1 ELSE 0 END,
+            unanswered = s.unanswered + CASE WHEN i.answer_lost THEN 1 ELSE 0 END,
+            failing_since = CASE WHEN i.counts THEN COALESCE(s.failing_since, now())
+                                 ELSE s.failing_since END,
+            last_error = i.code, quarantined = i.quarantined
+        FROM i WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch AND s.claimed_until IS NOT NULL
+        RETURNING s.account_id
+    )
+    INSERT INTO tokenfleet.account_events
+        (account_id, kind, code, generation, epoch, job_id, duration_ms, actor, detail)
+    SELECT i.account_id, i.kind, i.code, i.generation, i.epoch, i.job_id, i.duration_ms,
+           CAST(:actor AS text), i.detail
+    FROM i JOIN deferred USING (account_id)
+""")
+
+_LOCK_GENERATION = text("""
+    SELECT t.account_id FROM tokenfleet.token_sets t
+    JOIN unnest(CAST(:account_id AS bigint[]), CAST(:generation AS bigint[])) AS i (account_id, generation)
+        USING (account_id)
+    WHERE t.generation = i.generation
+    ORDER BY t.account_id
+    FOR UPDATE OF t
+""")
+
+_RELEASE = text("""
+    UPDATE tokenfleet.refresh_schedule s SET claimed_until = NULL
+    FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[])) AS i (account_id, epoch)
+    WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTokens:
+    """A good answer, sealed for ``generation + 1``. ``generation`` is the one it was asked with."""
+
+    account_id: AccountId
+    epoch: Epoch
+    generation: int
+    access_token: bytes
+    refresh_token: bytes | None
+    token_type: str | None
+    scope: str | None
+    expires_at: datetime | None
+    obtained_at: datetime
+    refresh_token_expires_at: datetime | None
+    variables: Mapping[str, str]
+    next_refresh_at: datetime
+    job_id: UUID
+    duration_ms: int
+    connecting: bool
+    """The account was ``connecting`` when it was asked: this answer makes it active."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """An attempt that changes no token and no status: ask again at ``next_refresh_at``.
+
+    ``kind`` is the history event. ``counts`` is False when the failure is not this account's.
+    """
+
+    account_id: AccountId
+    epoch: Epoch
+    generation: int
+    next_refresh_at: datetime
+    code: str
+    kind: str
+    counts: bool
+    answer_lost: bool
+    quarantined: bool
+    job_id: UUID
+    duration_ms: int
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """The provider's definite word on the grant that ``generation`` held."""
+
+    account_id: AccountId
+    epoch: Epoch
+    generation: int
+    reason: str
+    code: str
+    job_id: UUID
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveResult:
+    """Which accounts took the answer, which had it already, and whose answer went to the candidates."""
+
+    saved: frozenset[AccountId]
+    repeated: frozenset[AccountId]
+    candidates: frozenset[AccountId]
+
+
+def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, actor: str) -> SaveResult:
+    """Persist good answers whose generation has not moved; keep the others as candidates.
+
+    ``answers`` holds an account at most once. A status that the answer changes (first refresh, or an alarm
+    proven outdated) is moved in the same transaction.
+    """
+    parameters = _columns(answers) | {"actor": actor}
+    rows = connection.execute(_SAVE, parameters).all()
+    saved = frozenset(AccountId(row.account_id) for row in rows)
+    unscheduled = {row.account_id for row in rows if row.unscheduled}
+    moving = [
+        answer
+        for answer in answers
+        if answer.account_id in unscheduled or (answer.connecting and answer.account_id in saved)
+    ]
+    if moving:
+        ids = [answer.account_id for answer in moving]
+        moved = transitions.apply(connection, Trigger.REFRESHED, ids, actor=actor, reason=None)
+        back = unscheduled & moved
+        transitions.reschedule(
+            connection,
+            {answer.account_id: answer.next_refresh_at for answer in moving if answer.account_id in back},
+        )
+    missed = [answer for answer in answers if answer.account_id not in saved]
+    repeated = _already_written(connection, missed)
+    late_answers = [answer for answer in missed if answer.account_id not in repeated]
+    if late_answers:
+        connection.execute(_CANDIDATE, _columns(late_answers) | {"actor": actor})
+    return SaveResult(saved, repeated, frozenset(answer.account_id for answer in late_answers))
+
+
+def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) -> None:
+    """Write failures that leave the account as it is. An attempt whose claim has moved on is ignored."""
+    parameters: dict[str, Any] = {
+        name: [getattr(deferral, name) for deferral in deferrals]
+        for name in (
+            "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined job_id "
+            "duration_ms detail"
+        ).split()
+    }
+    connection.execute(_DEFER, parameters | {"actor": actor})
+
+
+def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: str) -> frozenset[AccountId]:
+    """Flip accounts to ``needs_reauth`` whose generation has not moved; returns those that moved.
+
+    This is the re-read of DESIGN section 5: where the generation has moved a sibling won, its tokens are
+    adopted, and only the claim is given back.
+    """
+    pairs = {
+        "account_id": [rejection.account_id for rejection in rejections],
+        "generation": [rejection.generation for rejection in rejections],
+    }
+    current = {row.account_id for row in connection.execute(_LOCK_GENERATION, pairs)}
+    flipped: set[AccountId] = set()
+    for rejection in rejections:
+        if rejection.account_id in current:
+            flipped |= transitions.apply(
+                connection,
+                Trigger.GRANT_REJECTED,
+                [rejection.account_id],
+                actor=actor,
+                reason=rejection.reason,
+                code=rejection.code,
+                epoch=rejection.epoch,
+                job_id=rejection.job_id,
+                duration_ms=rejection.duration_ms,
+            )
+    if flipped:
+        transitions.unschedule(connection, sorted(flipped))
+    epochs = [rejection.epoch for rejection in rejections]
+    connection.execute(_RELEASE, {"account_id": pairs["account_id"], "epoch": epochs})
+    return frozenset(flipped)
+
+
+def _already_written(connection: Connection, answers: Sequence[SavedTokens]) -> frozenset[AccountId]:
+    if not answers:
+        return frozenset()
+    parameters = {
+        "account_id": [answer.account_id for answer in answers],
+        "epoch": [answer.epoch for answer in answers],
+    }
+    return frozenset(AccountId(row.account_id) for row in connection.execute(_ALREADY, parameters))
+
+
+def _columns(answers: Sequence[SavedTokens]) -> dict[str, Any]:
+    return {
+        "account_id": [answer.account_id for answer in answers],
+        "epoch": [answer.epoch for answer in answers],
+        "generation": [answer.generation for answer in answers],
+        "access_token": [answer.access_token for answer in answers],
+        "refresh_token": [answer.refresh_token for answer in answers],
+        "token_type": [answer.token_type for answer in answers],
+        "scope": [answer.scope for answer in answers],
+        "expires_at": [answer.expires_at for answer in answers],
+        "obtained_at": [answer.obtained_at for answer in answers],
+        "refresh_token_expires_at": [answer.refresh_token_expires_at for answer in answers],
+        "variables": [json.dumps(dict(answer.variables)) if answer.variables else "{}" for answer in answers],
+        "next_refresh_at": [answer.next_refresh_at for answer in answers],
+        "job_id": [answer.job_id for answer in answers],
+        "duration_ms": [answer.duration_ms for answer in answers],
+    }

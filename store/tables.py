@@ -1,0 +1,205 @@
+"""The tables as SQLAlchemy knows them: what migrations are compared with, and what cold queries are built from.
+
+The invariants stand in the migrations as constraints; ``tests/test_migrations.py`` proves that the two agree.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from tokenfleet_client.contract import APPLICATION_SCHEMA
+
+METADATA = MetaData(
+    schema=APPLICATION_SCHEMA,
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    },
+)
+
+_MOMENT = DateTime(timezone=True)
+_NOW = text("now()")
+_EMPTY = text("'{}'::jsonb")
+
+
+def _identity() -> Column[int]:
+    return Column("id", BigInteger, Identity(always=True), primary_key=True)
+
+
+def _account_id(*, primary_key: bool = False) -> Column[int]:
+    owner = ForeignKey("accounts.id", ondelete="CASCADE")
+    return Column("account_id", BigInteger, owner, primary_key=primary_key, nullable=False)
+
+
+data_keys = Table(
+    "data_keys",
+    METADATA,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("ring", Text, nullable=False),
+    Column("kek_id", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("is_primary", Boolean, nullable=False),
+    Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    CheckConstraint("ring IN ('access', 'refresh')", name="ring"),
+    Index("ux_data_keys_primary", "ring", unique=True, postgresql_where=text("is_primary")),
+)
+
+oauth_apps = Table(
+    "oauth_apps",
+    METADATA,
+    _identity(),
+    Column("provider", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("client_id", Text, nullable=False),
+    Column("client_secret", LargeBinary),
+    Column("generation", BigInteger, nullable=False, server_default=text("1")),
+    Column("variables", JSONB, nullable=False, server_default=_EMPTY),
+    Column("paused_until", _MOMENT),
+    Column("held_since", _MOMENT),
+    Column("held_code", Text),
+    Column("probe_at", _MOMENT),
+    Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    Column("updated_at", _MOMENT, nullable=False, server_default=_NOW),
+    UniqueConstraint("provider", "environment", "name"),
+    CheckConstraint("(held_since IS NULL) = (held_code IS NULL)", name="hold"),
+)
+
+accounts = Table(
+    "accounts",
+    METADATA,
+    _identity(),
+    Column("provider", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("external_id", Text, nullable=False),
+    Column("tenant", Text),
+    Column("app_id", BigInteger, ForeignKey("oauth_apps.id"), nullable=False),
+    Column("status", Text, nullable=False),
+    Column("status_reason", Text),
+    Column("status_changed_at", _MOMENT, nullable=False, server_default=_NOW),
+    Column("variables", JSONB, nullable=False, server_default=_EMPTY),
+    Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
+    Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    UniqueConstraint("provider", "environment", "external_id"),
+    CheckConstraint("status IN ('connecting', 'active', 'needs_reauth', 'paused', 'revoked')", name="status"),
+    Index("ix_accounts_tenant", "tenant", "id", postgresql_where=text("tenant IS NOT NULL")),
+    Index("ix_accounts_troubled", "status", "id", postgresql_where=text("status <> 'active'")),
+    Index("ix_accounts_app_id", "app_id", "id"),
+)
+
+token_sets = Table(
+    "token_sets",
+    METADATA,
+    _account_id(primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("access_token", LargeBinary),
+    Column("refresh_token", LargeBinary),
+    Column("token_type", Text),
+    Column("scope", Text),
+    Column("expires_at", _MOMENT),
+    Column("obtained_at", _MOMENT, nullable=False),
+    Column("refresh_token_expires_at", _MOMENT),
+    Column("variables", JSONB, nullable=False, server_default=_EMPTY),
+)
+
+refresh_schedule = Table(
+    "refresh_schedule",
+    METADATA,
+    _account_id(primary_key=True),
+    Column("app_id", BigInteger, nullable=False),
+    Column("next_refresh_at", _MOMENT),
+    Column("claimed_until", _MOMENT),
+    Column("claim_epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("started_epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("unanswered", Integer, nullable=False, server_default=text("0")),
+    Column("failing_since", _MOMENT),
+    Column("last_error", Text),
+    Column("quarantined", Boolean, nullable=False, server_default=text("false")),
+    CheckConstraint("started_epoch <= claim_epoch", name="epochs"),
+    Index(
+        "ix_refresh_schedule_due",
+        "app_id",
+        "next_refresh_at",
+        postgresql_where=text("next_refresh_at IS NOT NULL"),
+    ),
+    Index("ix_refresh_schedule_failing", "account_id", postgresql_where=text("failing_since IS NOT NULL")),
+)
+
+token_candidates = Table(
+    "token_candidates",
+    METADATA,
+    _identity(),
+    _account_id(),
+    Column("generation", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("access_token", LargeBinary, nullable=False),
+    Column("refresh_token", LargeBinary),
+    Column("token_type", Text),
+    Column("scope", Text),
+    Column("expires_at", _MOMENT),
+    Column("obtained_at", _MOMENT, nullable=False),
+    Column("refresh_token_expires_at", _MOMENT),
+    Column("variables", JSONB, nullable=False),
+    Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    UniqueConstraint("account_id", "generation", "epoch"),
+)
+
+account_events = Table(
+    "account_events",
+    METADATA,
+    Column("account_id", BigInteger, nullable=False),
+    Column("at", _MOMENT, nullable=False, server_default=text("clock_timestamp()")),
+    Column("kind", Text, nullable=False),
+    Column("code", Text),
+    Column("generation", BigInteger),
+    Column("epoch", BigInteger),
+    Column("job_id", Uuid),
+    Column("duration_ms", Integer),
+    Column("actor", Text, nullable=False),
+    Column("status_from", Text),
+    Column("status_to", Text),
+    Column("detail", JSONB),
+    Index("ix_account_events_account_id", "account_id", "at"),
+    Index(
+        "ix_account_events_at",
+        "at",
+        postgresql_using="brin",
+        postgresql_with={"pages_per_range": 32},
+    ),
+    postgresql_partition_by="RANGE (at)",
+)
+
+outbox = Table(
+    "outbox",
+    METADATA,
+    Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()")),
+    Column("sequence", BigInteger, Identity(always=True), nullable=False),
+    Column("account_id", BigInteger),
+    Column("event_type", Text, nullable=False),
+    Column("payload", JSONB, nullable=False),
+    Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    Index("ix_outbox_account_id", "account_id", "sequence"),
+)

@@ -1,0 +1,131 @@
+"""Moving accounts between statuses: one guarded update per legal move, with its history and outbox rows.
+
+Invariant (G5): the row that changes, the history row and the event are one statement. Whoever finds the
+account in another status changes nothing and tells nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from tokenfleet.account import TRANSITIONS, Trigger
+from tokenfleet.jobs import AccountId, Epoch
+
+_MOVE = text("""
+    WITH moved AS (
+        UPDATE tokenfleet.accounts a
+        SET status = :target, status_reason = CAST(:reason AS text), status_changed_at = now()
+        WHERE a.id = ANY (CAST(:account_ids AS bigint[])) AND a.status = :source
+        RETURNING a.id, a.provider, a.environment, a.external_id, a.tenant
+    ), history AS (
+        INSERT INTO tokenfleet.account_events
+            (account_id, kind, code, epoch, job_id, duration_ms, actor, status_from, status_to, detail)
+        SELECT id, 'account.' || CAST(:trigger AS text), CAST(:code AS text), CAST(:epoch AS bigint),
+               CAST(:job_id AS uuid), CAST(:duration_ms AS int), CAST(:actor AS text),
+               CAST(:source AS text), CAST(:target AS text),
+               CASE WHEN CAST(:reason AS text) IS NULL THEN NULL
+                    ELSE jsonb_build_object('reason', CAST(:reason AS text)) END
+        FROM moved
+    ), told AS (
+        INSERT INTO tokenfleet.outbox (account_id, event_type, payload)
+        SELECT id, CAST(:event AS text), jsonb_build_object(
+            'id', id, 'integration_name', provider, 'external_id', external_id, 'tenant', tenant,
+            'environment', environment, 'status', CAST(:target AS text),
+            'last_error', CAST(:reason AS text))
+        FROM moved WHERE CAST(:event AS text) IS NOT NULL
+    )
+    SELECT id FROM moved
+""")
+
+_RESCHEDULE = text("""
+    UPDATE tokenfleet.refresh_schedule s
+    SET next_refresh_at = i.next_refresh_at, attempts = 0, unanswered = 0, failing_since = NULL,
+        last_error = NULL, quarantined = false
+    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:moments AS timestamptz[]))
+        AS i (account_id, next_refresh_at)
+    WHERE s.account_id = i.account_id
+""")
+
+_UNSCHEDULE = text("""
+    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = NULL
+    WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
+""")
+
+_RESUME = text("""
+    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now()
+    WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND next_refresh_at IS NULL
+""")
+
+
+def apply(
+    connection: Connection,
+    trigger: Trigger,
+    account_ids: Sequence[AccountId],
+    *,
+    actor: str,
+    reason: str | None,
+    code: str | None = None,
+    epoch: Epoch | None = None,
+    job_id: UUID | None = None,
+    duration_ms: int | None = None,
+) -> frozenset[AccountId]:
+    """Perform the legal moves of ``trigger`` on ``account_ids``; returns the accounts that moved.
+
+    ``actor`` is the process or person who did it; ``reason`` is stored with the status and sent in the
+    event as ``last_error``.
+    """
+    moved: set[AccountId] = set()
+    for (source, known), move in TRANSITIONS.items():
+        if known is not trigger:
+            continue
+        remaining = [account_id for account_id in account_ids if account_id not in moved]
+        rows = connection.execute(
+            _MOVE,
+            {
+                "account_ids": remaining,
+                "source": source.value,
+                "target": move.target.value,
+                "event": move.event.value if move.event else None,
+                "trigger": trigger.value,
+                "reason": reason,
+                "code": code,
+                "epoch": epoch,
+                "job_id": job_id,
+                "duration_ms": duration_ms,
+                "actor": actor,
+            },
+        )
+        moved |= {AccountId(row.id) for row in rows}
+    return frozenset(moved)
+
+
+def reschedule(connection: Connection, moments: Mapping[AccountId, datetime]) -> None:
+    """Put accounts back on the schedule with a clean slate, each at its moment."""
+    if moments:
+        parameters = {"account_ids": list(moments), "moments": list(moments.values())}
+        connection.execute(_RESCHEDULE, parameters)
+
+
+def unschedule(connection: Connection, account_ids: Sequence[AccountId]) -> None:
+    """Take accounts off the schedule: nobody asks about them until they are rescheduled."""
+    connection.execute(_UNSCHEDULE, {"account_ids": list(account_ids)})
+
+
+def pause(
+    connection: Connection, account_ids: Sequence[AccountId], *, actor: str, reason: str | None
+) -> frozenset[AccountId]:
+    """Stop refreshing accounts until they are resumed; returns those that were running."""
+    moved = apply(connection, Trigger.PAUSED, account_ids, actor=actor, reason=reason)
+    unschedule(connection, sorted(moved))
+    return moved
+
+
+def resume(connection: Connection, account_ids: Sequence[AccountId], *, actor: str) -> frozenset[AccountId]:
+    """Refresh paused accounts again, at once; returns those that were paused."""
+    moved = apply(connection, Trigger.RESUMED, account_ids, actor=actor, reason=None)
+    connection.execute(_RESUME, {"account_ids": sorted(moved)})
+    return moved

@@ -1,0 +1,62 @@
+"""The worker's Celery application, for ``tokenfleet worker`` and for plain ``celery -A workers.app worker``."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import Any
+
+from celery import Celery, signals
+
+from tokenfleet import telemetry
+from tokenfleet.broker import make_celery
+from tokenfleet.errors import UserError
+from tokenfleet.settings import Settings
+from workers.bootstrap import Process
+from workers.tasks import register
+
+
+def make_worker(settings: Settings) -> tuple[Celery, Process]:
+    """Return the Celery application with every task registered, and the process behind it.
+
+    The process starts on Celery's ``worker_init``, before any job is fetched, and stops after the last one
+    has finished (warm shutdown).
+    """
+    app = make_celery(settings)
+    process = Process(settings)
+    register(app, process)
+
+    def on_init(**_: Any) -> None:
+        try:
+            process.start()
+        except UserError as error:
+            # Not an Exception: Celery logs those of signal handlers and goes on without us.
+            print(f"tokenfleet worker: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    def on_shutdown(**_: Any) -> None:
+        process.stop()
+
+    signals.setup_logging.connect(lambda **_: None, weak=False)
+    signals.worker_init.connect(on_init, weak=False)
+    signals.worker_shutdown.connect(on_shutdown, weak=False)
+    return app, process
+
+
+@functools.cache
+def _from_environment() -> Celery:
+    try:
+        settings = Settings.from_environ(os.environ)
+    except UserError as error:
+        print(f"tokenfleet worker: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    telemetry.configure_logging(settings.tunables)
+    return make_worker(settings)[0]
+
+
+def __getattr__(name: str) -> Celery:
+    """Build ``app`` from the environment when ``celery -A workers.app`` asks for it."""
+    if name not in {"app", "celery"}:
+        raise AttributeError(name)
+    return _from_environment()

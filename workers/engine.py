@@ -1,0 +1,178 @@
+"""One worker process: its event loop, and everything that lives on it.
+
+Celery's pool threads hand jobs over with :meth:`Engine.run` and wait; all I/O happens on one loop in one
+background thread. The engine is built after the process has started, never at import, so nothing is shared
+across a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import secrets
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import uvloop
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from providers import Registry
+from providers.transport import Transport
+from store import keys
+from store.engine import make_async_engine
+from store.journal import Journal
+from store.leases import Leases
+from tokenfleet import telemetry
+from tokenfleet.jobs import RefreshJob
+from tokenfleet.settings import Settings, process_name
+from tokenfleet.telemetry import Event
+from workers.attempt import Asker
+from workers.refresh import Refresher
+from workers.replay import adopt_orphans
+from workers.writer import GroupWriter
+
+R = TypeVar("R")
+
+POOL_SIZE: Final = 4
+"""Postgres connections of one worker: one writes, the others read and start jobs."""
+GC_THRESHOLD: Final = 50_000
+HOUSEKEEPING_SECONDS: Final = 5.0
+PROBE_AFTER: Final = timedelta(seconds=30)
+REDIS_TIMEOUT_SECONDS: Final = 2.0
+
+
+class Engine:
+    """The running parts of a worker. Build with :meth:`start`, end with :meth:`stop`."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings = settings
+        self._registry = registry
+        self.name = f"{process_name()}-{secrets.token_hex(3)}"
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Open everything and replay what a dead process left; returns when jobs may run.
+
+        Raises :class:`tokenfleet.errors.UserError` when a key or the journal is unusable.
+        """
+        self._thread.start()
+        self._submit(self._open()).result()
+        # What is loaded now lives for ever. With the default threshold the collector walked thousands of
+        # requests in flight again and again: a third of the worker's CPU.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 20, 50)
+
+    def run(self, job: RefreshJob) -> None:
+        """Run one job and return when it is done. Called from any thread."""
+        try:
+            self._submit(self._refresher.run(job)).result()
+        except DBAPIError as error:
+            # Postgres is away: nothing was started, the claims expire, the scheduler sends them again.
+            state = getattr(error.orig, "sqlstate", None)
+            telemetry.logger().warning(Event.JOB_DROPPED.value, job_id=job.job_id, sqlstate=state)
+
+    def stop(self) -> None:
+        """Finish what is in flight, write it, close everything."""
+        self._submit(self._close()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def problems(self) -> tuple[list[str], list[str]]:
+        """Return (what makes this worker useless, what merely hampers it), for ``/healthz``."""
+        fatal: list[str] = []
+        hampered: list[str] = []
+        if not self._writer.available:
+            fatal.append("Postgres refuses writes; answers wait in the journal")
+        if not self._asker.journal_writable:
+            fatal.append("the journal cannot be written; no refresh starts")
+        if self._redis_away:
+            hampered.append("Redis does not answer; refreshes go on without leases")
+        return fatal, hampered
+
+    async def _open(self) -> None:
+        settings, tunables = self._settings, self._settings.tunables
+        self._engine = make_async_engine(
+            settings.database_url, application_name=f"tokenfleet worker {self.name}", pool_size=POOL_SIZE
+        )
+        async with self._engine.begin() as connection:
+            self._vault = await connection.run_sync(keys.open_vault, settings)
+        self._redis = Redis.from_url(
+            settings.redis_url,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+        )
+        self._redis_away = False
+        self._journal = Journal(settings.journal_dir, self.name)
+        self._transport = Transport(
+            timeout_seconds=tunables.http_timeout_seconds, max_connections=tunables.max_in_flight
+        )
+        leases = Leases(self._redis, life_seconds=tunables.lease_seconds, prefix=tunables.redis_prefix)
+        self._writer = GroupWriter(
+            self._engine,
+            self._journal,
+            leases,
+            owner=self.name,
+            wait_seconds=tunables.group_commit_seconds,
+            probe_after=PROBE_AFTER,
+        )
+        self._asker = Asker(self._transport, self._vault, self._journal, self._writer)
+        self._refresher = Refresher(
+            self._engine,
+            self._registry,
+            self._vault,
+            leases,
+            self._asker,
+            self._writer,
+            owner=self.name,
+            tunables=tunables,
+        )
+        await adopt_orphans(self._engine, settings.journal_dir, actor=self.name)
+        self._writing = asyncio.create_task(self._writer.run())
+        self._housekeeping = asyncio.create_task(self._keep_house())
+
+    async def _close(self) -> None:
+        self._housekeeping.cancel()
+        await self._refresher.drain()
+        self._writer.close()
+        await self._writing
+        await self._transport.aclose()
+        await self._redis.aclose()
+        await self._engine.dispose()
+        self._journal.close()
+
+    async def _keep_house(self) -> None:
+        """Adopt journals of siblings that died, and notice when disk or Redis are back."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            try:
+                await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)
+                if not self._asker.journal_writable:
+                    self._asker.journal_writable = self._journal.writable()
+            except Exception as error:
+                # This task must outlive whatever goes wrong in one round: it is the one that notices recovery.
+                telemetry.logger().warning(Event.HOUSEKEEPING_FAILED.value, error=type(error).__name__)
+            self._redis_away = not await self._redis_answers()
+
+    async def _redis_answers(self) -> bool:
+        try:
+            await self._redis.ping()
+        except Exception as error:
+            if not self._redis_away:
+                telemetry.logger().error(Event.REDIS_UNAVAILABLE.value, error=type(error).__name__)
+            return False
+        return True
+
+    async def ping_database(self) -> None:
+        """Return when Postgres answers."""
+        async with self._engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    def _submit(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -1,0 +1,229 @@
+"""One job: which of its accounts may be asked about, and who performs them. Hops 3 to 5.
+
+Invariants kept here:
+
+* An account is attempted only after its claim was started in Postgres (``store.schedule.start``) and with
+  what was read then.
+* No new attempt starts that could not be saved: not while Postgres or the journal refuses writes.
+* One provider that hangs occupies only its share of this process; what does not fit is postponed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Concatenate, Final, ParamSpec, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from providers import Registry
+from providers.oauth2 import ClientCredentials
+from providers.transport import boottime
+from store import apps, schedule
+from store.apps import App, secret_binding
+from store.keys import Vault
+from store.leases import Leases
+from store.schedule import Attempt
+from tokenfleet import telemetry
+from tokenfleet.jobs import AccountId, AppId, RefreshJob
+from tokenfleet.settings import Tunables
+from tokenfleet.telemetry import Event
+from tokenfleet_client.errors import EnvelopeError
+from tokenfleet_client.secret import Secret
+from workers.attempt import Asker, Asking
+from workers.writer import GroupWriter
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+POSTPONE: Final = timedelta(seconds=2)
+"""How long an account waits whose lease somebody else holds, or whose app has no room here."""
+
+APP_SHARE: Final = 0.8
+"""Part of a process's provider calls that one app may occupy."""
+
+STRAGGLER_SECONDS: Final = 2.0
+"""A job stops waiting for its slowest accounts after this long; they finish on their own."""
+
+
+class Room:
+    """How many accounts may be asked about at once, in this process and per app."""
+
+    def __init__(self, capacity: int, app_capacity: int) -> None:
+        self._capacity = capacity
+        self._app_capacity = app_capacity
+        self._taken: Counter[AppId] = Counter()
+        self._freed = asyncio.Condition()
+
+    async def enter(self, app_id: AppId, count: int) -> bool:
+        """Wait for room for ``count``; False at once when the app has used up its share."""
+        async with self._freed:
+            while True:
+                if self._taken[app_id] and self._taken[app_id] + count > self._app_capacity:
+                    return False
+                if not self._taken.total() or self._taken.total() + count <= self._capacity:
+                    self._taken[app_id] += count
+                    return True
+                await self._freed.wait()
+
+    async def leave(self, app_id: AppId, count: int) -> None:
+        """Give room back."""
+        async with self._freed:
+            self._taken[app_id] -= count
+            self._freed.notify_all()
+
+
+class Refresher:
+    """Runs jobs on the worker's event loop."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        registry: Registry,
+        vault: Vault,
+        leases: Leases,
+        asker: Asker,
+        writer: GroupWriter,
+        *,
+        owner: str,
+        tunables: Tunables,
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._vault = vault
+        self._leases = leases
+        self._asker = asker
+        self._writer = writer
+        self._owner = owner
+        self._claim = timedelta(seconds=tunables.claim_seconds)
+        self._call_seconds = tunables.http_timeout_seconds
+        share = max(1, int(tunables.max_in_flight * APP_SHARE))
+        self._room = Room(tunables.max_in_flight, share)
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self, job: RefreshJob) -> None:
+        """Refresh the accounts of ``job`` that are still ours to refresh.
+
+        Returns when all are settled, or after :data:`STRAGGLER_SECONDS` for the slow ones, which go on and
+        are waited for by :meth:`drain`. Nothing is lost by an early return: the claim, not the message,
+        remembers them.
+        """
+        if not (self._writer.available and self._asker.journal_writable):
+            await self._in_database(schedule.postpone, job, wait=POSTPONE)
+            return
+        if not await self._room.enter(job.app_id, len(job.accounts)):
+            await self._in_database(schedule.postpone, job, wait=POSTPONE)
+            return
+        try:
+            attempts = await self._begin(job)
+        except BaseException:
+            await self._room.leave(job.app_id, len(job.accounts))
+            raise
+        await self._room.leave(job.app_id, len(job.accounts) - len(attempts))
+        self._running.update(attempts)
+        for attempt in attempts:
+            attempt.add_done_callback(self._running.discard)
+        if attempts:
+            await asyncio.wait(attempts, timeout=STRAGGLER_SECONDS)
+
+    async def drain(self) -> None:
+        """Return when every attempt has ended."""
+        while self._running:
+            await asyncio.wait(set(self._running))
+
+    def in_flight(self) -> int:
+        """Return how many accounts are being asked about."""
+        return len(self._running)
+
+    async def _begin(self, job: RefreshJob) -> list[asyncio.Task[None]]:
+        app = await self._in_database(apps.load, job.app_id)
+        # A held app is asked about one account at a time: the probe.
+        if app is None or (app.held_since is not None and len(job.accounts) > 1):
+            await self._in_database(schedule.release, job)
+            return []
+        leased = await self._lease(job)
+        if not leased.accounts:
+            return []
+        attempts = await self._in_database(schedule.start, leased, claim=self._claim)
+        read_at = boottime()
+        started = {attempt.account_id for attempt in attempts}
+        unused = [account_id for account_id, _ in leased.accounts if account_id not in started]
+        await self._leases.give_back(unused, self._owner)
+        telemetry.logger().info(
+            Event.JOB_FINISHED.value if attempts else Event.JOB_DROPPED.value,
+            job_id=job.job_id,
+            app_id=job.app_id,
+            claimed=len(job.accounts),
+            started=len(attempts),
+        )
+        if not attempts:
+            return []
+        asking = Asking(
+            job_id=UUID(job.job_id),
+            app=app,
+            provider=self._registry.get(app.provider),
+            client=self._credentials(app),
+            read_at=read_at,
+            # Enough of the claim must be left for a whole call, or we do not ask.
+            send_before=read_at + self._claim.total_seconds() - self._call_seconds,
+        )
+        return [asyncio.create_task(self._perform(asking, attempt)) for attempt in attempts]
+
+    async def _perform(self, asking: Asking, attempt: Attempt) -> None:
+        telemetry.IN_FLIGHT.inc()
+        try:
+            if attempt.due_at is not None:
+                delay = (attempt.database_now - attempt.due_at).total_seconds()
+                telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
+            if not await self._asker.perform(asking, attempt):
+                await self._leases.give_back([attempt.account_id], self._owner)
+        except Exception as error:
+            # A fault of ours. The claim expires and the account is tried again; the alarm brings a person.
+            name = f"{attempt.account_id}-{attempt.epoch}"
+            telemetry.alarm(Event.ATTEMPT_FAILED, attempt=name, error=type(error).__name__)
+        finally:
+            telemetry.IN_FLIGHT.dec()
+            await self._room.leave(asking.app.app_id, 1)
+
+    async def _lease(self, job: RefreshJob) -> RefreshJob:
+        """Return the part of ``job`` whose leases are ours; the rest is postponed."""
+        ids = [account_id for account_id, _ in job.accounts]
+        taken = await self._leases.take(ids, self._owner)
+        if taken is None:
+            # Redis is away. The fence in Postgres keeps the promise; the lease was politeness.
+            telemetry.LEASES_SKIPPED.inc()
+            return job
+        if len(taken) == len(ids):
+            return job
+        theirs = _part(job, set(ids) - taken)
+        await self._in_database(schedule.postpone, theirs, wait=POSTPONE)
+        return _part(job, taken)
+
+    def _credentials(self, app: App) -> ClientCredentials:
+        """Open the app's credentials; a secret that cannot be opened counts as absent and is rejected."""
+        secret = None
+        if app.client_secret is not None:
+            try:
+                opened = self._vault.refresh.open(
+                    app.client_secret, secret_binding(app.app_id, app.generation)
+                )
+                secret = Secret(opened)
+            except EnvelopeError:
+                telemetry.alarm(Event.APP_HELD, app_id=app.app_id, code="envelope_unreadable")
+        return ClientCredentials(app.client_id, secret)
+
+    async def _in_database(
+        self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Run a function of ``store`` in one transaction of its own."""
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(function, *args, **kwargs)
+
+
+def _part(job: RefreshJob, keep: set[AccountId] | frozenset[AccountId]) -> RefreshJob:
+    accounts = tuple(pair for pair in job.accounts if pair[0] in keep)
+    return RefreshJob(job.job_id, job.app_id, accounts)

@@ -1,0 +1,66 @@
+"""Answers that a dead process left on disk are written to Postgres by whoever finds them.
+
+Run at start, before the first job, and again and again: a sibling on the same machine may die at any time.
+Every record goes through the same compare-and-set as a live answer, so replaying twice does no harm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from store import settlement
+from store.journal import Orphan, orphans
+from store.settlement import SavedTokens
+from tokenfleet import telemetry
+from tokenfleet.telemetry import Event
+
+BATCH: Final = 500
+
+
+async def adopt_orphans(engine: AsyncEngine, root: Path, *, actor: str) -> int:
+    """Write the answers of every dead process's journal below ``root``; returns how many records it held.
+
+    A journal is removed only after all of it is in Postgres. Raises SQLAlchemy's ``DBAPIError`` when
+    Postgres is away; the journal then stays for the next try.
+    """
+    total = 0
+    for orphan in orphans(root):
+        try:
+            count = await _write(engine, orphan, actor)
+        except BaseException:
+            orphan.release()
+            raise
+        for damage in orphan.damage:
+            telemetry.alarm(
+                Event.JOURNAL_DAMAGED, segment=damage.path.name, offset=damage.offset, reason=damage.reason
+            )
+        orphan.discard()
+        if count:
+            telemetry.logger().warning(
+                Event.JOURNAL_REPLAYED.value, journal=orphan.directory.name, records=count
+            )
+        total += count
+    return total
+
+
+async def _write(engine: AsyncEngine, orphan: Orphan, actor: str) -> int:
+    count = 0
+    batch: dict[int, SavedTokens] = {}
+    for record in orphan:
+        count += 1
+        # One account once in a statement: an older answer of the same account goes first.
+        if record.account_id in batch or len(batch) >= BATCH:
+            await _save(engine, batch, actor)
+            batch = {}
+        batch[record.account_id] = record
+    if batch:
+        await _save(engine, batch, actor)
+    return count
+
+
+async def _save(engine: AsyncEngine, batch: dict[int, SavedTokens], actor: str) -> None:
+    async with engine.begin() as connection:
+        await connection.run_sync(settlement.save_refreshed, list(batch.values()), actor=actor)

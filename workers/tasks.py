@@ -1,0 +1,23 @@
+"""Celery tasks: the payload in, one call, nothing else."""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from tokenfleet import telemetry
+from tokenfleet.jobs import REFRESH_TASK, MalformedJob, RefreshJob
+from tokenfleet.telemetry import Event
+from workers.bootstrap import Process
+
+
+def register(app: Celery, process: Process) -> None:
+    """Register every task under its stable name, bound to ``process``."""
+
+    @app.task(name=REFRESH_TASK, acks_late=True, ignore_result=True)
+    def refresh(*arguments: object) -> None:
+        try:
+            job = RefreshJob.parse(arguments)
+        except MalformedJob as error:
+            telemetry.logger().error(Event.JOB_DROPPED.value, reason=str(error))
+            return
+        process.engine.run(job)
