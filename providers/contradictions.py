@@ -1,0 +1,174 @@
+"""What contradicts what in a definition: mistakes that no single value shows.
+
+:func:`contradictions` reports all of them; a definition without any can be compiled and asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from providers.problems import Location, close_matches, suggestion
+from providers.rules import scalar_text, statuses_of
+from providers.spec import ErrorRule, ProviderSpec
+from providers.templates import CLIENT_ID, UndeclaredVariableError, text_template, url_template
+
+OWN_HEADERS: Final = frozenset(
+    {
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    }
+)
+"""Headers that the request or the transport sets itself."""
+
+Finding = tuple[Location, str]
+
+
+def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
+    """Return every contradiction in ``spec``: where it stands, and the reason in plain words."""
+    return [
+        *_variables(spec, allow_http),
+        *_request(spec),
+        *_rules(spec.errors),
+        *_rotation(spec),
+        *_lifetimes(spec),
+        *_rate(spec),
+    ]
+
+
+def _variables(spec: ProviderSpec, allow_http: bool) -> Iterator[Finding]:
+    rules = spec.variable_rules()
+    used: set[str] = set()
+    for location, text, is_url in _templates(spec):
+        # Also of a template that does not compile: reporting its variables as unused would be a false alarm.
+        used.update(name for name in rules if f"{{{name}}}" in text)
+        try:
+            if is_url:
+                url_template(text, rules, allow_http=allow_http)
+            else:
+                text_template(text, rules)
+        except UndeclaredVariableError as error:
+            used.update(close_matches(error.name, list(rules)))
+            yield location, f"{error}{suggestion(error.name, list(rules))}"
+        except ValueError as error:
+            yield location, str(error)
+    for name, variable in spec.variables.items():
+        if name == CLIENT_ID:
+            yield ("variables", name), "is the app's own client id and needs no declaration"
+        elif name not in used and not variable.from_answer:
+            yield ("variables", name), "is declared but no template uses it and no answer states it"
+        if variable.default is not None:
+            try:
+                rules[name].check(variable.default, allow_http=allow_http)
+            except ValueError as error:
+                yield ("variables", name, "default"), str(error)
+
+
+def _templates(spec: ProviderSpec) -> Iterator[tuple[Location, str, bool]]:
+    yield ("refresh", "endpoint"), spec.refresh.endpoint, True
+    for name, text in spec.refresh.parameters.items():
+        yield ("refresh", "parameters", name), text, False
+    for name, text in spec.refresh.headers.items():
+        yield ("refresh", "headers", name), text, False
+    if spec.probe:
+        yield ("probe", "endpoint"), spec.probe.endpoint, True
+    if spec.revoke:
+        yield ("revoke", "endpoint"), spec.revoke.endpoint, True
+
+
+def _request(spec: ProviderSpec) -> Iterator[Finding]:
+    refresh = spec.refresh
+    if refresh.method == "GET" and "body" in refresh.model_fields_set:
+        yield ("refresh", "body"), "has no meaning for a GET request, whose parameters are in its query"
+    names: dict[str, str] = {}
+    for field in type(refresh.names).model_fields:
+        name = getattr(refresh.names, field)
+        if name in names:
+            yield ("refresh", "names", field), f"is {name!r}, which is the name of {names[name]} too"
+        names[name] = field
+    for name in refresh.parameters:
+        if name in names:
+            yield ("refresh", "parameters", name), f"is sent as {names[name]} already"
+    for name in refresh.headers:
+        if name.lower() in OWN_HEADERS:
+            yield ("refresh", "headers", name), "is set by the request itself and cannot be set here"
+    if spec.client.authentication == "none" and "client_secret" in refresh.names.model_fields_set:
+        yield ("refresh", "names", "client_secret"), "names a secret, but the client authenticates with none"
+
+
+def _rules(rules: tuple[ErrorRule, ...]) -> Iterator[Finding]:
+    for position, rule in enumerate(rules):
+        location: Location = ("errors", position)
+        if not rule.path:
+            if rule.value or rule.pattern:
+                key = "value" if rule.value else "pattern"
+                yield (*location, key), "needs a path that says where in the answer to look"
+            elif rule.outcome == "grant_rejected":
+                yield (
+                    location,
+                    "would give up a grant by the status alone, which any proxy can send: add a path",
+                )
+            elif not rule.status:
+                yield location, "would fit every answer: add a status or a path"
+        for earlier, other in enumerate(rules[:position]):
+            if _covers(other, rule):
+                yield location, f"can never fit: errors[{earlier + 1}] fits everything that it would"
+                break
+
+
+def _covers(first: ErrorRule, later: ErrorRule) -> bool:
+    """Answer whether ``first`` certainly fits every answer that ``later`` fits."""
+    if not statuses_of(later.status) <= statuses_of(first.status):
+        return False
+    if not first.path:
+        return True
+    if not set(later.path) <= set(first.path):
+        return False
+    if not first.value and not first.pattern:
+        return True
+    if not later.value and not later.pattern:
+        return False
+    first_texts, later_texts = ({scalar_text(value) for value in rule.value} for rule in (first, later))
+    return later_texts <= first_texts and set(later.pattern) <= set(first.pattern)
+
+
+def _rotation(spec: ProviderSpec) -> Iterator[Finding]:
+    rotation, lifetimes = spec.rotation, spec.lifetimes
+    if rotation.policy == "never":
+        if rotation.grace_seconds:
+            yield ("rotation", "grace_seconds"), "is a grace window, but refresh tokens are never rotated"
+        if rotation.family_revocation:
+            yield ("rotation", "family_revocation"), "punishes reuse, but refresh tokens are never rotated"
+    idle = lifetimes.refresh_idle_seconds
+    if idle is not None and rotation.grace_seconds > idle:
+        yield ("rotation", "grace_seconds"), f"is longer than a refresh token lives unused ({idle})"
+    if rotation.max_live_per and rotation.max_live is None:
+        yield ("rotation", "max_live_per"), "has no meaning without max_live"
+
+
+def _lifetimes(spec: ProviderSpec) -> Iterator[Finding]:
+    life = spec.lifetimes
+    earliest, latest, access = life.margin_earliest_seconds, life.margin_latest_seconds, life.access_seconds
+    if earliest is not None and latest is not None and latest > earliest:
+        yield ("lifetimes", "margin_latest_seconds"), f"is longer than margin_earliest_seconds ({earliest})"
+    for key, margin in (("margin_earliest_seconds", earliest), ("margin_latest_seconds", latest)):
+        if margin is not None and access is not None and margin >= access:
+            yield ("lifetimes", key), f"is not shorter than the access token's life ({access})"
+    idle, absolute = life.refresh_idle_seconds, life.refresh_absolute_seconds
+    if idle is not None and absolute is not None and idle > absolute:
+        yield ("lifetimes", "refresh_idle_seconds"), f"is longer than refresh_absolute_seconds ({absolute})"
+
+
+def _rate(spec: ProviderSpec) -> Iterator[Finding]:
+    if spec.rate.burst is not None and spec.rate.requests_per_second is None:
+        yield ("rate", "burst"), "has no meaning without requests_per_second"

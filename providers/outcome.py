@@ -1,0 +1,249 @@
+"""What an answer means: one total, pure function over every answer and every failure (DESIGN section 5).
+
+Order: a success is a success; then the definition's error rules as written; then the error codes of RFC 6749
+section 5.2; then the status. Only the first two rows of that order can say that a grant is gone, and only a
+body that can be read can say it (G4). An answer that may have come with a new refresh token, but cannot be
+read, is :class:`OutcomeUnknown`: the caller must not assume that the old one is unspent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from providers.exchange import Answer, Exchange, Failure, FailureKind
+from providers.expiry import ExpiryReader, jwt_expiry
+from providers.oauth2 import FORM_TYPE
+from providers.paths import Path, first
+from providers.rules import DEFAULT_STATUSES, CompiledRule, condition_test, scalar_text
+from providers.shapes import error_word, shape_of
+from providers.spec import ProviderSpec, RefreshOutcome
+from tokenfleet.outcome import (
+    ClientRejected,
+    GrantRejected,
+    Outcome,
+    OutcomeUnknown,
+    Refreshed,
+    RequestRejected,
+    Throttled,
+    TokenAnswer,
+    Unavailable,
+    Undescribed,
+)
+from tokenfleet_client.secret import Secret
+
+RFC6749_ERRORS: Final[Mapping[str, RefreshOutcome]] = {
+    "invalid_grant": "grant_rejected",
+    "invalid_client": "client_rejected",
+    "unauthorized_client": "client_rejected",
+    "invalid_request": "request_rejected",
+    "unsupported_grant_type": "request_rejected",
+    "invalid_scope": "request_rejected",
+    # Section 4.1.2.1 has these for the other endpoint; servers use them at this one too.
+    "server_error": "unavailable",
+    "temporarily_unavailable": "unavailable",
+}
+"""Error codes of section 5.2 and what they mean, after the definition's own rules."""
+
+RETRY_STATUSES: Final = frozenset({408, 425})
+"""4xx statuses that by their own definition invite a repetition (RFC 9110 section 15.5.9, RFC 8470)."""
+
+MAX_FORM_FIELDS: Final = 100
+MAX_TEXT_CHARACTERS: Final = 10_000
+
+_SECONDS = re.compile(r"[0-9]{1,9}")
+
+
+def _bounded_int(digits: str) -> int | None:
+    """An integer that can be no expiry and no code is null: one absurd field must not cost us the tokens."""
+    return int(digits) if len(digits) <= 30 else None
+
+
+_JSON = json.JSONDecoder(parse_int=_bounded_int, strict=False)
+
+
+class AnswerReader:
+    """Reads the answers of one definition. Immutable; safe in any thread."""
+
+    __slots__ = (
+        "_access_lifetime",
+        "_access_token",
+        "_allow_http",
+        "_captured",
+        "_expiry",
+        "_refresh_expiry",
+        "_refresh_token",
+        "_rules",
+        "_scope",
+        "_success",
+        "_token_type",
+    )
+
+    def __init__(self, spec: ProviderSpec, *, allow_http: bool) -> None:
+        """Compile ``spec``, which has passed ``providers.contradictions``."""
+        fields, lifetimes, variables = spec.answer, spec.lifetimes, spec.variable_rules()
+        self._allow_http = allow_http
+        self._access_token = _paths(fields.access_token)
+        self._refresh_token = _paths(fields.refresh_token)
+        self._token_type = _paths(fields.token_type)
+        self._scope = _paths(fields.scope)
+        self._expiry = ExpiryReader(fields.expires_in, fields.expires_at)
+        self._refresh_expiry = ExpiryReader(fields.refresh_token_expires_in, fields.refresh_token_expires_at)
+        access = lifetimes.access_seconds
+        self._access_lifetime = None if access is None else timedelta(seconds=access)
+        self._success: tuple[Callable[[object], bool], ...] = tuple(map(condition_test, fields.success))
+        self._rules = tuple(map(CompiledRule, spec.errors))
+        self._captured = tuple(
+            (variables[name], _paths(variable.from_answer))
+            for name, variable in spec.variables.items()
+            if variable.from_answer
+        )
+
+    def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
+        """Return the outcome of ``exchange``, which was received at ``now``. Never raises."""
+        if isinstance(exchange, Failure):
+            if exchange.kind is FailureKind.NOT_SENT:
+                return Unavailable(exchange.code)
+            return OutcomeUnknown(exchange.code)
+        document = None if exchange.flaw else _parse(exchange)
+        if isinstance(document, dict) and 200 <= exchange.status < 300:
+            tokens = self._tokens(document, now)
+            if tokens is not None:
+                return Refreshed(tokens)
+        return self._error(exchange, document, now)
+
+    def _tokens(self, document: dict[str, Any], now: datetime) -> TokenAnswer | None:
+        """Return the tokens of a 2xx answer, or None when it is not a success."""
+        access_token = _token(first(self._access_token, document))
+        if access_token is None or not all(holds(document) for holds in self._success):
+            return None
+        refresh_token = _token(first(self._refresh_token, document))
+        expires_at = self._expiry.read(document, now) or jwt_expiry(access_token, now)
+        if expires_at is None and self._access_lifetime is not None:
+            expires_at = now + self._access_lifetime
+        return TokenAnswer(
+            access_token=Secret(access_token),
+            token_type=_text(first(self._token_type, document)),
+            expires_at=expires_at,
+            refresh_token=None if refresh_token is None else Secret(refresh_token),
+            refresh_token_expires_at=self._refresh_expiry.read(document, now),
+            scope=_scope(first(self._scope, document)),
+            variables=self._variables(document) if self._captured else {},
+        )
+
+    def _variables(self, document: dict[str, Any]) -> dict[str, str]:
+        """Return captured variables; a value that its declaration does not permit is not captured."""
+        captured: dict[str, str] = {}
+        for rule, paths in self._captured:
+            value = scalar_text(first(paths, document))
+            if value is None:
+                continue
+            try:
+                captured[rule.name] = rule.check(value, allow_http=self._allow_http)
+            except ValueError:
+                continue
+        return captured
+
+    def _error(self, answer: Answer, document: object, now: datetime) -> Outcome:
+        status = answer.status
+        for rule in self._rules:
+            code = rule.code_for(status, document)
+            if code is not None:
+                return _outcome(rule.outcome, code, answer, document, now)
+        if status in DEFAULT_STATUSES and isinstance(document, dict):
+            error = document.get("error")
+            known = RFC6749_ERRORS.get(error) if isinstance(error, str) else None
+            if known is not None:
+                return _outcome(known, str(error), answer, document, now)
+        code = f"http_{status}" if 100 <= status <= 999 else "http_invalid"
+        if status == 429:
+            return Throttled(code, _retry_after(answer, now))
+        if status == 503 and (retry_after := _retry_after(answer, now)) is not None:
+            return Throttled(code, retry_after)
+        if status not in DEFAULT_STATUSES or status in RETRY_STATUSES:
+            return Unavailable(code)
+        if document is not None:
+            return Undescribed(error_word(document) or code, shape_of(status, document))
+        if status >= 400:
+            return Unavailable(code)
+        return OutcomeUnknown(answer.flaw or ("unreadable_answer" if answer.body else "empty_answer"))
+
+
+def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, now: datetime) -> Outcome:
+    match kind:
+        case "grant_rejected":
+            return GrantRejected(code)
+        case "client_rejected":
+            return ClientRejected(code)
+        case "request_rejected":
+            return RequestRejected(code)
+        case "throttled":
+            return Throttled(code, _retry_after(answer, now))
+        case "unavailable":
+            return Unavailable(code)
+        case "undescribed":
+            return Undescribed(code, shape_of(answer.status, document))
+
+
+def _parse(answer: Answer) -> dict[str, Any] | list[Any] | None:
+    """Return the object or list that the body holds, or None for anything else.
+
+    Bytes that are not UTF-8 become replacement characters: an accent in an error description must not hide
+    the error code beside it. A token never contains one (see :func:`_token`).
+    """
+    text = answer.body.decode("utf-8-sig", "replace").strip()
+    if answer.headers.get("content-type", "").startswith(FORM_TYPE) and not text.startswith(("{", "[")):
+        try:
+            return dict(parse_qsl(text, max_num_fields=MAX_FORM_FIELDS)) or None
+        except ValueError:
+            return None
+    try:
+        document = _JSON.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, (dict, list)) else None
+
+
+def _paths(texts: tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(Path.compile(text) for text in texts)
+
+
+def _token(value: object) -> str | None:
+    """Return ``value`` if it can be a token: text that survives being stored and sent."""
+    if not isinstance(value, str) or not value:
+        return None
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return None if "\N{REPLACEMENT CHARACTER}" in value else value
+
+
+def _text(value: object) -> str | None:
+    return _token(value) if isinstance(value, str) and len(value) <= MAX_TEXT_CHARACTERS else None
+
+
+def _scope(value: object) -> str | None:
+    """Return the scope string of RFC 6749 section 3.3, also from the list that some servers send."""
+    if isinstance(value, list):
+        value = " ".join([element for element in value if isinstance(element, str)])
+    return _text(value)
+
+
+def _retry_after(answer: Answer, now: datetime) -> timedelta | None:
+    """Return how long Retry-After asks us to wait: seconds or a date (RFC 9110 section 10.2.3)."""
+    value = answer.headers.get("retry-after", "").strip()
+    if _SECONDS.fullmatch(value):
+        return timedelta(seconds=int(value))
+    try:
+        moment = parsedate_to_datetime(value)
+        return max(moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC), now) - now
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

@@ -1,0 +1,195 @@
+"""Mistakes in definitions, told to people: file, line, key, and the reason in plain words.
+
+The TOML parser keeps no positions, so :class:`Lines` finds a key's line by scanning the text once, and only
+when there is something to report.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from providers.spec import ProviderSpec
+
+Location = tuple[str | int, ...]
+
+_HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]#]+?)\s*\]\]?\s*(?:#.*)?")
+_KEY = re.compile(
+    r"\s*((?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'))*)\s*=(.*)"
+)
+_KEY_PART = re.compile(r"[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'")
+_STRING = re.compile(r'"""|\'\'\'|"(?:[^"\\]|\\.)*"|\'[^\']*\'|#.*')
+_QUOTED = re.compile(r"'([^']*)'")
+
+_TYPES: Final = {
+    "string_type": "must be text in quotes",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "date_type": "must be a date such as 2026-01-31, without quotes",
+    "model_type": "must be a table",
+    "dict_type": "must be a table",
+    "tuple_type": "must be a list",
+    "finite_number": "must be a finite number",
+}
+_BOUNDS: Final = {
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} entries",
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One mistake in one definition."""
+
+    file: str
+    line: int | None
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.key} {self.reason}" if self.key else f"{place}: {self.reason}"
+
+
+class Lines:
+    """Finds the line of a key in TOML text."""
+
+    def __init__(self, text: str) -> None:
+        self._lines: dict[Location, int] = {}
+        table: Location = ()
+        counts: dict[Location, int] = {}
+        closing, depth = "", 0
+        for number, line in enumerate(text.splitlines(), start=1):
+            if closing or depth:
+                closing, depth = _skip(line, closing, depth)
+            elif header := _HEADER.fullmatch(line):
+                table = _parts(header[2])
+                if header[1] == "[[":
+                    counts[table] = counts.get(table, -1) + 1
+                    table = (*table, counts[table])
+                self._lines.setdefault(table, number)
+            elif assignment := _KEY.match(line):
+                self._lines.setdefault((*table, *_parts(assignment[1])), number)
+                closing, depth = _skip(assignment[2], "", 0)
+
+    def of(self, location: Location) -> int | None:
+        """Return the line of the key at ``location``, else of the nearest table around it."""
+        while location:
+            if location in self._lines:
+                return self._lines[location]
+            location = location[:-1]
+        return None
+
+
+def key_text(location: Location) -> str:
+    """Return ``location`` as people write it: ``errors[2].status``."""
+    text = ""
+    for part in location:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def told(errors: Sequence[ErrorDetails]) -> list[tuple[Location, str]]:
+    """Return the location and reason of each validation error, one for each location."""
+    found: dict[Location, list[str]] = {}
+    for error in errors:
+        location = _known_part(error["loc"])
+        reason = _reason(error, location)
+        if reason not in (reasons := found.setdefault(location, [])):
+            reasons.append(reason)
+    return [(location, " or ".join(reasons)) for location, reasons in found.items()]
+
+
+def close_matches(name: str, known: Sequence[str]) -> list[str]:
+    """Return the one known word that ``name`` looks like a typo of, if there is one."""
+    return difflib.get_close_matches(name, known, n=1)
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """Return ``: did you mean 'x'?`` when ``name`` looks like a typo of something known."""
+    close = close_matches(name, known)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _reason(error: ErrorDetails, location: Location) -> str:
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        name = str(location[-1])
+        known = list(_model_at(location[:-1]).model_fields)
+        return f"is not a known key{suggestion(name, known) or ' here: known are ' + ', '.join(known)}"
+    if kind == "literal_error":
+        choices = _QUOTED.findall(context["expected"])
+        hint = suggestion(value, choices) if isinstance(value, str) else ""
+        return f"must be one of {', '.join(choices)}{hint}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in _BOUNDS:
+        return _BOUNDS[kind].format_map(context)
+    return _TYPES.get(kind, error["msg"][0].lower() + error["msg"][1:])
+
+
+def _known_part(location: tuple[int | str, ...]) -> Location:
+    """Drop what pydantic adds to a location: the member of a union, and the mark of a key."""
+    kept: list[str | int] = []
+    for part in location:
+        if isinstance(part, str) and (part == "[key]" or "[" in part or part in _UNION_MEMBERS):
+            break
+        kept.append(part)
+    return tuple(kept)
+
+
+_UNION_MEMBERS: Final = frozenset({"constrained-str", "constrained-int", "str", "int", "bool"})
+
+
+def _model_at(location: Location) -> type[BaseModel]:
+    model: type[BaseModel] = ProviderSpec
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    for argument in get_args(annotation):
+        if (found := _model_in(argument)) is not None:
+            return found
+    return None
+
+
+def _parts(dotted: str) -> Location:
+    return tuple(part.strip("\"'") for part in _KEY_PART.findall(dotted))
+
+
+def _skip(text: str, closing: str, depth: int) -> tuple[str, int]:
+    """Return the state after ``text``: the mark that ends an open string, and how many brackets are open."""
+    if closing:
+        _, found, text = text.partition(closing)
+        if not found:
+            return closing, depth
+    position = 0
+    while match := _STRING.search(text, position):
+        depth += _brackets(text[position : match.start()])
+        position = match.end()
+        if match[0] in ('"""', "'''"):
+            return _skip(text[position:], match[0], depth)
+    return "", depth + _brackets(text[position:])
+
+
+def _brackets(text: str) -> int:
+    return text.count("[") + text.count("{") - text.count("]") - text.count("}")

@@ -1,0 +1,152 @@
+"""The providers by name: built-in definitions and the operator's own, compiled and immutable.
+
+An operator's definition with the name of a built-in one takes its place, so that a fleet is never stuck with
+a mistake of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from providers.exchange import Exchange, TokenRequest
+from providers.loading import read_directory
+from providers.oauth2 import ClientCredentials, Grant, RefreshRequests
+from providers.outcome import AnswerReader
+from providers.spec import Lifetimes, ProviderSpec
+from tokenfleet.errors import DefinitionError, UserError
+from tokenfleet.outcome import Outcome
+from tokenfleet.tokens import EARLIEST_MARGIN, LATEST_MARGIN, Margins
+
+CATALOG: Final = Path(__file__).parent / "catalog"
+
+DEFAULT_MAX_OUTSTANDING: Final = 2000
+"""Claims of one app that may be out at once where a definition says nothing: a provider that hangs for the
+whole HTTP timeout cannot hold more of the fleet than this, and at 200 ms an answer it still allows 3,000
+refreshes a second with as much again waiting in the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A compiled definition. Immutable; safe in any thread."""
+
+    name: str
+    display_name: str
+    spec: ProviderSpec = field(repr=False)
+    origin: str
+    """The file that it was read from."""
+    margins: Margins
+    rate_per_second: float | None
+    burst: int
+    max_outstanding: int
+    replay_grace: timedelta | None
+    """How long a replaced refresh token still works; None when it is spent at once, or never replaced."""
+    _requests: RefreshRequests = field(repr=False, compare=False)
+    _answers: AnswerReader = field(repr=False, compare=False)
+
+    @classmethod
+    def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
+        """Return the provider that ``spec`` describes; ``spec`` has passed ``providers.contradictions``."""
+        rate, grace = spec.rate, spec.rotation.grace_seconds
+        burst = rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
+        return cls(
+            name=spec.name,
+            display_name=spec.display_name,
+            spec=spec,
+            origin=origin,
+            margins=_margins(spec.lifetimes),
+            rate_per_second=rate.requests_per_second,
+            burst=burst,
+            max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
+            replay_grace=timedelta(seconds=grace) if grace else None,
+            _requests=RefreshRequests(spec, allow_http=allow_http),
+            _answers=AnswerReader(spec, allow_http=allow_http),
+        )
+
+    def required_variables(self) -> frozenset[str]:
+        """Return the variables without default that an account must have to be refreshed."""
+        return self._requests.required_variables
+
+    def refresh_request(self, client: ClientCredentials, grant: Grant) -> TokenRequest:
+        """Return the request that presents ``grant`` once.
+
+        Raises :class:`~providers.oauth2.RequestBuildError` when a variable or the client secret is missing or
+        malformed; nothing was sent then, and the account is not at fault.
+        """
+        return self._requests.build(client, grant)
+
+    def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
+        """Return what ``exchange``, received at ``now``, means. Total: never raises."""
+        return self._answers.read(exchange, now=now)
+
+
+class Registry:
+    """Every provider that this process knows."""
+
+    __slots__ = ("_providers",)
+
+    def __init__(self, providers: Mapping[str, Provider]) -> None:
+        self._providers = dict(sorted(providers.items()))
+
+    def __iter__(self) -> Iterator[Provider]:
+        return iter(self._providers.values())
+
+    def __len__(self) -> int:
+        return len(self._providers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._providers
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names, sorted."""
+        return tuple(self._providers)
+
+    def get(self, name: str) -> Provider:
+        """Return the provider called ``name``. Raises :class:`UserError` that names close matches."""
+        provider = self._providers.get(name)
+        if provider is None:
+            raise UserError(_unknown(name, self.names()))
+        return provider
+
+
+def load_registry(extra_dir: Path | None = None, *, allow_http: bool = False) -> Registry:
+    """Return the built-in providers and those of ``extra_dir``.
+
+    ``allow_http`` permits plain http endpoints: for sandboxes and tests. Raises :class:`DefinitionError` that
+    lists every mistake of every file.
+    """
+    directories = [CATALOG] if extra_dir is None else [CATALOG, extra_dir]
+    providers: dict[str, Provider] = {}
+    problems: list[str] = []
+    for directory in directories:
+        definitions, mistakes = read_directory(directory, allow_http=allow_http)
+        problems.extend(map(str, mistakes))
+        for definition in definitions:
+            provider = Provider.compile(definition.spec, origin=definition.file, allow_http=allow_http)
+            providers[provider.name] = provider
+    if problems:
+        raise DefinitionError(problems)
+    return Registry(providers)
+
+
+def _margins(lifetimes: Lifetimes) -> Margins:
+    earliest, latest = lifetimes.margin_earliest_seconds, lifetimes.margin_latest_seconds
+    latest_margin = LATEST_MARGIN if latest is None else timedelta(seconds=latest)
+    earliest_margin = EARLIEST_MARGIN if earliest is None else timedelta(seconds=earliest)
+    if latest is None:
+        latest_margin = min(latest_margin, earliest_margin)
+    return Margins(earliest=max(earliest_margin, latest_margin), latest=latest_margin)
+
+
+def _unknown(name: str, names: tuple[str, ...]) -> str:
+    folded = name.strip().lower().replace("-", "_").replace(" ", "_")
+    close = [known for known in names if len(folded) > 2 and (folded in known or known in folded)]
+    close += [known for known in difflib.get_close_matches(folded, names, n=3) if known not in close]
+    if close:
+        return f"there is no provider {name!r}: did you mean {' or '.join(close[:3])}?"
+    return f"there is no provider {name!r}: 'tokenfleet providers list' shows the known ones"

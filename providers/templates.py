@@ -1,0 +1,211 @@
+"""URL and text templates of a definition over its declared variables.
+
+Invariant: an expanded URL never leaves the host that its definition allows, whatever the variables hold.
+Variables are checked against their kind and patterns when a request is built; in a path or query they are
+percent-encoded; in a host they can only be host characters; the end of a literal host can be completed
+only by values that the definition lists. RFC 3986 sections 3.2 to 3.4.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import quote
+
+from providers.patterns import Pattern
+
+VariableKind = Literal["text", "digits", "label", "host", "url"]
+
+CLIENT_ID: Final = "client_id"
+"""The one name that every template may use without declaring it: the app's own client id."""
+
+MAX_TEXT_CHARACTERS: Final = 512
+MAX_URL_CHARACTERS: Final = 2048
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z][A-Za-z0-9_]{0,63})\}")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(?:\.{_LABEL.pattern})*")
+_URL = re.compile(
+    r"(https?)://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
+    r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?(\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?"
+)
+_HOST_TEXT = re.compile(r"[a-z0-9.-]*")
+_PORT = re.compile(r"[0-9]{1,5}")
+_REST_TEXT = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*")
+_DOMAIN = re.compile(r"\.[a-z0-9-]+(?:\.[a-z0-9-]+)+")
+_INNER_DOMAIN = re.compile(r"(?:\.[a-z0-9-]+)+\.")
+
+
+@dataclass(frozen=True, slots=True)
+class VariableRule:
+    """What a variable's value may be. ``patterns`` narrows ``kind`` further; any one of them suffices."""
+
+    name: str
+    kind: VariableKind
+    default: str | None = None
+    patterns: tuple[Pattern, ...] = ()
+
+    @property
+    def is_listed(self) -> bool:
+        """Answer whether the definition lists every value that this variable can have."""
+        return bool(self.patterns) and all(pattern.tail is None for pattern in self.patterns)
+
+    def check(self, value: str, *, allow_http: bool) -> str:
+        """Return ``value`` as it is used. Raises :class:`ValueError` with the reason, without the value."""
+        if self.kind in ("label", "host"):
+            value = value.lower()
+        if not _HAS_KIND[self.kind](value):
+            raise ValueError(_EXPECTED[self.kind])
+        if self.kind == "url" and not allow_http and value.startswith("http:"):
+            raise ValueError("must be an https URL")
+        if self.patterns and not any(pattern.matches(value) for pattern in self.patterns):
+            raise ValueError(f"must be one of {', '.join(pattern.text for pattern in self.patterns)}")
+        return value
+
+
+_EXPECTED: Final[Mapping[str, str]] = {
+    "text": f"must be 1 to {MAX_TEXT_CHARACTERS} printable characters, not only dots",
+    "digits": "must be digits",
+    "label": "must be one part of a host name: letters, digits and hyphens",
+    "host": "must be a host name, without scheme, port or path",
+    "url": "must be an https URL without user name and fragment",
+}
+_HAS_KIND: Final[Mapping[str, Callable[[str], bool]]] = {
+    "text": lambda value: (
+        0 < len(value) <= MAX_TEXT_CHARACTERS and value.isprintable() and value.strip(".") != ""
+    ),
+    "digits": lambda value: len(value) <= MAX_TEXT_CHARACTERS and value.isascii() and value.isdecimal(),
+    "label": lambda value: _LABEL.fullmatch(value) is not None,
+    "host": lambda value: _HOST.fullmatch(value) is not None,
+    "url": lambda value: len(value) <= MAX_URL_CHARACTERS and _URL.fullmatch(value) is not None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A compiled template. ``pieces`` alternates literal text and variable names, literal first and last."""
+
+    text: str
+    pieces: tuple[str, ...]
+    encoded_from: int
+    """Index of the first piece whose variable is percent-encoded; text templates encode none."""
+    begins_with_url: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The variables that this template uses."""
+        return frozenset(self.pieces[1::2])
+
+    def expand(self, values: Mapping[str, str]) -> str:
+        """Return the text with every variable replaced by its value, which :class:`VariableRule` has checked.
+
+        Raises :class:`ValueError` when a URL that a path is to follow has a query.
+        """
+        if len(self.pieces) == 1:
+            return self.text
+        parts = list(self.pieces)
+        for position in range(1, len(parts), 2):
+            value = values[parts[position]]
+            parts[position] = quote(value, safe="") if position >= self.encoded_from else value
+        if self.begins_with_url and parts[2]:
+            if "?" in parts[1]:
+                raise ValueError("must be a URL without a query, because a path follows it")
+            parts[1] = parts[1].rstrip("/")
+        return "".join(parts)
+
+
+def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:
+    """Compile a parameter's or header's value. Raises :class:`ValueError` with the reason."""
+    pieces = _split(text, variables)
+    return Template(text, pieces, encoded_from=len(pieces))
+
+
+def url_template(text: str, variables: Mapping[str, VariableRule], *, allow_http: bool) -> Template:
+    """Compile an endpoint. Raises :class:`ValueError` with the reason."""
+    pieces = _split(text, variables)
+    if pieces[0] == "" and len(pieces) > 1 and variables[pieces[1]].kind == "url":
+        _check_rest(pieces[2:], variables)
+        if len(pieces) > 3 or (pieces[2] and not pieces[2].startswith("/")):
+            raise ValueError(f"must go on after {{{pieces[1]}}} with a / and with no further variable")
+        return Template(text, pieces, encoded_from=3, begins_with_url=True)
+    scheme, separator, _ = pieces[0].partition("://")
+    if not separator or scheme not in ("https", "http"):
+        raise ValueError("must begin with https://, or with a variable of kind 'url'")
+    if scheme == "http" and not allow_http:
+        raise ValueError("must begin with https://: tokens never travel in the clear")
+    end = _authority_end(pieces, len(scheme) + len(separator), variables)
+    return Template(text, pieces, encoded_from=end)
+
+
+def _authority_end(pieces: tuple[str, ...], start: int, variables: Mapping[str, VariableRule]) -> int:
+    """Check the host part and what follows; return the index of the first piece after the host."""
+    literals: list[str] = []
+    for position in range(0, len(pieces), 2):
+        literal = pieces[position][start if position == 0 else 0 :]
+        host, slash, rest = literal.partition("/")
+        literals.append(host)
+        if slash or position + 1 == len(pieces):
+            _check_host(literals, [variables[name] for name in pieces[1 : position + 1 : 2]])
+            _check_rest((slash + rest, *pieces[position + 1 :]), variables)
+            return position + 1
+    raise AssertionError("a template has a last piece")
+
+
+def _check_host(literals: list[str], rules: list[VariableRule]) -> None:
+    """Check that values of ``rules`` between ``literals`` cannot lead to a host nobody meant."""
+    *inner, end = literals
+    suffix, colon, port = end.partition(":")
+    if not all(map(_HOST_TEXT.fullmatch, (*inner, suffix))) or (colon and not _PORT.fullmatch(port)):
+        raise ValueError("has a host that is not made of lower-case letters, digits, dots and hyphens")
+    if not rules:
+        if not suffix:
+            raise ValueError("has no host")
+        return
+    for rule in rules:
+        if rule.kind not in ("label", "host"):
+            raise ValueError(
+                f"uses {{{rule.name}}} in its host: give that variable the kind 'label' or 'host'"
+            )
+    if _DOMAIN.fullmatch(suffix):
+        return
+    last = rules[-1]
+    if suffix:
+        raise ValueError(f"has a host that does not end in a domain name after {{{last.name}}}")
+    if last.is_listed and (len(rules) == 1 or _INNER_DOMAIN.fullmatch(inner[-1])):
+        return
+    if inner != [""] or last.kind != "host":
+        raise ValueError(
+            f"lets {{{last.name}}} end its host: list the permitted values as its pattern, or let a domain "
+            "name follow"
+        )
+
+
+def _check_rest(pieces: tuple[str, ...], variables: Mapping[str, VariableRule]) -> None:
+    for literal in pieces[0::2]:
+        if "#" in literal:
+            raise ValueError("has a fragment (#), which never reaches a server")
+        if not _REST_TEXT.fullmatch(literal):
+            raise ValueError("has a character that a URL cannot have unencoded")
+    for name in pieces[1::2]:
+        if variables[name].kind == "url":
+            raise ValueError(f"uses {{{name}}} after its beginning, where a URL cannot stand")
+
+
+def _split(text: str, variables: Mapping[str, VariableRule]) -> tuple[str, ...]:
+    pieces = tuple(_PLACEHOLDER.split(text))
+    if any("{" in literal or "}" in literal for literal in pieces[0::2]):
+        raise ValueError("has a brace that is not part of a {variable}")
+    for name in pieces[1::2]:
+        if name not in variables:
+            raise UndeclaredVariableError(name)
+    return pieces
+
+
+class UndeclaredVariableError(ValueError):
+    """A template uses a variable that its definition does not declare."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"uses {{{name}}}, which is not declared under [variables]")
+        self.name = name

@@ -1,0 +1,319 @@
+"""Mistakes in definitions: all of them at once, each with file, line, key and a reason in plain words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from providers import load_registry
+from providers.describe import validate_paths
+from providers.loading import read_directory
+from providers.spec import Refresh, RefreshOutcome
+from tests.providers.definitions import toml
+from tokenfleet.errors import DefinitionError
+
+AUTHENTICATIONS = "client_secret_basic, client_secret_post, none"
+STATUS = "must be a status such as 400, or a class such as '4xx'"
+PATH = "write names joined by dots, [0] for an element, [] for every element"
+
+
+def mistakes(tmp_path: Path, text: str) -> list[str]:
+    """Return the problems of one definition, without the folder they are in."""
+    file = tmp_path / "example.toml"
+    file.write_text(text, "utf-8")
+    return [str(problem).removeprefix(f"{tmp_path}/") for problem in validate_paths([file])]
+
+
+def test_a_good_definition_has_no_mistakes(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, toml()) == []
+
+
+def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
+    text = """\
+nmae = "example"
+display_name = 5
+category = "CRM"
+documentation = "http://docs.example.com"
+confidence = "hihg"
+checked = "2026-01-31"
+
+[client]
+authentication = "client_secret_pots"
+
+[refresh]
+endpoint = "https://auth.example.com/token"
+metod = "POST"
+zzz = '''
+[not a table]
+key = "not a key"
+'''
+
+[rotation]
+policy = "sometimes"
+grace_seconds = -1
+
+[rate]
+requests_per_second = 0
+
+[[errors]]
+outcome = "gone"
+
+[[errors]]
+outcome = "throttled"
+status = ["4x", 700, "5xx"]
+path = "a..b"
+"""
+    told = mistakes(tmp_path, text)
+    assert [line.removeprefix("example.toml") for line in told] == [
+        ": name is missing",
+        ":1: nmae is not a known key: did you mean 'name'?",
+        ":2: display_name must be text in quotes",
+        ":3: category must be 2 to 63 lower-case letters, digits and underscores",
+        ":4: documentation must be an https link",
+        ":5: confidence must be one of high, medium, low: did you mean 'high'?",
+        ":6: checked must be a date such as 2026-01-31, without quotes",
+        f":9: client.authentication must be one of {AUTHENTICATIONS}: did you mean 'client_secret_post'?",
+        ":13: refresh.metod is not a known key: did you mean 'method'?",
+        ":14: refresh.zzz is not a known key here: known are " + ", ".join(Refresh.model_fields),
+        ":21: rotation.grace_seconds must be at least 0",
+        ":24: rate.requests_per_second must be more than 0",
+        ":27: errors[1].outcome must be one of " + ", ".join(get_args(RefreshOutcome)),
+        f":31: errors[2].status[1] must be a whole number or {STATUS}",
+        ":31: errors[2].status[2] must be at most 599 or must be text in quotes",
+        f":32: errors[2].path[1] is not a path: {PATH}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name = ?", "example.toml:1: is not TOML: Invalid value"),
+        ("name = ", "example.toml: is not TOML: Invalid value"),
+        ('name = "a"\nname = "b"\n', "example.toml:2: is not TOML: Cannot overwrite a value"),
+        ("", "example.toml: name is missing"),
+        ("a = " + "[" * 5000, "example.toml: is nested too deeply"),
+    ],
+)
+def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in mistakes(tmp_path, text)
+
+
+CONTRADICTIONS = {
+    "grace without rotation": (
+        {"rotation": 'policy = "never"\ngrace_seconds = 60'},
+        "",
+        "rotation.grace_seconds is a grace window, but refresh tokens are never rotated",
+    ),
+    "family without rotation": (
+        {"rotation": 'policy = "never"\nfamily_revocation = true'},
+        "",
+        "rotation.family_revocation punishes reuse, but refresh tokens are never rotated",
+    ),
+    "grace longer than the token lives": (
+        {"rotation": 'policy = "always"\ngrace_seconds = 61'},
+        "[lifetimes]\nrefresh_idle_seconds = 60",
+        "rotation.grace_seconds is longer than a refresh token lives unused (60)",
+    ),
+    "margin longer than the lifetime": (
+        {},
+        "[lifetimes]\naccess_seconds = 300\nmargin_earliest_seconds = 300",
+        "lifetimes.margin_earliest_seconds is not shorter than the access token's life (300)",
+    ),
+    "margins the wrong way round": (
+        {},
+        "[lifetimes]\nmargin_earliest_seconds = 60\nmargin_latest_seconds = 90",
+        "lifetimes.margin_latest_seconds is longer than margin_earliest_seconds (60)",
+    ),
+    "margin under the promise": (
+        {},
+        "[lifetimes]\nmargin_latest_seconds = 29",
+        "lifetimes.margin_latest_seconds must be at least 30",
+    ),
+    "idle longer than absolute": (
+        {},
+        "[lifetimes]\nrefresh_idle_seconds = 20\nrefresh_absolute_seconds = 10",
+        "lifetimes.refresh_idle_seconds is longer than refresh_absolute_seconds (10)",
+    ),
+    "burst without rate": ({}, "[rate]\nburst = 5", "rate.burst has no meaning without requests_per_second"),
+    "rate of nothing": ({}, "[rate]\nmax_outstanding = 0", "rate.max_outstanding must be at least 1"),
+    "infinite rate": (
+        {},
+        "[rate]\nrequests_per_second = inf",
+        "rate.requests_per_second must be a finite number",
+    ),
+    "undeclared variable": (
+        {"refresh": 'endpoint = "https://auth.example.com/{tenat}"'},
+        '[variables.tenant]\ndescription = "directory"',
+        "refresh.endpoint uses {tenat}, which is not declared under [variables]: did you mean 'tenant'?",
+    ),
+    "unused variable": (
+        {},
+        '[variables.tenant]\ndescription = "directory"',
+        "variables.tenant is declared but no template uses it and no answer states it",
+    ),
+    "default of another kind": (
+        {"refresh": 'endpoint = "https://{host}/token"'},
+        '[variables.host]\ndescription = "host"\nkind = "host"\ndefault = "a/b"',
+        "variables.host.default must be a host name, without scheme, port or path",
+    ),
+    "declared client id": (
+        {},
+        '[variables.client_id]\ndescription = "ours"',
+        "variables.client_id is the app's own client id and needs no declaration",
+    ),
+    "plain http": (
+        {"refresh": 'endpoint = "http://auth.example.com/token"'},
+        "",
+        "refresh.endpoint must begin with https://: tokens never travel in the clear",
+    ),
+    "body of a GET": (
+        {"refresh": 'endpoint = "https://auth.example.com/token"\nmethod = "GET"\nbody = "json"'},
+        "",
+        "refresh.body has no meaning for a GET request, whose parameters are in its query",
+    ),
+    "parameter sent twice": (
+        {},
+        '[refresh.parameters]\nclient_id = "x"',
+        "refresh.parameters.client_id is sent as client_id already",
+    ),
+    "two names alike": (
+        {},
+        '[refresh.names]\nclient_secret = "client_id"',
+        "refresh.names.client_secret is 'client_id', which is the name of client_id too",
+    ),
+    "header of our own": (
+        {},
+        '[refresh.headers]\nAuthorization = "Bearer x"',
+        "refresh.headers.Authorization is set by the request itself and cannot be set here",
+    ),
+    "header over two lines": (
+        {},
+        '[refresh.headers]\nX-A = "a\\r\\nX-B: c"',
+        "refresh.headers.X-A must be printable ASCII on one line",
+    ),
+    "rule that a proxy can trigger": (
+        {},
+        '[[errors]]\noutcome = "grant_rejected"\nstatus = 403',
+        "errors[1] would give up a grant by the status alone, which any proxy can send: add a path",
+    ),
+    "rule for everything": (
+        {},
+        '[[errors]]\noutcome = "unavailable"',
+        "errors[1] would fit every answer: add a status or a path",
+    ),
+    "value without a path": (
+        {},
+        '[[errors]]\noutcome = "unavailable"\nstatus = 400\nvalue = "x"',
+        "errors[1].value needs a path that says where in the answer to look",
+    ),
+    "rule that can never fit": (
+        {},
+        (
+            '[[errors]]\noutcome = "unavailable"\nstatus = "4xx"\npath = "error"\n'
+            '[[errors]]\noutcome = "throttled"\nstatus = [400, 401]\npath = "error"\nvalue = "slow"'
+        ),
+        "errors[2] can never fit: errors[1] fits everything that it would",
+    ),
+    "pattern for everything": (
+        {},
+        '[[errors]]\noutcome = "unavailable"\npath = "error"\npattern = "*"',
+        "errors[1].pattern[1] matches everything: write some of the text that is expected",
+    ),
+    "probe without a meaning": (
+        {},
+        '[probe]\nendpoint = "https://api.example.com/me"',
+        "probe.alive_status is missing",
+    ),
+    "limit for nobody": (
+        {"rotation": 'policy = "always"\nmax_live_per = "user"'},
+        "",
+        "rotation.max_live_per has no meaning without max_live",
+    ),
+    "grant we cannot do": (
+        {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "jwt_bearer"'},
+        "",
+        "refresh.grant must be one of refresh_token",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_contradictions_are_mistakes(tmp_path: Path, name: str) -> None:
+    parts, extra, expected = CONTRADICTIONS[name]
+    [mistake] = mistakes(tmp_path, toml(extra, **parts))
+    place, _, reason = mistake.partition(": ")
+    assert reason == expected
+    assert place.startswith("example.toml:") or "missing" in reason
+
+
+def test_rules_that_only_overlap_are_no_mistake(tmp_path: Path) -> None:
+    rules = (
+        '[[errors]]\noutcome = "unavailable"\nstatus = 400\npath = "error"\nvalue = "slow"\n'
+        '[[errors]]\noutcome = "throttled"\nstatus = "4xx"\npath = "error"\nvalue = ["slow", "down"]\n'
+        '[[errors]]\noutcome = "unavailable"\nstatus = "4xx"\n'
+        '[[errors]]\noutcome = "throttled"\nstatus = 429\npath = "error"\n'
+    )
+    assert mistakes(tmp_path, toml(rules)) == []
+
+
+def test_files_that_cannot_be_read_are_mistakes(tmp_path: Path) -> None:
+    latin, huge, missing = tmp_path / "latin.toml", tmp_path / "huge.toml", tmp_path / "missing.toml"
+    latin.write_bytes(b'name = "\xe9"')
+    huge.write_text("#" * 300_000)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    problems = [str(problem) for problem in validate_paths([latin, huge, missing, empty])]
+    assert problems == [
+        f"{empty}: holds no .toml file",
+        f"{latin}: is not UTF-8 text",
+        f"{huge}: is larger than 256 KiB",
+        f"{missing}: cannot be read: No such file or directory",
+    ]
+
+
+def test_two_definitions_of_one_name_are_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(toml())
+    (tmp_path / "b.toml").write_text(toml())
+    [problem] = validate_paths([tmp_path, tmp_path / "a.toml"])
+    assert str(problem) == f"{tmp_path}/b.toml: name is 'example', as in {tmp_path}/a.toml"
+
+
+def test_the_registry_lists_every_mistake_of_every_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(toml("[rate]\nburst = 0"))
+    (tmp_path / "b.toml").write_text(toml(rotation='policy = "perhaps"'))
+    with pytest.raises(DefinitionError) as caught:
+        load_registry(tmp_path)
+    assert len(caught.value.problems) == 2
+    assert f"{tmp_path}/a.toml:" in str(caught.value)
+    assert f"{tmp_path}/b.toml:" in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match="cannot be read"):
+        load_registry(tmp_path / "missing")
+
+
+def test_http_is_a_mistake_unless_allowed(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(toml(refresh='endpoint = "http://127.0.0.1:9/token"'))
+    assert len(validate_paths([tmp_path])) == 1
+    assert validate_paths([tmp_path], allow_http=True) == []
+    assert read_directory(tmp_path, allow_http=True)[1] == []
+
+
+def test_lines_are_found_behind_values_of_several_lines(tmp_path: Path) -> None:
+    text = toml(
+        'rates = { a = "[rate]" }',
+        client='authentication = "none" # [rate]\nextra = 1',
+        refresh='parameters = { "a.b" = "}" } # {\nendpoint = "https://a.example/t"',
+        rotation='policy = [\n  "never", \'[x]\',\n  """\n  [rate]\n  """,\n]\nmax_live = 0',
+    )
+    lines = text.splitlines()
+    for key, start in (
+        ("client.extra", "extra"),
+        ("rotation.policy", "policy"),
+        ("rotation.max_live", "max_live"),
+    ):
+        [line] = [number for number, line in enumerate(lines, 1) if line.startswith(start)]
+        assert any(told.startswith(f"example.toml:{line}: {key}") for told in mistakes(tmp_path, text)), key

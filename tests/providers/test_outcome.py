@@ -1,0 +1,508 @@
+"""What answers mean: DESIGN section 5, case by case, and total over every input."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any, get_args
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from providers import Answer, Failure, FailureKind, Provider, load_registry
+from tests.providers.definitions import provider
+from tokenfleet.outcome import (
+    ClientRejected,
+    GrantRejected,
+    Outcome,
+    OutcomeUnknown,
+    Refreshed,
+    RequestRejected,
+    Throttled,
+    TokenAnswer,
+    Unavailable,
+    Undescribed,
+)
+from tokenfleet_client.secret import Secret
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+PLAIN = provider()
+JSON = {"content-type": "application/json; charset=utf-8"}
+HTML = b"<!doctype html><title>403 Forbidden</title>"
+
+
+def answer(body: object, status: int = 200, **headers: str) -> Answer:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Answer(status, JSON | {name.replace("_", "-"): value for name, value in headers.items()}, data)
+
+
+def read(exchange: Answer | Failure, by: Provider = PLAIN) -> Outcome:
+    return by.read(exchange, now=NOW)
+
+
+def tokens(body: dict[str, Any], by: Provider = PLAIN) -> TokenAnswer:
+    outcome = read(answer({"access_token": "at-1"} | body), by)
+    assert isinstance(outcome, Refreshed)
+    return outcome.answer
+
+
+def test_a_token_response_is_read_whole() -> None:
+    outcome = read(
+        answer(
+            {
+                "access_token": "at-1",
+                "token_type": "Bearer",
+                "expires_in": 3600,
+                "refresh_token": "rt-2",
+                "refresh_token_expires_in": 86400,
+                "scope": "a b",
+            }
+        )
+    )
+    assert outcome == Refreshed(
+        TokenAnswer(
+            access_token=Secret("at-1"),
+            token_type="Bearer",
+            expires_at=NOW + timedelta(hours=1),
+            refresh_token=Secret("rt-2"),
+            refresh_token_expires_at=NOW + timedelta(days=1),
+            scope="a b",
+        )
+    )
+
+
+def test_what_is_not_returned_is_none() -> None:
+    assert tokens({}) == TokenAnswer(access_token=Secret("at-1"))
+    assert tokens({"refresh_token": None, "scope": None, "expires_in": None}) == tokens({})
+    assert tokens({"refresh_token": "", "error": None}).refresh_token is None
+
+
+def test_any_2xx_is_a_success_and_a_list_of_scopes_is_a_scope() -> None:
+    assert isinstance(read(answer({"access_token": "at-1"}, status=201)), Refreshed)
+    assert tokens({"scope": ["a", 1, "b"]}).scope == "a b"
+
+
+def test_a_form_is_a_token_response_too() -> None:
+    body = urlencode({"access_token": "at-1", "expires_in": "28800", "scope": "", "refresh_token": "rt+/="})
+    outcome = read(Answer(200, {"content-type": "application/x-www-form-urlencoded"}, body.encode()))
+    assert isinstance(outcome, Refreshed)
+    assert outcome.answer.refresh_token == Secret("rt+/=")
+    assert outcome.answer.expires_at == NOW + timedelta(hours=8)
+
+
+@pytest.mark.parametrize("told", ["3600", 3600.0, " 3600 ", "3600.0"])
+def test_lifetimes_come_as_numbers_and_as_text(told: object) -> None:
+    assert tokens({"expires_in": told}).expires_at == NOW + timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        0, -1, "0", "-5", True, [], {}, "soon", "", "1e9", "9" * 40, 10**30, 315_360_001, 1e400, -1e400,
+        float("nan"), "NaN", "0x10", "\N{ARABIC-INDIC DIGIT NINE}",
+    ],
+)  # fmt: skip
+def test_an_absurd_lifetime_is_not_told_and_costs_nothing(absurd: object) -> None:
+    outcome = tokens({"expires_in": absurd, "refresh_token": "rt-2", "refresh_token_expires_in": absurd})
+    assert outcome.expires_at is None
+    assert outcome.refresh_token_expires_at is None
+    assert outcome.refresh_token == Secret("rt-2")
+
+
+def test_a_number_of_five_thousand_digits_does_not_lose_the_tokens() -> None:
+    body = b'{"access_token": "at-1", "refresh_token": "rt-2", "n": ' + b"9" * 5000 + b"}"
+    outcome = read(answer(body))
+    assert isinstance(outcome, Refreshed)
+    assert outcome.answer.refresh_token == Secret("rt-2")
+
+
+MOMENT = datetime(2026, 3, 1, 13, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ("epoch_seconds", int(MOMENT.timestamp())),
+        ("epoch_seconds", str(int(MOMENT.timestamp()))),
+        ("epoch_milliseconds", MOMENT.timestamp() * 1000),
+        ("iso8601", "2026-03-01T13:00:00Z"),
+        ("iso8601", "2026-03-01T14:00:00+01:00"),
+        ("iso8601", "2026-03-01T13:00:00"),
+    ],
+)
+def test_absolute_expiry_is_read_in_its_format(form: str, told: object) -> None:
+    by = provider(f'[answer]\nexpires_at = {{ path = "ends", format = "{form}" }}')
+    assert tokens({"ends": told}, by).expires_at == MOMENT
+
+
+@pytest.mark.parametrize("form", ["epoch_seconds", "epoch_milliseconds", "iso8601"])
+@pytest.mark.parametrize(
+    "told",
+    [0, -1, 1e300, "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "2026-03-01T11:59:59Z", "x", []],
+)
+def test_an_unbelievable_moment_is_not_told(form: str, told: object) -> None:
+    by = provider(f'[answer]\nexpires_at = {{ path = "ends", format = "{form}" }}')
+    assert tokens({"ends": told}, by).expires_at is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "told"),
+    [("milliseconds", 3_600_000), ("minutes", 60), ("hours", "1"), ("days", 1 / 24)],
+)
+def test_lifetimes_have_units(unit: str, told: object) -> None:
+    by = provider(f'[answer]\nexpires_in = {{ path = ["life.left", "expires"], unit = "{unit}" }}')
+    assert tokens({"life": {"left": told}}, by).expires_at == NOW + timedelta(hours=1)
+    assert tokens({"expires": told}, by).expires_at == NOW + timedelta(hours=1)
+
+
+def jwt(**claims: object) -> str:
+    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"eyJhbGciOiJub25lIn0.{payload}.c2ln"
+
+
+def test_expiry_is_taken_from_the_answer_then_the_jwt_then_the_definition() -> None:
+    by = provider(
+        '[answer]\nexpires_at = { path = "ends", format = "epoch_seconds" }\n'
+        "[lifetimes]\naccess_seconds = 40\n"
+    )
+    in_30, in_20 = int(NOW.timestamp()) + 30, int(NOW.timestamp()) + 20
+
+    def seconds(body: dict[str, Any]) -> float:
+        expires_at = tokens(body, by).expires_at
+        assert expires_at is not None
+        return (expires_at - NOW).total_seconds()
+
+    full = {"expires_in": 10, "ends": in_20, "access_token": jwt(exp=in_30)}
+    assert seconds(full) == 10
+    assert seconds(full | {"expires_in": 0}) == 20
+    assert seconds(full | {"expires_in": 0, "ends": 5}) == 30
+    assert seconds({"access_token": jwt(exp=5)}) == 40
+    assert seconds({}) == 40
+    assert tokens({"access_token": "a.b.c"}).expires_at is None
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "..",
+        "a..c",
+        "a.b.c.d",
+        "a.é.c",
+        f"a.{'A' * 99999}.c",
+        jwt(exp="x"),
+        jwt(exp=True),
+        jwt(exp=10**40),
+        jwt(),
+    ],
+)
+def test_a_token_that_is_no_jwt_tells_nothing(token: str) -> None:
+    assert tokens({"access_token": token}).expires_at is None
+
+
+def test_tokens_that_cannot_be_stored_are_no_tokens() -> None:
+    unusable: tuple[object, ...] = ("\ud800", 5, ["x"], {}, True, "a\N{REPLACEMENT CHARACTER}b")
+    for bad in unusable:
+        assert isinstance(read(answer({"access_token": bad})), Undescribed)
+        assert tokens({"refresh_token": bad}).refresh_token is None
+    assert tokens({"refresh_token": "pässt"}).refresh_token == Secret("pässt")
+
+
+def test_fields_are_found_where_the_definition_says() -> None:
+    by = provider(
+        '[answer]\naccess_token = ["body.token", "token"]\nrefresh_token = "body.renew[0]"\n'
+        '[[answer.success]]\npath = "status"\nvalue = 0\n'
+    )
+    assert read(answer({"status": 0, "body": {"token": "at-1", "renew": ["rt-2"]}}), by) == Refreshed(
+        TokenAnswer(access_token=Secret("at-1"), refresh_token=Secret("rt-2"))
+    )
+    assert isinstance(read(answer({"status": 503, "body": {"token": "at-1"}}), by), Undescribed)
+    assert isinstance(read(answer({"token": "at-1"}), by), Undescribed)
+
+
+@pytest.mark.parametrize(
+    ("condition", "good", "bad"),
+    [
+        ('path = "ok"\nvalue = true', {"ok": True}, {"ok": False}),
+        ('path = "ok"\nvalue = true', {"ok": "true"}, {}),
+        ('path = "errcode"\nvalue = 0\nabsent = true', {"errcode": 0}, {"errcode": 1}),
+        ('path = "errcode"\nvalue = 0\nabsent = true', {}, {"errcode": "1"}),
+        ('path = "error"\nabsent = true', {"error": None}, {"error": {}}),
+        ('path = "kind"\npattern = "user*"', {"kind": "user-token"}, {"kind": "bot"}),
+        ('path = "id"', {"id": "x"}, {"id": ""}),
+    ],
+)
+def test_success_tests(condition: str, good: dict[str, Any], bad: dict[str, Any]) -> None:
+    by = provider(f"[[answer.success]]\n{condition}\n")
+    assert isinstance(read(answer({"access_token": "at-1"} | good), by), Refreshed)
+    assert not isinstance(read(answer({"access_token": "at-1"} | bad), by), Refreshed)
+
+
+def test_values_are_captured_if_their_declaration_permits_them() -> None:
+    by = provider(
+        '[variables.api]\ndescription = "API base"\nkind = "url"\nfrom_answer = "instance_url"\n'
+        '[variables.team]\ndescription = "team"\nkind = "digits"\nfrom_answer = ["team.id", "team_id"]\n'
+    )
+    assert tokens({"instance_url": "https://eu1.example.com", "team": {"id": 12}}, by).variables == {
+        "api": "https://eu1.example.com",
+        "team": "12",
+    }
+    assert tokens({"instance_url": "http://evil.example", "team_id": "x"}, by).variables == {}
+    assert tokens({"instance_url": None, "team": [], "team_id": "7"}, by).variables == {"team": "7"}
+
+
+RFC = {
+    "invalid_grant": GrantRejected,
+    "invalid_client": ClientRejected,
+    "unauthorized_client": ClientRejected,
+    "invalid_request": RequestRejected,
+    "unsupported_grant_type": RequestRejected,
+    "invalid_scope": RequestRejected,
+    "server_error": Unavailable,
+    "temporarily_unavailable": Unavailable,
+}
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403])
+@pytest.mark.parametrize("code", RFC)
+def test_error_codes_of_the_rfc(code: str, status: int) -> None:
+    body = {"error": code, "error_description": "a sentence with at-1 in it"}
+    assert read(answer(body, status)) == RFC[code](code)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 500, 502, 503, 504, 599])
+@pytest.mark.parametrize("body", [{"error": "invalid_grant"}, {"access_token": "at-1"}, HTML, b""])
+def test_outages_and_redirects_say_nothing_about_a_grant(status: int, body: object) -> None:
+    assert read(answer(body, status)) == Unavailable(f"http_{status}")
+
+
+def test_too_many_requests_say_nothing_about_a_grant() -> None:
+    assert read(answer({"error": "invalid_grant"}, 429)) == Throttled("http_429")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 408])
+@pytest.mark.parametrize("body", [HTML, b"", b"invalid_grant", b'"invalid_grant"', b'{"error": "invalid_gr'])
+def test_errors_that_cannot_be_read_are_no_word_about_a_grant(status: int, body: bytes) -> None:
+    assert read(answer(body, status)) == Unavailable(f"http_{status}")
+
+
+@pytest.mark.parametrize("flaw", ["answer_cut", "answer_too_large", "timeout"])
+def test_a_flawed_success_may_have_rotated(flaw: str) -> None:
+    assert read(Answer(200, JSON, b"", flaw)) == OutcomeUnknown(flaw)
+    assert read(Answer(400, JSON, b"", flaw)) == Unavailable("http_400")
+    assert read(Answer(503, JSON, b"", flaw)) == Unavailable("http_503")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (HTML, "unreadable_answer"),
+        (b"", "empty_answer"),
+        (b'{"access_token": "at', "unreadable_answer"),
+        (b'"at-1"', "unreadable_answer"),
+        (b"null", "unreadable_answer"),
+        (b"[" * 100_000, "unreadable_answer"),
+        (b'{"access_token": "at-1"} trailing', "unreadable_answer"),
+    ],
+)
+def test_a_success_that_cannot_be_read_may_have_rotated(body: bytes, code: str) -> None:
+    assert read(answer(body)) == OutcomeUnknown(code)
+
+
+def test_failures_are_judged_by_whether_the_request_left() -> None:
+    assert read(Failure(FailureKind.NOT_SENT, "connect_refused")) == Unavailable("connect_refused")
+    assert read(Failure(FailureKind.ANSWER_LOST, "timeout")) == OutcomeUnknown("timeout")
+
+
+@pytest.mark.parametrize(
+    ("value", "wait"),
+    [
+        ("0", 0),
+        ("120", 120),
+        (" 7 ", 7),
+        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90),
+        (format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0),
+        ("Sun, 01 Mar 2026 12:00:30", 30),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value: str, wait: int) -> None:
+    for status in (429, 503):
+        expected = Throttled(f"http_{status}", timedelta(seconds=wait))
+        assert read(answer({}, status, retry_after=value)) == expected
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "9" * 50, "Sun, 99 Mar 2026", "\x00", "٣"])
+def test_a_retry_after_that_cannot_be_read_is_not_there(value: str) -> None:
+    assert read(answer({}, 429, retry_after=value)) == Throttled("http_429")
+    assert read(answer({}, 503, retry_after=value)) == Unavailable("http_503")
+
+
+RULES = """
+[[errors]]
+outcome = "unavailable"
+status = 400
+path = "error"
+value = "invalid_grant"
+code = "their_fault"
+pattern = "*try again*"
+
+[[errors]]
+outcome = "grant_rejected"
+path = ["errors[].code", "code"]
+value = ["GONE", 40030]
+
+[[errors]]
+outcome = "throttled"
+status = [403, 429]
+path = "message"
+pattern = "*rate limit*"
+
+[[errors]]
+outcome = "client_rejected"
+status = "5xx"
+path = "error"
+value = "bad secret!"
+
+[[errors]]
+outcome = "undescribed"
+status = 404
+
+[[errors]]
+outcome = "request_rejected"
+status = 400
+path = "fields"
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (400, {"error": "invalid_grant"}, Unavailable("their_fault")),
+        (401, {"error": "invalid_grant"}, GrantRejected("invalid_grant")),
+        (400, {"error": "Please TRY AGAIN later"}, Unavailable("their_fault")),
+        (400, {"errors": [{"code": "X"}, {"code": "GONE"}]}, GrantRejected("gone")),
+        (200, {"code": 40030}, GrantRejected("40030")),
+        (200, {"code": "40030"}, GrantRejected("40030")),
+        (429, {"code": "GONE"}, Throttled("http_429")),
+        (500, {"code": "GONE"}, Unavailable("http_500")),
+        (403, {"message": "secondary rate limit hit"}, Throttled("rate_limit")),
+        (500, {"error": "bad secret!"}, ClientRejected("bad_secret")),
+        (404, HTML, Undescribed("http_404", "404 unreadable")),
+        (400, {"fields": []}, RequestRejected("fields")),
+        (400, {"fields": None}, Undescribed("http_400", "400 {fields:null}")),
+        (200, {"access_token": "at-1", "code": "GONE"}, Refreshed(TokenAnswer(Secret("at-1")))),
+    ],
+)
+def test_rules_of_the_definition_come_first_and_in_order(
+    status: int, body: object, expected: Outcome
+) -> None:
+    assert read(answer(body, status), provider(RULES)) == expected
+
+
+def test_a_rule_for_throttling_hears_retry_after() -> None:
+    limited = answer({"message": "rate limit"}, 403, retry_after="9")
+    assert read(limited, provider(RULES)) == Throttled("rate_limit", timedelta(seconds=9))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "shape"),
+    [
+        (400, {"error": "consent_required", "error_description": "x"}, "consent_required",
+         "400 {error:text,error_description:text}"),
+        (401, {"error": {"code": 7, "inner": {"deep": {"deeper": 1}}}}, "http_401",
+         "401 {error:{code:number,inner:{deep:{...}}}}"),
+        (403, [{"errorCode": "X"}, 2], "http_403", "403 [{errorCode:text}]"),
+        (400, {"error": "sentinel-1234", "rt-9f8e7d6c5b": None, "a b": True}, "http_400",
+         "400 {?:bool,error:text,?:null}"),
+        (200, {"ok": False}, "http_200", "200 {ok:bool}"),
+        (418, {}, "http_418", "418 {}"),
+    ],
+)  # fmt: skip
+def test_an_error_nobody_described_leaves_its_shape(status: int, body: object, code: str, shape: str) -> None:
+    assert read(answer(body, status)) == Undescribed(code, shape)
+
+
+def test_a_shape_is_short() -> None:
+    outcome = read(answer({f"name_{letter}": [letter] for letter in "abcdefghijklmnopqrstuvwxyz"}, 400))
+    assert isinstance(outcome, Undescribed)
+    assert outcome.shape.endswith(",...}")
+    assert len(outcome.shape) < 250
+
+
+ODD_TEXT = "accès refusé".encode("latin-1")
+
+
+def test_an_error_in_another_charset_is_still_understood() -> None:
+    body = b'{"error": "invalid_grant", "error_description": "' + ODD_TEXT + b'"}'
+    assert read(answer(body, 400)) == GrantRejected("invalid_grant")
+    assert isinstance(read(answer(b"\xef\xbb\xbf" + b'{"access_token": "at-1"}')), Refreshed)
+
+
+CATALOG = {one.name: one for one in load_registry()}
+SENTINEL = "s3ntinel-RT-0123456789abcdef"
+
+MEMBERS = [
+    "access_token", "refresh_token", "expires_in", "expires_at", "refresh_token_expires_in", "token_type",
+    "scope", "error", "error_codes", "status", "instance_url", SENTINEL,
+]  # fmt: skip
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["invalid_grant", "invalid_client", "at-1", SENTINEL, "0", "2026-03-01T13:00:00Z"]),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(
+        st.sampled_from(MEMBERS)
+        | st.text(max_size=5),
+        inner,
+        max_size=5,
+    ),
+    max_leaves=15,
+)  # fmt: skip
+bodies = st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode())
+header_maps = st.dictionaries(
+    st.sampled_from(["content-type", "retry-after", "content-encoding", "x"]),
+    st.text(max_size=30) | st.sampled_from(["application/x-www-form-urlencoded", "5", "application/json"]),
+    max_size=3,
+)
+exchanges = st.builds(
+    Answer,
+    st.integers(100, 599) | st.integers(),
+    header_maps,
+    bodies,
+    st.none() | st.just("answer_cut"),
+) | st.builds(Failure, st.sampled_from(FailureKind), st.just("timeout"))
+
+
+@given(exchanges, st.sampled_from(sorted(CATALOG)))
+def test_reading_is_total_and_repeats_nothing_that_was_said(exchange: Answer | Failure, name: str) -> None:
+    outcome = CATALOG[name].read(exchange, now=NOW)
+    assert isinstance(outcome, get_args(Outcome))
+    if isinstance(outcome, Refreshed):
+        assert isinstance(exchange, Answer)
+        assert 200 <= exchange.status < 300
+        assert outcome.answer.access_token
+        outcome.answer.access_token.reveal().encode()
+        for moment in (outcome.answer.expires_at, outcome.answer.refresh_token_expires_at):
+            assert moment is None or NOW < moment <= NOW + timedelta(days=3660)
+        return
+    assert "s3ntinel" not in repr(outcome)
+    assert outcome.code
+    assert len(outcome.code) <= 64
+    assert set(outcome.code) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.-")
+    if isinstance(outcome, GrantRejected):
+        assert isinstance(exchange, Answer)
+        assert exchange.flaw is None
+        assert 200 <= exchange.status < 500
+        assert exchange.status != 429
+
+
+@given(exchanges)
+def test_reading_twice_says_the_same(exchange: Answer | Failure) -> None:
+    assert PLAIN.read(exchange, now=NOW) == PLAIN.read(exchange, now=NOW)

@@ -1,0 +1,264 @@
+"""The built-in catalogue, the operator's own definitions, and what the published schema says of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from providers import Answer, ClientCredentials, Grant, load_registry
+from providers.describe import describe, duration_text, validate_paths
+from providers.registry import CATALOG, DEFAULT_MAX_OUTSTANDING
+from providers.schema import SCHEMA_FILE, schema_text
+from tests.providers.definitions import provider, toml
+from tokenfleet.errors import UserError
+from tokenfleet.outcome import (
+    ClientRejected,
+    GrantRejected,
+    Outcome,
+    Refreshed,
+    RequestRejected,
+    Unavailable,
+    Undescribed,
+)
+from tokenfleet.tokens import Margins
+from tokenfleet_client.secret import Secret
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+FILES = sorted(CATALOG.glob("*.toml"))
+REGISTRY = load_registry()
+VARIABLES = {
+    "token_endpoint": "https://auth.example.com/token",
+    "tenant": "acme.example.com",
+    "hostname": "acme.my.salesforce.com",
+    "realmId": "123",
+}
+
+
+def jsonable(value: Any) -> Any:
+    """Return a TOML document as the schema sees it: a date is text."""
+    if isinstance(value, dict):
+        return {key: jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [jsonable(inner) for inner in value]
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def test_the_catalogue_has_no_mistakes() -> None:
+    assert validate_paths([CATALOG]) == []
+    assert len(REGISTRY) == len(FILES) >= 8
+
+
+def test_the_published_schema_is_what_the_models_say() -> None:
+    assert SCHEMA_FILE.read_text("utf-8") == schema_text(), "run: python -m providers.schema"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_definition_fits_the_published_schema(file: Path) -> None:
+    document = tomllib.loads(file.read_text("utf-8"))
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text("utf-8")))
+    assert [error.message for error in validator.iter_errors(jsonable(document))] == []
+    assert document["name"] == file.stem
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("rotation", "policy"), "perhaps"),
+        (("name",), "Not A Name"),
+        (("refresh", "metod"), "POST"),
+        (("rate", "requests_per_second"), 0),
+    ],
+)
+def test_the_published_schema_refuses_mistakes(path: tuple[str, ...], value: object) -> None:
+    document: Any = jsonable(tomllib.loads(toml("[rate]\n")))
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text("utf-8")))
+    assert not validator.is_valid(document)
+
+
+@pytest.mark.parametrize("one", REGISTRY, ids=lambda one: one.name)
+def test_every_definition_asks_and_understands_a_plain_answer(one: Any) -> None:
+    client = ClientCredentials("client-1", Secret("hush"))
+    request = one.refresh_request(client, Grant(Secret("rt-1"), "a b", VARIABLES))
+    assert request.url.startswith("https://")
+    assert b"rt-1" in request.body
+    assert one.required_variables() <= VARIABLES.keys()
+    body = b'{"access_token": "at-1", "expires_in": 3600, "refresh_token": "rt-2"}'
+    outcome = one.read(Answer(200, {}, body), now=NOW)
+    assert isinstance(outcome, Refreshed)
+    assert outcome.answer.refresh_token == Secret("rt-2")
+    assert outcome.answer.expires_at == NOW + timedelta(hours=1)
+
+
+@pytest.mark.parametrize("one", REGISTRY, ids=lambda one: one.name)
+def test_every_definition_is_explained_in_plain_language(one: Any) -> None:
+    lines = describe(one)
+    assert one.display_name in lines[0]
+    assert not any("\n" in line or "None" in line or "(,)" in line for line in lines)
+    assert sum(line.startswith("Error ") for line in lines) == len(one.spec.errors)
+
+
+ERRORS: list[tuple[str, int, dict[str, Any], Outcome]] = [
+    (
+        "google",
+        400,
+        {"error": "invalid_grant", "error_subtype": "invalid_rapt"},
+        GrantRejected("invalid_rapt"),
+    ),
+    ("google", 400, {"error": "invalid_grant"}, GrantRejected("invalid_grant")),
+    ("google", 400, {"error": "admin_policy_enforced"}, GrantRejected("admin_policy_enforced")),
+    ("google", 401, {"error": "deleted_client"}, ClientRejected("deleted_client")),
+    ("google", 400, {"error": "internal_failure"}, Unavailable("internal_failure")),
+    (
+        "microsoft",
+        400,
+        {"error": "invalid_grant", "error_codes": [70008, 700082]},
+        GrantRejected("aadsts700082"),
+    ),
+    (
+        "microsoft",
+        401,
+        {"error": "invalid_client", "error_codes": [7000222]},
+        ClientRejected("aadsts7000222"),
+    ),
+    (
+        "microsoft",
+        400,
+        {"error": "invalid_grant", "error_codes": [90033]},
+        Unavailable("aadsts90033"),
+    ),
+    ("microsoft", 400, {"error": "interaction_required"}, GrantRejected("interaction_required")),
+    ("salesforce", 400, {"error": "invalid_client_id"}, ClientRejected("invalid_client_id")),
+    ("salesforce", 400, {"error": "invalid_grant"}, GrantRejected("invalid_grant")),
+    ("github_app_user", 200, {"error": "bad_refresh_token"}, GrantRejected("bad_refresh_token")),
+    (
+        "github_app_user",
+        200,
+        {"error": "incorrect_client_credentials"},
+        ClientRejected("incorrect_client_credentials"),
+    ),
+    ("github_app_user", 200, {"error": "something_new"}, Undescribed("something_new", "200 {error:text}")),
+    ("hubspot", 400, {"status": "BAD_REFRESH_TOKEN"}, GrantRejected("bad_refresh_token")),
+    ("hubspot", 400, {"status": "BAD_CLIENT_SECRET"}, ClientRejected("bad_client_secret")),
+    ("quickbooks", 401, {"error": "invalid_client"}, ClientRejected("invalid_client")),
+    ("oidc", 400, {"error": "invalid_scope"}, RequestRejected("invalid_scope")),
+]
+
+
+@pytest.mark.parametrize(("name", "status", "body", "expected"), ERRORS)
+def test_errors_of_the_built_in_providers(
+    name: str, status: int, body: dict[str, Any], expected: Outcome
+) -> None:
+    answer = Answer(status, {"content-type": "application/json"}, json.dumps(body).encode())
+    assert REGISTRY.get(name).read(answer, now=NOW) == expected
+
+
+def test_an_api_base_that_moves_is_captured() -> None:
+    body = b'{"access_token": "at-1", "instance_url": "https://na2.salesforce.com", "issued_at": "1"}'
+    outcome = REGISTRY.get("salesforce").read(Answer(200, {}, body), now=NOW)
+    assert isinstance(outcome, Refreshed)
+    assert outcome.answer.variables == {"instance_url": "https://na2.salesforce.com"}
+    assert outcome.answer.expires_at == NOW + timedelta(hours=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("gogle", "did you mean google?"),
+        ("github-app-user", "did you mean github_app_user?"),
+        ("quickbooks_online", "did you mean quickbooks?"),
+        ("microsoft_entra", "did you mean microsoft?"),
+        ("nothing_like_it", "'tokenfleet providers list'"),
+        ("", "'tokenfleet providers list'"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_close_ones(asked: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        REGISTRY.get(asked)
+    assert told in str(caught.value)
+
+
+def test_names_are_sorted_and_providers_iterate() -> None:
+    assert list(REGISTRY.names()) == sorted(file.stem for file in FILES)
+    assert [one.name for one in REGISTRY] == list(REGISTRY.names())
+    assert "google" in REGISTRY
+
+
+def test_an_operators_definition_stands_beside_or_in_place_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(toml())
+    theirs = toml().replace('name = "example"', 'name = "google"', 1)
+    (tmp_path / "their_google.toml").write_text(theirs)
+    (tmp_path / "readme.txt").write_text("not a definition")
+    registry = load_registry(tmp_path)
+    assert len(registry) == len(REGISTRY) + 1
+    assert registry.get("google").display_name == "Example"
+    assert registry.get("google").origin == str(tmp_path / "their_google.toml")
+
+
+def test_pace_margins_and_grace_come_from_the_definition_or_have_defaults() -> None:
+    plain = provider()
+    assert (plain.rate_per_second, plain.burst) == (None, 1)
+    assert plain.max_outstanding == DEFAULT_MAX_OUTSTANDING
+    assert (plain.margins, plain.replay_grace) == (Margins(), None)
+    told = provider(
+        "[rate]\nrequests_per_second = 2.5\nmax_outstanding = 7\n"
+        "[lifetimes]\nmargin_earliest_seconds = 600\nmargin_latest_seconds = 300\n",
+        rotation='policy = "always"\ngrace_seconds = 120',
+    )
+    assert (told.rate_per_second, told.burst, told.max_outstanding) == (2.5, 3, 7)
+    assert told.margins == Margins(timedelta(minutes=10), timedelta(minutes=5))
+    assert told.replay_grace == timedelta(minutes=2)
+    short = provider("[lifetimes]\nmargin_earliest_seconds = 45\n")
+    assert short.margins == Margins(timedelta(seconds=45), timedelta(seconds=45))
+
+
+def test_a_provider_prints_short() -> None:
+    assert len(repr(REGISTRY.get("google"))) < 400
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 seconds"),
+        (1, "1 second"),
+        (3599, "59 minutes 59 seconds"),
+        (90_061, "1 day 1 hour"),
+        (120, "2 minutes"),
+    ],
+)
+def test_durations_are_told_in_two_units(seconds: int, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_definitions_load_without_an_http_client() -> None:
+    program = "import sys, providers; providers.load_registry(); print('aiohttp' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=CATALOG.parents[1],
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_no_provider_is_named_in_code() -> None:
+    words = {word for name in REGISTRY.names() for word in (name, name.split("_", maxsplit=1)[0])} | {
+        "intuit"
+    }
+    for file in CATALOG.parent.glob("*.py"):
+        text = file.read_text("utf-8").lower()
+        assert [word for word in words if word in text] == [], file.name
