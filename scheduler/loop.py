@@ -14,8 +14,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
+import psycopg
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -38,6 +39,8 @@ CLAIMS_PER_TICK: Final = 1000
 PROBE_SPACING: Final = timedelta(seconds=30)
 HOUSEKEEPING_EVERY: Final = timedelta(minutes=10)
 PAUSED_WHEN_BROKEN_SECONDS: Final = 1.0
+STOP_NOTICED_SECONDS: Final = 0.5
+"""How long a stop may go unnoticed while nothing is due, however long the tick is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Scheduler:
             try:
                 with self._engine.connect() as listener:
                     self._listen(listener)
-            except DBAPIError as error:
+            except (DBAPIError, psycopg.OperationalError) as error:
                 self._note("Postgres does not answer", error)
                 time.sleep(PAUSED_WHEN_BROKEN_SECONDS)
 
@@ -97,24 +100,29 @@ class Scheduler:
     def tick(self) -> TickResult:
         """Claim and publish once. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away."""
         with telemetry.TICK_SECONDS.time():
-            with self._engine.begin() as connection:
-                now = database_now(connection)
-                if now >= self._next_housekeeping:
-                    history.maintain_partitions(
-                        connection,
-                        today=history.utc_date(now),
-                        retention_days=self._tunables.history_retention_days,
-                    )
-                    self._next_housekeeping = now + HOUSEKEEPING_EVERY
-                probes = apps.take_probes(connection, spacing=PROBE_SPACING)
-                known = [app for app in apps.all_apps(connection) if self._is_known(app)]
-            allowances = self._allow(known, probes, now)
-            if not allowances:
-                return TickResult(0, 0, False)
-            with self._engine.begin() as connection:
-                claims = schedule.claim_due(connection, allowances, claim=self._claim)
-            self._give_back(known, allowances, claims)
-            return self._publish(known, allowances, claims)
+            result = self._tick()
+        self._trouble = None
+        return result
+
+    def _tick(self) -> TickResult:
+        with self._engine.begin() as connection:
+            now = database_now(connection)
+            if now >= self._next_housekeeping:
+                history.maintain_partitions(
+                    connection,
+                    today=history.utc_date(now),
+                    retention_days=self._tunables.history_retention_days,
+                )
+                self._next_housekeeping = now + HOUSEKEEPING_EVERY
+            probes = apps.take_probes(connection, spacing=PROBE_SPACING)
+            known = [app for app in apps.all_apps(connection) if self._is_known(app)]
+        allowances = self._allow(known, probes, now)
+        if not allowances:
+            return TickResult(0, 0, False)
+        with self._engine.begin() as connection:
+            claims = schedule.claim_due(connection, allowances, claim=self._claim)
+        self._give_back(known, allowances, claims)
+        return self._publish(known, allowances, claims)
 
     def _listen(self, listener: Connection) -> None:
         """Tick, then wait for a notification or the next tick, for as long as the connection holds."""
@@ -124,10 +132,23 @@ class Scheduler:
         assert driver is not None
         while not self._stopping:
             result = self.tick()
-            wait = 0.0 if result.more else self._tunables.tick_seconds
-            for _ in driver.notifies(timeout=wait, stop_after=1):
-                pass
+            try:
+                self._wait(driver, 0.0 if result.more else self._tunables.tick_seconds)
+            except psycopg.OperationalError:
+                # Raised by the driver itself, so the pool has not noticed that this connection is gone.
+                listener.invalidate()
+                raise
             listener.rollback()
+
+    def _wait(self, driver: Any, seconds: float) -> None:
+        """Return on a notification, after ``seconds``, or soon after :meth:`stop`."""
+        ends = time.monotonic() + seconds
+        while not self._stopping:
+            rest = max(ends - time.monotonic(), 0.0)
+            if any(True for _ in driver.notifies(timeout=min(rest, STOP_NOTICED_SECONDS), stop_after=1)):
+                return
+            if rest <= STOP_NOTICED_SECONDS:
+                return
 
     def _is_known(self, app: App) -> bool:
         """An app whose definition is gone is left alone and reported once; its accounts stay as they are."""
@@ -196,7 +217,6 @@ class Scheduler:
             telemetry.logger().error(Event.JOB_NOT_PUBLISHED.value, jobs=len(unsent))
             self._trouble = "the broker does not answer; nothing is claimed"
             self._wait_for_broker()
-        self._trouble = None
         filled = any(
             len(claims.get(allowance.app_id, ())) == allowance.count and allowance.count > 1
             for allowance in allowances
@@ -208,8 +228,8 @@ class Scheduler:
         while not self._stopping and not self._publisher.broker_answers():
             time.sleep(PAUSED_WHEN_BROKEN_SECONDS)
 
-    def _note(self, trouble: str, error: DBAPIError) -> None:
+    def _note(self, trouble: str, error: DBAPIError | psycopg.OperationalError) -> None:
         if self._trouble != trouble:
-            state = getattr(error.orig, "sqlstate", None)
+            state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
             telemetry.logger().error(Event.TICK_FAILED.value, reason=trouble, sqlstate=state)
         self._trouble = trouble

@@ -31,7 +31,11 @@ def serve(settings: Settings) -> None:
     name = process_name()
     engine = make_engine(settings.database_url, application_name=f"tokenfleet scheduler {name}")
     check_ready(engine, max_clock_skew=timedelta(seconds=tunables.max_clock_skew_seconds))
-    publisher = Publisher(make_celery(settings), claim=timedelta(seconds=tunables.claim_seconds))
+    publisher = Publisher(
+        make_celery(settings),
+        claim=timedelta(seconds=tunables.claim_seconds),
+        max_clock_skew=timedelta(seconds=tunables.max_clock_skew_seconds),
+    )
     if not publisher.broker_answers():
         raise UserError(
             "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"

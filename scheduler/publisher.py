@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Final
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -12,6 +13,9 @@ from kombu.exceptions import OperationalError
 from store.schedule import Claim
 from tokenfleet.broker import ANONYMOUS_EXCHANGE
 from tokenfleet.jobs import MAX_BATCH, REFRESH_QUEUE, REFRESH_TASK, AppId, RefreshJob
+
+MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
+"""How far two machines' clocks may be apart unless the settings say otherwise."""
 
 
 def make_jobs(app_id: AppId, claims: Sequence[Claim]) -> Iterator[RefreshJob]:
@@ -29,14 +33,15 @@ def make_jobs(app_id: AppId, claims: Sequence[Claim]) -> Iterator[RefreshJob]:
 class Publisher:
     """Sends jobs by their stable task name. Does not retry: what is not sent is claimed again."""
 
-    def __init__(self, app: Celery, *, claim: timedelta) -> None:
+    def __init__(self, app: Celery, *, claim: timedelta, max_clock_skew: timedelta = MAX_CLOCK_SKEW) -> None:
         self._app = app
-        self._life_seconds = claim.total_seconds()
+        # Celery compares the wall clocks of two machines, so both may be off by as much as they are allowed to.
+        self._life_seconds = (claim + 2 * max_clock_skew).total_seconds()
 
     def publish(self, jobs: Sequence[RefreshJob]) -> list[RefreshJob]:
         """Send jobs; returns those that could not be sent because the broker does not answer.
 
-        A message lives as long as its claim: a worker that finds it later would have nothing to start.
+        A message outlives its claim by what the clocks may disagree; later it would have nothing to start.
         """
         if not jobs:
             return []
@@ -60,7 +65,7 @@ class Publisher:
         """Answer whether the broker can be reached now."""
         try:
             with self._app.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=2)
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
         except (OperationalError, OSError):
             return False
         return True

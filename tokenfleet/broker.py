@@ -3,8 +3,9 @@
 Choices that surprise:
 
 * The anonymous exchange. Kombu's Redis transport keeps exchange bindings in a Redis set; after FLUSHALL a
-  publish to a named exchange fails until somebody declares the queue again. Publishing straight to the queue
-  name has no such state, so the broker may be wiped at any moment (G7). RabbitMQ treats it alike.
+  message to a named exchange vanishes without an error until somebody declares the queue again (kombu 5.7).
+  Publishing straight to the queue name has no such state, so the broker may be wiped at any moment (G7).
+  RabbitMQ treats it alike.
 * No results, no retries, no ``eta``, no time limits by Celery: waiting is a column in Postgres, a second try
   is a new claim, and every provider call is bounded by its own deadline.
 * ``threads``: one process holds one event loop, and the pool's threads only wait for it.
@@ -59,10 +60,15 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
+_AT_ONCE: Final = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+"""Whoever publishes and finds no broker is told now. By default kombu tries for 12 s, in which a scheduler
+holds claims that nobody hears of, and no SIGTERM."""
+
+
 def _transport_options(settings: Settings) -> dict[str, object]:
     if not settings.broker_url.startswith(("redis://", "rediss://")):
-        return {}
-    return {
+        return dict(_AT_ONCE)
+    return _AT_ONCE | {
         "visibility_timeout": settings.tunables.visibility_timeout_seconds,
         "socket_timeout": BROKER_SOCKET_SECONDS,
         "socket_connect_timeout": BROKER_SOCKET_SECONDS,

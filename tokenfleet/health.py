@@ -10,12 +10,18 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
 from tokenfleet.errors import UserError
+
+REQUEST_SECONDS: Final = 5
+"""How long a client may take to send its request."""
+STOP_SECONDS: Final = 0.1
+"""How long :meth:`HealthServer.stop` may take to be noticed."""
 
 _STATUS_LINES: Final = {
     "healthy": "200 OK",
@@ -40,8 +46,19 @@ class Health:
 
 
 class _Handler(WSGIRequestHandler):
+    timeout = REQUEST_SECONDS
+
     def log_message(self, format: str, *args: Any) -> None:
         """Keep probes out of the log."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A client that connects and says nothing keeps neither the next probe nor our own end waiting."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is nobody's problem; faults of ours are answered with a 500 before this."""
 
 
 class HealthServer:
@@ -65,16 +82,16 @@ class HealthServer:
             return [json.dumps(content).encode() + b"\n"]
 
         try:
-            self._server = make_server(
-                host, port, application, server_class=WSGIServer, handler_class=_Handler
-            )
+            self._server = make_server(host, port, application, server_class=_Server, handler_class=_Handler)
         except OSError as error:
             raise UserError(
                 f"cannot listen on {host}:{port} for /metrics and /healthz ({error.strerror}): set another "
                 "TOKENFLEET_METRICS_PORT, or 0 to do without"
             ) from error
         self.port: int = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(STOP_SECONDS,), name="health", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:

@@ -64,9 +64,13 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Persist the answer; renew it at ``next_refresh_at``."""
+    """Persist the answer; renew it at ``next_refresh_at``.
+
+    ``expires_at`` is what the answer says, else what the previous token's life taught; None when unknown.
+    """
 
     next_refresh_at: datetime
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,8 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
     """
     match outcome:
         case Refreshed(answer):
-            return Save(_next_refresh(answer.expires_at, known, now, chance))
+            expires_at = answer.expires_at or _learned_expiry(known, now)
+            return Save(_next_refresh(expires_at, known, now, chance), expires_at)
         case GrantRejected(code):
             return RequireReauth(ROTATION_LOST if known.unanswered else code, code)
         case ClientRejected(code):
@@ -158,11 +163,15 @@ def backoff(attempts: int, chance: float) -> timedelta:
     return max(BACKOFF_FLOOR, ceiling * chance)
 
 
-def _next_refresh(expires_at: datetime | None, known: Known, now: datetime, chance: float) -> datetime:
+def _learned_expiry(known: Known, now: datetime) -> datetime | None:
     learned = known.last_lifetime
     # A token that was imported already expired teaches nothing.
-    if expires_at is None and learned is not None and learned > timedelta(0):
-        expires_at = now + min(learned, LEARNED_LIFETIME_CAP)
+    if learned is None or learned <= timedelta(0):
+        return None
+    return now + min(learned, LEARNED_LIFETIME_CAP)
+
+
+def _next_refresh(expires_at: datetime | None, known: Known, now: datetime, chance: float) -> datetime:
     if expires_at is None:
         return now + UNKNOWN_LIFETIME_INTERVAL * (0.75 + chance / 4)
     due = refresh_due(expires_at, now=now, margins=known.margins, chance=chance)

@@ -6,25 +6,30 @@ a printed Settings shows no password and no key. No other module reads ``os.envi
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 import re
 import socket
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenfleet.errors import SettingsError
-from tokenfleet_client.envelope import KeyEncryptionKey, Ring
-from tokenfleet_client.errors import KeyMaterialError
+from tokenfleet.key_rings import KeyRing, read_key_rings
 from tokenfleet_client.secret import PLACEHOLDER
 
 PREFIX: Final = "TOKENFLEET_"
 DEFAULT_HOME: Final = Path("~/.tokenfleet")
+_NAMES: Final = frozenset(
+    PREFIX + name
+    for name in (
+        "DATABASE_URL REDIS_URL BROKER_URL HOME JOURNAL_DIR PROVIDERS_DIR KEYS_FILE ACCESS_KEYS REFRESH_KEYS"
+    ).split()
+)
 LAST_PORT: Final = 65_535
 
 # What follows "://". Stricter than the drivers, which take a raw "#" or "/" in a password each in its own
@@ -34,20 +39,6 @@ _ADDRESS: Final = re.compile(
     r"(?P<host>\[[^\]@/?#]+\]|[^:@/?#\[\]]*)(:(?P<port>[0-9]*))?"
     r"(?P<path>/[^@?#]*)?(\?[^@#]*)?"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRing:
-    """Key-encryption keys of one ring; ``primary`` wraps new data keys, the others only unwrap."""
-
-    ring: Ring
-    keys: Mapping[str, KeyEncryptionKey] = field(default_factory=dict)
-    primary: KeyEncryptionKey | None = None
-
-    @classmethod
-    def of(cls, ring: Ring, keys: list[KeyEncryptionKey]) -> Self:
-        """Return a ring whose first key is primary."""
-        return cls(ring, {key.key_id: key for key in keys}, keys[0] if keys else None)
 
 
 class Tunables(BaseModel):
@@ -84,13 +75,6 @@ class Tunables(BaseModel):
     """Allow definitions with plain http endpoints: for the sandbox and tests, never for production."""
 
 
-class _KeysFile(BaseModel):
-    """What ``tokenfleet keys generate`` writes: of each ring the keys, the one that wraps first."""
-
-    access: list[str] = Field(default_factory=list)
-    refresh: list[str] = Field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that a process is told. Build it with :meth:`from_environ`."""
@@ -125,8 +109,10 @@ class Settings:
             )
         journal_dir = _path("TOKENFLEET_JOURNAL_DIR", environ, home / "journal", problems)
         providers_dir = _directory("TOKENFLEET_PROVIDERS_DIR", environ, problems)
-        access, refresh = _key_rings(environ, home, problems)
+        keys_file = _path("TOKENFLEET_KEYS_FILE", environ, home / "keys.json", problems)
+        access, refresh = read_key_rings(environ, keys_file, problems)
         tunables = _tunables(environ, problems)
+        _check_names(environ, problems)
         if problems:
             raise SettingsError(problems)
         return cls(
@@ -236,6 +222,15 @@ def _tunables(environ: Mapping[str, str], problems: list[str]) -> Tunables:
     return tunables
 
 
+def _check_names(environ: Mapping[str, str], problems: list[str]) -> None:
+    """A mistyped name would silently leave its setting at the default."""
+    known = _NAMES | {PREFIX + name.upper() for name in Tunables.model_fields}
+    for name in sorted(name for name in environ if name.startswith(PREFIX) and name not in known):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "unset it"
+        problems.append(f"{name} is not a setting: {hint}")
+
+
 def _check_ladder(tunables: Tunables, problems: list[str]) -> None:
     """A provider call and its one replay end before the lease, the lease before the claim, and so on."""
     ladder = (
@@ -249,50 +244,3 @@ def _check_ladder(tunables: Tunables, problems: list[str]) -> None:
             problems.append(
                 f"{lower} ({low:g} s) must be less than {upper} ({high:g} s): lower one or raise the other"
             )
-
-
-def _key_rings(environ: Mapping[str, str], home: Path, problems: list[str]) -> tuple[KeyRing, KeyRing]:
-    texts: dict[Ring, list[str]] = {Ring.ACCESS: [], Ring.REFRESH: []}
-    named = environ.get("TOKENFLEET_KEYS_FILE")
-    path = _path("TOKENFLEET_KEYS_FILE", environ, home / "keys.json", problems)
-    if path.exists():
-        _read_keys_file(path, texts, problems)
-    elif named:
-        problems.append(
-            f"TOKENFLEET_KEYS_FILE is {path}, which does not exist: make it with 'tokenfleet keys generate'"
-        )
-    for ring in Ring:
-        value = environ.get(f"TOKENFLEET_{ring.name}_KEYS")
-        if value:
-            texts[ring] = value.split(",")
-    rings = {ring: KeyRing.of(ring, _parse_keys(ring, texts[ring], problems)) for ring in Ring}
-    return rings[Ring.ACCESS], rings[Ring.REFRESH]
-
-
-def _read_keys_file(path: Path, texts: dict[Ring, list[str]], problems: list[str]) -> None:
-    try:
-        if path.stat().st_mode & 0o077:
-            problems.append(f"{path} can be read by others: run 'chmod 600 {path}'")
-        content = _KeysFile.model_validate_json(path.read_bytes())
-        texts |= {Ring.ACCESS: content.access, Ring.REFRESH: content.refresh}
-    except (OSError, ValidationError):
-        problems.append(
-            f"{path} is not a readable key file (JSON with the lists 'access' and 'refresh'): restore it "
-            "from your backup, or make a new one with 'tokenfleet keys generate' for a new installation"
-        )
-
-
-def _parse_keys(ring: Ring, texts: list[str], problems: list[str]) -> list[KeyEncryptionKey]:
-    keys: list[KeyEncryptionKey] = []
-    for text in texts:
-        try:
-            keys.append(KeyEncryptionKey.parse(text))
-        except KeyMaterialError as error:
-            problems.append(f"{ring.value} key ring: {error}")
-    # The newer one wraps, and the other one would be found in its place when it is time to unwrap.
-    problems.extend(
-        f"{ring.value} key ring: {count} keys are named {key_id!r}: rename or remove all but one"
-        for key_id, count in Counter(key.key_id for key in keys).items()
-        if count > 1
-    )
-    return keys

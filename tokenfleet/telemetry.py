@@ -86,20 +86,27 @@ TICK_SECONDS: Final = Histogram(
 
 
 def configure_logging(tunables: Tunables) -> None:
-    """Send structured logs to standard error, as JSON lines or for a person's console."""
+    """Send structured logs to standard error, as JSON lines or for a person's console.
+
+    Tracebacks are plain ones in both: structlog's default for a console prints the variables of each frame,
+    and the frame that sends a token holds it in the clear (G6).
+    """
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
     ]
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer(default=str)
         if tunables.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     level = getattr(logging, tunables.log_level.upper())
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

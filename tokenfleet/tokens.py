@@ -58,10 +58,11 @@ def merge(
 ) -> TokenSet:
     """Return the token set after ``answer``; what it does not return is kept (RFC 6749 section 6).
 
-    A returned refresh token replaces the old one and its absolute expiry; an omitted one keeps both, unless
-    the answer states a new expiry for it.
+    A new refresh token replaces the old one and its absolute expiry; an omitted one, or the same one again,
+    keeps both, unless the answer states a new expiry for it.
     """
-    kept_expiry = None if answer.refresh_token else refresh_token_expires_at
+    is_new = answer.refresh_token is not None and answer.refresh_token != refresh_token
+    kept_expiry = None if is_new else refresh_token_expires_at
     return TokenSet(
         access_token=answer.access_token,
         refresh_token=answer.refresh_token or refresh_token,

@@ -32,7 +32,7 @@ def make_worker(settings: Settings) -> tuple[Celery, Process]:
             process.start()
         except UserError as error:
             # Not an Exception: Celery logs those of signal handlers and goes on without us.
-            print(f"tokenfleet worker: {error}", file=sys.stderr)
+            sys.stderr.write(f"tokenfleet worker: {error}\n")
             raise SystemExit(1) from None
 
     def on_shutdown(**_: Any) -> None:
@@ -49,7 +49,7 @@ def _from_environment() -> Celery:
     try:
         settings = Settings.from_environ(os.environ)
     except UserError as error:
-        print(f"tokenfleet worker: {error}", file=sys.stderr)
+        sys.stderr.write(f"tokenfleet worker: {error}\n")
         raise SystemExit(1) from None
     telemetry.configure_logging(settings.tunables)
     return make_worker(settings)[0]

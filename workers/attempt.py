@@ -12,44 +12,29 @@ Invariants kept here:
 
 from __future__ import annotations
 
-import json
 import random
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Final, assert_never
-from uuid import UUID
+from datetime import datetime
+from typing import Final
 
-from providers import Provider
 from providers.exchange import Failure, FailureKind, TokenRequest
-from providers.oauth2 import ClientCredentials, Grant, RequestBuildError
+from providers.oauth2 import Grant, RequestBuildError
 from providers.transport import Transport, boottime
-from store.apps import App
 from store.journal import Journal, JournalUnwritable, Segment
 from store.keys import Vault
 from store.schedule import Attempt
-from store.settlement import Deferral, Rejection, SavedTokens
+from store.settlement import SavedTokens
 from tokenfleet import telemetry
 from tokenfleet.outcome import (
-    ClientRejected,
-    GrantRejected,
     Outcome,
-    OutcomeUnknown,
     Refreshed,
     RequestRejected,
-    Throttled,
-    Unavailable,
-    Undescribed,
 )
 from tokenfleet.policy import (
     QUARANTINE_DELAY,
     Decision,
-    HoldApp,
     Known,
-    PauseApp,
     Quarantine,
     Replay,
-    RequireReauth,
-    RetryLater,
     Save,
     decide,
 )
@@ -59,46 +44,10 @@ from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
-from workers.writer import AppHeld, AppPaused, AppRecovered, GroupWriter, Result
-
-HELD_RETRY: Final = timedelta(seconds=30)
-"""When an account is due again that met a rejected registration; the hold decides who is really asked."""
-
-KINDS: Final[dict[type[Outcome], str]] = {
-    Refreshed: "refresh.succeeded",
-    GrantRejected: "refresh.grant_rejected",
-    ClientRejected: "refresh.client_rejected",
-    Throttled: "refresh.throttled",
-    Unavailable: "refresh.unavailable",
-    OutcomeUnknown: "refresh.unknown",
-    RequestRejected: "refresh.our_fault",
-    Undescribed: "refresh.undescribed",
-}
-"""How each outcome is called in history and metrics."""
+from workers.settling import KINDS, Asking, Judged, results
+from workers.writer import AppRecovered, GroupWriter, Result
 
 CLAIM_EXPIRED: Final = "claim_expired"
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """What the attempts of one job share. ``read_at`` is our monotonic moment of ``database_now``."""
-
-    job_id: UUID
-    app: App
-    provider: Provider
-    client: ClientCredentials
-    read_at: float
-    send_before: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """The last exchange of an attempt, and what it means."""
-
-    outcome: Outcome
-    decision: Decision
-    replayed: bool
-    duration_ms: int
 
 
 class Asker:
@@ -119,7 +68,7 @@ class Asker:
         Returns False when nothing was asked because the claim ran out first.
         """
         prepared = self._prepare(asking, attempt)
-        if isinstance(prepared, _Judged):
+        if isinstance(prepared, Judged):
             await self._settle(asking, attempt, prepared)
             return True
         request, refresh_token = prepared
@@ -127,7 +76,7 @@ class Asker:
         while True:
             began = boottime()
             exchange = await self._transport.ask(request, send_before=asking.send_before)
-            now = _now(asking, attempt)
+            now = asking.now(attempt)
             outcome = asking.provider.read(exchange, now=now)
             decision = self._decide(outcome, asking, attempt, replayed, now)
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
@@ -141,12 +90,12 @@ class Asker:
             replayed = True
         if _never_asked(exchange) and not replayed:
             return False
-        await self._settle(asking, attempt, _Judged(outcome, decision, replayed, _milliseconds(began)))
+        await self._settle(asking, attempt, Judged(outcome, decision, replayed, _milliseconds(began)))
         return True
 
-    def _prepare(self, asking: Asking, attempt: Attempt) -> tuple[TokenRequest, Secret] | _Judged:
+    def _prepare(self, asking: Asking, attempt: Attempt) -> tuple[TokenRequest, Secret] | Judged:
         """Open the refresh token and build the request, or say why that is impossible."""
-        now = _now(asking, attempt)
+        now = asking.now(attempt)
         assert attempt.refresh_token is not None
         binding = refresh_token_binding(attempt.account_id, attempt.generation)
         try:
@@ -154,7 +103,7 @@ class Asker:
         except EnvelopeError:
             # Repetition cannot help: the ciphertext was altered, moved, or its key is not here.
             code = "envelope_unreadable"
-            return _Judged(RequestRejected(code), Quarantine(now + QUARANTINE_DELAY, code), False, 0)
+            return Judged(RequestRejected(code), Quarantine(now + QUARANTINE_DELAY, code), False, 0)
         telemetry.UNSEALED.labels("refresh").inc()
         variables = {**asking.app.variables, **attempt.variables}
         grant = Grant(refresh_token, attempt.scope, variables)
@@ -162,7 +111,7 @@ class Asker:
             return asking.provider.refresh_request(asking.client, grant), refresh_token
         except RequestBuildError as error:
             outcome = RequestRejected(error.code)
-            return _Judged(outcome, self._decide(outcome, asking, attempt, False, now), False, 0)
+            return Judged(outcome, self._decide(outcome, asking, attempt, False, now), False, 0)
 
     def _decide(
         self, outcome: Outcome, asking: Asking, attempt: Attempt, replayed: bool, now: datetime
@@ -208,7 +157,7 @@ class Asker:
             ),
             token_type=tokens.token_type,
             scope=tokens.scope,
-            expires_at=tokens.expires_at,
+            expires_at=decision.expires_at,
             obtained_at=now,
             refresh_token_expires_at=tokens.refresh_token_expires_at,
             variables=tokens.variables,
@@ -229,10 +178,10 @@ class Asker:
             return None
 
     async def _saved(self, asking: Asking, answer: SavedTokens, segment: Segment | None) -> None:
-        results: tuple[Result, ...] = (answer,)
+        written: tuple[Result, ...] = (answer,)
         if asking.app.held_since is not None:
-            results += (AppRecovered(asking.app.app_id),)
-        await self._writer.add(*results, segment=segment)
+            written += (AppRecovered(asking.app.app_id),)
+        await self._writer.add(*written, segment=segment)
         name = asking.provider.name
         telemetry.REFRESHES.labels(name, KINDS[Refreshed]).inc()
         telemetry.PROVIDER_SECONDS.labels(name).observe(answer.duration_ms / 1000)
@@ -244,10 +193,10 @@ class Asker:
             duration_ms=answer.duration_ms,
         )
 
-    async def _settle(self, asking: Asking, attempt: Attempt, judged: _Judged) -> None:
+    async def _settle(self, asking: Asking, attempt: Attempt, judged: Judged) -> None:
         """Write an attempt that brought no token, then say so."""
         kind = KINDS[type(judged.outcome)]
-        await self._writer.add(*self._results(asking, attempt, judged, kind))
+        await self._writer.add(*results(asking, attempt, judged))
         telemetry.REFRESHES.labels(asking.provider.name, kind).inc()
         fields = {
             "attempt": f"{attempt.account_id}-{attempt.epoch}",
@@ -260,71 +209,6 @@ class Asker:
             telemetry.alarm(Event.ACCOUNT_QUARANTINED, **fields)
         else:
             telemetry.logger().warning(Event.ACCOUNT_TROUBLED.value, **fields)
-
-    def _results(self, asking: Asking, attempt: Attempt, judged: _Judged, kind: str) -> tuple[Result, ...]:
-        decision, app = judged.decision, asking.app
-        match decision:
-            case RequireReauth(reason, code):
-                return (
-                    Rejection(
-                        account_id=attempt.account_id,
-                        epoch=attempt.epoch,
-                        generation=attempt.generation,
-                        reason=reason,
-                        code=code,
-                        job_id=asking.job_id,
-                        duration_ms=judged.duration_ms,
-                    ),
-                )
-            case RetryLater(at, code, counts, _):
-                return (_deferral(asking, attempt, judged, kind, at, code, counts=counts),)
-            case Quarantine(at, code):
-                return (_deferral(asking, attempt, judged, kind, at, code, quarantined=True),)
-            case PauseApp(until, code):
-                deferral = _deferral(asking, attempt, judged, kind, until, code, counts=False)
-                return (deferral, AppPaused(app.app_id, until))
-            case HoldApp(code):
-                at = _now(asking, attempt) + HELD_RETRY
-                deferral = _deferral(asking, attempt, judged, kind, at, code, counts=False)
-                return (deferral, AppHeld(app.app_id, app.generation, code))
-            case Save() | Replay():
-                raise AssertionError(f"{type(decision).__name__} is acted on before settling")
-            case _:
-                assert_never(decision)
-
-
-def _deferral(
-    asking: Asking,
-    attempt: Attempt,
-    judged: _Judged,
-    kind: str,
-    at: datetime,
-    code: str,
-    *,
-    counts: bool = True,
-    quarantined: bool = False,
-) -> Deferral:
-    outcome = judged.outcome
-    lost = judged.replayed or isinstance(outcome, OutcomeUnknown)
-    detail = json.dumps({"shape": outcome.shape}) if isinstance(outcome, Undescribed) else None
-    return Deferral(
-        account_id=attempt.account_id,
-        epoch=attempt.epoch,
-        generation=attempt.generation,
-        next_refresh_at=at,
-        code=code,
-        kind=kind,
-        counts=counts,
-        answer_lost=lost,
-        quarantined=quarantined,
-        job_id=asking.job_id,
-        duration_ms=judged.duration_ms,
-        detail=detail,
-    )
-
-
-def _now(asking: Asking, attempt: Attempt) -> datetime:
-    return attempt.database_now + timedelta(seconds=boottime() - asking.read_at)
 
 
 def _milliseconds(began: float) -> int:

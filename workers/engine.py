@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import uvloop
 from redis.asyncio import Redis
-from sqlalchemy import text
+from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from providers import Registry
@@ -155,7 +155,7 @@ class Engine:
                 await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)
                 if not self._asker.journal_writable:
                     self._asker.journal_writable = self._journal.writable()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # This task must outlive whatever goes wrong in one round: it is the one that notices recovery.
                 telemetry.logger().warning(Event.HOUSEKEEPING_FAILED.value, error=type(error).__name__)
             self._redis_away = not await self._redis_answers()
@@ -163,16 +163,11 @@ class Engine:
     async def _redis_answers(self) -> bool:
         try:
             await self._redis.ping()
-        except Exception as error:
+        except (RedisError, OSError) as error:
             if not self._redis_away:
                 telemetry.logger().error(Event.REDIS_UNAVAILABLE.value, error=type(error).__name__)
             return False
         return True
-
-    async def ping_database(self) -> None:
-        """Return when Postgres answers."""
-        async with self._engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
 
     def _submit(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -34,7 +34,8 @@ from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
-from workers.attempt import Asker, Asking
+from workers.attempt import Asker
+from workers.settling import Asking
 from workers.writer import GroupWriter
 
 P = ParamSpec("P")
@@ -104,6 +105,7 @@ class Refresher:
         share = max(1, int(tunables.max_in_flight * APP_SHARE))
         self._room = Room(tunables.max_in_flight, share)
         self._running: set[asyncio.Task[None]] = set()
+        self._busy: set[AccountId] = set()
 
     async def run(self, job: RefreshJob) -> None:
         """Refresh the accounts of ``job`` that are still ours to refresh.
@@ -145,11 +147,14 @@ class Refresher:
         if app is None or (app.held_since is not None and len(job.accounts) > 1):
             await self._in_database(schedule.release, job)
             return []
-        leased = await self._lease(job)
+        leased = await self._lease(await self._not_busy(job))
         if not leased.accounts:
             return []
+        # The claim is counted from before the statement, the database's time from after it: both on the safe side.
+        claimed_at = boottime()
         attempts = await self._in_database(schedule.start, leased, claim=self._claim)
         read_at = boottime()
+        self._busy.update(attempt.account_id for attempt in attempts)
         started = {attempt.account_id for attempt in attempts}
         unused = [account_id for account_id, _ in leased.accounts if account_id not in started]
         await self._leases.give_back(unused, self._owner)
@@ -169,7 +174,7 @@ class Refresher:
             client=self._credentials(app),
             read_at=read_at,
             # Enough of the claim must be left for a whole call, or we do not ask.
-            send_before=read_at + self._claim.total_seconds() - self._call_seconds,
+            send_before=claimed_at + self._claim.total_seconds() - self._call_seconds,
         )
         return [asyncio.create_task(self._perform(asking, attempt)) for attempt in attempts]
 
@@ -181,17 +186,28 @@ class Refresher:
                 telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
             if not await self._asker.perform(asking, attempt):
                 await self._leases.give_back([attempt.account_id], self._owner)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # A fault of ours. The claim expires and the account is tried again; the alarm brings a person.
             name = f"{attempt.account_id}-{attempt.epoch}"
             telemetry.alarm(Event.ATTEMPT_FAILED, attempt=name, error=type(error).__name__)
         finally:
+            self._busy.discard(attempt.account_id)
             telemetry.IN_FLIGHT.dec()
             await self._room.leave(asking.app.app_id, 1)
+
+    async def _not_busy(self, job: RefreshJob) -> RefreshJob:
+        """Return ``job`` without accounts that this process is busy with, whose answer may be unsaved still."""
+        busy = self._busy.intersection(account_id for account_id, _ in job.accounts)
+        if not busy:
+            return job
+        await self._in_database(schedule.postpone, _part(job, busy), wait=POSTPONE)
+        return _part(job, {account_id for account_id, _ in job.accounts} - busy)
 
     async def _lease(self, job: RefreshJob) -> RefreshJob:
         """Return the part of ``job`` whose leases are ours; the rest is postponed."""
         ids = [account_id for account_id, _ in job.accounts]
+        if not ids:
+            return job
         taken = await self._leases.take(ids, self._owner)
         if taken is None:
             # Redis is away. The fence in Postgres keeps the promise; the lease was politeness.

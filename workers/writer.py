@@ -34,7 +34,9 @@ from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.telemetry import Event
 
 MAX_BATCH: Final = 500
-RETRY_SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+RETRY_SECONDS: Final = (0.05, 0.1, 0.25, 0.5)
+"""Pauses between tries while Postgres is away: short, so that an answer in hand lands before anybody else starts
+its account again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +158,9 @@ class GroupWriter:
                 if not is_outage(error):
                     await self._isolate(batch, error)
                     return
-                await self._wait_for_postgres(attempt, error)
+                await self._wait_for_postgres(batch, attempt, error)
             except OSError as error:
-                await self._wait_for_postgres(attempt, error)
+                await self._wait_for_postgres(batch, attempt, error)
             else:
                 telemetry.COMMIT_SECONDS.observe(time.perf_counter() - began)
                 telemetry.COMMIT_SIZE.observe(len(batch))
@@ -235,7 +237,8 @@ class GroupWriter:
         if not entry.done.done():
             entry.done.set_result(None)
 
-    async def _wait_for_postgres(self, attempt: int, error: Exception) -> None:
+    async def _wait_for_postgres(self, batch: list[_Entry], attempt: int, error: Exception) -> None:
+        """Pause, and keep the leases meanwhile: these accounts were answered, and their claims may run out."""
         if self.available:
             self.available = False
             cause = error.orig if isinstance(error, DBAPIError) else error
@@ -244,6 +247,7 @@ class GroupWriter:
                 error=type(cause).__name__,
                 sqlstate=getattr(cause, "sqlstate", None),
             )
+        await self._leases.take(_accounts(batch), self._owner)
         await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
 
 

@@ -240,9 +240,7 @@ def test_an_envelope_that_was_moved_quarantines_that_account_only(fleet: Fleet) 
     with fleet.worker() as worker:
         worker.run(fleet.claim())
     [quarantined, error] = [
-        fleet.column(
-            f"SELECT {column} FROM tokenfleet.refresh_schedule WHERE account_id = :id", id=first
-        )[0]
+        fleet.column(f"SELECT {column} FROM tokenfleet.refresh_schedule WHERE account_id = :id", id=first)[0]
         for column in ("quarantined", "last_error")
     ]
     assert (quarantined, error) == (True, "envelope_unreadable")

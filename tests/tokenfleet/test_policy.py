@@ -1,0 +1,333 @@
+"""``decide`` as a whole: total, calm, and never wrong about who has to sign in again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenfleet.outcome import (
+    ClientRejected,
+    GrantRejected,
+    Outcome,
+    OutcomeUnknown,
+    Refreshed,
+    RequestRejected,
+    Throttled,
+    TokenAnswer,
+    Unavailable,
+    Undescribed,
+)
+from tokenfleet.policy import (
+    BACKOFF_BASE,
+    BACKOFF_CAP,
+    BACKOFF_FLOOR,
+    LEARNED_LIFETIME_CAP,
+    OUR_FAULT_DELAYS,
+    QUARANTINE_DELAY,
+    ROTATION_LOST,
+    THROTTLE_CAP,
+    THROTTLE_DEFAULT,
+    UNDESCRIBED_DELAYS,
+    UNKNOWN_LIFETIME_INTERVAL,
+    Decision,
+    HoldApp,
+    Known,
+    PauseApp,
+    Quarantine,
+    Replay,
+    RequireReauth,
+    RetryLater,
+    Save,
+    backoff,
+    decide,
+)
+from tokenfleet.tokens import Margins
+from tokenfleet_client.secret import Secret
+
+NOW: Final = datetime(2026, 1, 15, 12, tzinfo=UTC)
+ONE_SECOND: Final = timedelta(seconds=1)
+
+chances = st.floats(min_value=0, max_value=1, exclude_max=True)
+codes = st.text(min_size=1, max_size=20)
+moments = st.integers(0, 7 * 10**9).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
+expiries = st.datetimes(timezones=st.just(UTC))
+margins = st.builds(
+    Margins,
+    earliest=st.timedeltas(timedelta(0), timedelta(days=30)),
+    latest=st.timedeltas(timedelta(0), timedelta(days=30)),
+)
+knowns = st.builds(
+    Known,
+    attempts=st.integers(0, 10**9),
+    unanswered=st.integers(0, 10**9),
+    replayed=st.booleans(),
+    margins=margins,
+    last_lifetime=st.none() | st.timedeltas(),
+)
+answers = st.builds(TokenAnswer, access_token=st.just(Secret("example")), expires_at=st.none() | expiries)
+refreshed = st.builds(Refreshed, answers)
+failures: st.SearchStrategy[Outcome] = st.one_of(
+    st.builds(GrantRejected, codes),
+    st.builds(ClientRejected, codes),
+    st.builds(Throttled, codes, st.none() | st.timedeltas()),
+    st.builds(Unavailable, codes),
+    st.builds(OutcomeUnknown, codes),
+    st.builds(RequestRejected, codes),
+    st.builds(Undescribed, codes, codes),
+)
+outcomes: st.SearchStrategy[Outcome] = st.one_of(refreshed, failures)
+
+
+def known(
+    *, attempts: int = 0, unanswered: int = 0, replayed: bool = False, last_lifetime: timedelta | None = None
+) -> Known:
+    return Known(attempts, unanswered, replayed, Margins(), last_lifetime)
+
+
+def moment_of(decision: Decision) -> datetime | None:
+    """When the account is asked about again; None where the decision names no moment."""
+    match decision:
+        case Save(moment) | RetryLater(moment) | Quarantine(moment) | PauseApp(moment):
+            return moment
+        case _:
+            return None
+
+
+# Totality
+
+
+@given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
+def test_every_outcome_has_a_decision(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    assert isinstance(decide(outcome, what_we_know, now=now, chance=chance), get_args(Decision))
+
+
+@given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
+def test_a_decision_depends_on_nothing_but_its_arguments(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    first = decide(outcome, what_we_know, now=now, chance=chance)
+    assert decide(outcome, what_we_know, now=now, chance=chance) == first
+
+
+@given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
+def test_no_moment_is_sooner_than_one_second_from_now(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    moment = moment_of(decide(outcome, what_we_know, now=now, chance=chance))
+    assert moment is None or moment >= now + ONE_SECOND
+
+
+@given(outcome=failures, what_we_know=knowns, now=moments, chance=chances)
+def test_no_failure_puts_an_account_off_for_more_than_a_day(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    moment = moment_of(decide(outcome, what_we_know, now=now, chance=chance))
+    assert moment is None or moment <= now + timedelta(days=1)
+
+
+# Who is asked to sign in again (G4)
+
+
+@given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
+def test_only_a_rejected_grant_requires_a_new_sign_in(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    decision = decide(outcome, what_we_know, now=now, chance=chance)
+    assert isinstance(decision, RequireReauth) == isinstance(outcome, GrantRejected)
+
+
+@given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
+def test_only_a_good_answer_is_saved(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    decision = decide(outcome, what_we_know, now=now, chance=chance)
+    assert isinstance(decision, Save) == isinstance(outcome, Refreshed)
+
+
+@given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
+def test_only_a_rejected_client_holds_its_app(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    decision = decide(outcome, what_we_know, now=now, chance=chance)
+    assert isinstance(decision, HoldApp) == isinstance(outcome, ClientRejected)
+
+
+def test_a_rejection_gives_the_providers_word_as_reason() -> None:
+    decision = decide(GrantRejected("invalid_grant"), known(attempts=5), now=NOW, chance=0.5)
+    assert decision == RequireReauth("invalid_grant", "invalid_grant")
+
+
+@given(unanswered=st.integers(1, 1000), replayed=st.booleans())
+def test_a_rejection_after_a_lost_answer_is_a_lost_rotation(unanswered: int, replayed: bool) -> None:
+    what_we_know = known(unanswered=unanswered, replayed=replayed)
+    decision = decide(GrantRejected("invalid_grant"), what_we_know, now=NOW, chance=0.5)
+    assert decision == RequireReauth(ROTATION_LOST, "invalid_grant")
+
+
+# Lost answers
+
+
+@given(what_we_know=knowns, now=moments, chance=chances)
+def test_a_lost_answer_is_replayed_unless_it_was_already(
+    what_we_know: Known, now: datetime, chance: float
+) -> None:
+    decision = decide(OutcomeUnknown("cut"), what_we_know, now=now, chance=chance)
+    assert isinstance(decision, Replay) == (not what_we_know.replayed)
+
+
+@given(
+    story=st.lists(outcomes, min_size=1, max_size=20),
+    attempts=st.integers(0, 100),
+    unanswered=st.integers(0, 100),
+    chance=chances,
+)
+def test_an_attempt_presents_its_refresh_token_at_most_twice(
+    story: list[Outcome], attempts: int, unanswered: int, chance: float
+) -> None:
+    presented = 0
+    replayed = False
+    for outcome in story:
+        presented += 1
+        what_we_know = known(attempts=attempts, unanswered=unanswered + replayed, replayed=replayed)
+        if not isinstance(decide(outcome, what_we_know, now=NOW, chance=chance), Replay):
+            break
+        replayed = True
+    assert presented <= 2
+
+
+@given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
+def test_only_a_lost_answer_is_ever_replayed(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    if isinstance(decide(outcome, what_we_know, now=now, chance=chance), Replay):
+        assert isinstance(outcome, OutcomeUnknown)
+
+
+def test_a_second_lost_answer_waits_and_says_that_the_answer_was_lost() -> None:
+    decision = decide(OutcomeUnknown("cut"), known(replayed=True, unanswered=1), now=NOW, chance=0.5)
+    assert isinstance(decision, RetryLater)
+    assert decision.answer_lost
+    assert decision.counts
+
+
+# Backoff
+
+
+@given(attempts=st.integers(0, 10**9), chance=chances)
+def test_backoff_stays_between_its_floor_and_its_ceiling(attempts: int, chance: float) -> None:
+    wait = backoff(attempts, chance)
+    assert BACKOFF_FLOOR <= wait <= BACKOFF_CAP
+    assert wait <= max(BACKOFF_FLOOR, BACKOFF_BASE * 2 ** min(attempts, 16))
+
+
+@given(attempts=st.integers(0, 40), chance=chances)
+def test_backoff_never_shrinks_with_more_failures(attempts: int, chance: float) -> None:
+    assert backoff(attempts + 1, chance) >= backoff(attempts, chance)
+
+
+@given(attempts=st.integers(0, 40))
+def test_backoff_uses_the_full_range_so_that_a_crowd_disperses(attempts: int) -> None:
+    waits = [backoff(attempts, step / 1000) for step in range(1000)]
+    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * 2**attempts)
+    assert waits[0] == BACKOFF_FLOOR
+    assert waits[-1] >= ceiling * 0.99
+    assert len(set(waits)) > 700
+
+
+def test_an_unavailable_provider_counts_against_the_account() -> None:
+    decision = decide(Unavailable("http_503"), known(), now=NOW, chance=0.5)
+    assert decision == RetryLater(NOW + timedelta(seconds=2), "http_503")
+
+
+# Throttling
+
+
+def test_a_throttled_app_pauses_for_as_long_as_the_provider_says() -> None:
+    outcome = Throttled("http_429", timedelta(seconds=77))
+    assert decide(outcome, known(), now=NOW, chance=0) == PauseApp(NOW + timedelta(seconds=77), "http_429")
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause"),
+    [
+        pytest.param(None, THROTTLE_DEFAULT, id="not said"),
+        pytest.param(timedelta(0), ONE_SECOND, id="zero"),
+        pytest.param(timedelta(days=-1), ONE_SECOND, id="in the past"),
+        pytest.param(timedelta(days=400), THROTTLE_CAP, id="absurd"),
+        pytest.param(timedelta.max, THROTTLE_CAP, id="the largest there is"),
+    ],
+)
+def test_an_unreasonable_pause_is_made_reasonable(retry_after: timedelta | None, pause: timedelta) -> None:
+    assert decide(Throttled("http_429", retry_after), known(), now=NOW, chance=0) == PauseApp(
+        NOW + pause, "http_429"
+    )
+
+
+# Our own faults, and what nobody has described
+
+
+def test_our_own_fault_is_tried_a_bounded_number_of_times_and_then_quarantined() -> None:
+    decisions = [
+        decide(RequestRejected("invalid_request"), known(attempts=attempts), now=NOW, chance=0)
+        for attempts in range(len(OUR_FAULT_DELAYS) + 2)
+    ]
+    assert decisions[:-2] == [RetryLater(NOW + delay, "invalid_request") for delay in OUR_FAULT_DELAYS]
+    assert decisions[-2:] == [Quarantine(NOW + QUARANTINE_DELAY, "invalid_request")] * 2
+
+
+@given(attempts=st.integers(0, 1000), chance=chances)
+def test_an_undescribed_error_is_probed_at_growing_distances(attempts: int, chance: float) -> None:
+    decision = decide(Undescribed("http_400", "{}"), known(attempts=attempts), now=NOW, chance=chance)
+    assert isinstance(decision, RetryLater)
+    step = UNDESCRIBED_DELAYS[min(attempts, len(UNDESCRIBED_DELAYS) - 1)]
+    assert step * 0.75 <= decision.at - NOW <= step * 1.25
+
+
+# When a good answer is renewed
+
+
+def saved(
+    expires_at: datetime | None, *, last_lifetime: timedelta | None = None, chance: float = 0
+) -> datetime:
+    outcome = Refreshed(TokenAnswer(access_token=Secret("example"), expires_at=expires_at))
+    decision = decide(outcome, known(last_lifetime=last_lifetime), now=NOW, chance=chance)
+    assert isinstance(decision, Save)
+    return decision.next_refresh_at
+
+
+def test_a_token_of_an_hour_is_renewed_one_to_three_minutes_before_it_expires() -> None:
+    expires_at = NOW + timedelta(hours=1)
+    assert saved(expires_at, chance=0) == expires_at - timedelta(seconds=60)
+    assert saved(expires_at, chance=0.999) > expires_at - timedelta(seconds=180)
+
+
+@pytest.mark.parametrize("expires_at", [NOW, NOW - timedelta(days=1), datetime.min.replace(tzinfo=UTC)])
+def test_a_token_that_arrives_expired_does_not_become_a_busy_loop(expires_at: datetime) -> None:
+    assert saved(expires_at) == NOW + ONE_SECOND
+
+
+def test_an_untold_lifetime_is_taken_to_be_the_last_one_learned() -> None:
+    told = saved(NOW + timedelta(hours=2), chance=0.25)
+    assert saved(None, last_lifetime=timedelta(hours=2), chance=0.25) == told
+
+
+def test_a_learned_lifetime_is_not_believed_without_end() -> None:
+    capped = saved(None, last_lifetime=LEARNED_LIFETIME_CAP)
+    assert saved(None, last_lifetime=timedelta.max) == capped
+
+
+@pytest.mark.parametrize("lifetime", [timedelta(0), timedelta(hours=-1), timedelta.min])
+def test_a_token_that_was_imported_expired_teaches_no_lifetime(lifetime: timedelta) -> None:
+    assert saved(None, last_lifetime=lifetime) == saved(None)
+
+
+@given(chance=chances)
+def test_an_unknown_lifetime_is_never_taken_to_mean_for_ever(chance: float) -> None:
+    moment = saved(None, chance=chance)
+    assert UNKNOWN_LIFETIME_INTERVAL * 0.75 <= moment - NOW <= UNKNOWN_LIFETIME_INTERVAL

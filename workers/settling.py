@@ -1,0 +1,144 @@
+"""An attempt that brought no token, as the rows it becomes.
+
+Pure but for the clock that :class:`Asking` carries: one decision in, one settlement out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, assert_never
+from uuid import UUID
+
+from providers import Provider
+from providers.oauth2 import ClientCredentials
+from providers.transport import boottime
+from store.apps import App
+from store.schedule import Attempt
+from store.settlement import Deferral, Rejection
+from tokenfleet.outcome import (
+    ClientRejected,
+    GrantRejected,
+    Outcome,
+    OutcomeUnknown,
+    Refreshed,
+    RequestRejected,
+    Throttled,
+    Unavailable,
+    Undescribed,
+)
+from tokenfleet.policy import (
+    Decision,
+    HoldApp,
+    PauseApp,
+    Quarantine,
+    Replay,
+    RequireReauth,
+    RetryLater,
+    Save,
+)
+from workers.writer import AppHeld, AppPaused, Result
+
+HELD_RETRY: Final = timedelta(seconds=30)
+"""When an account is due again that met a rejected registration; the hold decides who is really asked."""
+
+KINDS: Final[dict[type[Outcome], str]] = {
+    Refreshed: "refresh.succeeded",
+    GrantRejected: "refresh.grant_rejected",
+    ClientRejected: "refresh.client_rejected",
+    Throttled: "refresh.throttled",
+    Unavailable: "refresh.unavailable",
+    OutcomeUnknown: "refresh.unknown",
+    RequestRejected: "refresh.our_fault",
+    Undescribed: "refresh.undescribed",
+}
+"""How each outcome is called in history and metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What the attempts of one job share. ``read_at`` is our monotonic moment of ``database_now``."""
+
+    job_id: UUID
+    app: App
+    provider: Provider
+    client: ClientCredentials
+    read_at: float
+    send_before: float
+
+    def now(self, attempt: Attempt) -> datetime:
+        """Return the database's time, carried forward by our monotonic clock."""
+        return attempt.database_now + timedelta(seconds=boottime() - self.read_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The last exchange of an attempt, and what it means."""
+
+    outcome: Outcome
+    decision: Decision
+    replayed: bool
+    duration_ms: int
+
+
+def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, ...]:
+    """Return what to write for an attempt that brought no token: exactly one settlement, and the app's share."""
+    decision, app = judged.decision, asking.app
+    match decision:
+        case RequireReauth(reason, code):
+            return (
+                Rejection(
+                    account_id=attempt.account_id,
+                    epoch=attempt.epoch,
+                    generation=attempt.generation,
+                    reason=reason,
+                    code=code,
+                    job_id=asking.job_id,
+                    duration_ms=judged.duration_ms,
+                ),
+            )
+        case RetryLater(at, code, counts, _):
+            return (_deferral(asking, attempt, judged, at, code, counts=counts),)
+        case Quarantine(at, code):
+            return (_deferral(asking, attempt, judged, at, code, quarantined=True),)
+        case PauseApp(until, code):
+            deferral = _deferral(asking, attempt, judged, until, code, counts=False)
+            return (deferral, AppPaused(app.app_id, until))
+        case HoldApp(code):
+            at = asking.now(attempt) + HELD_RETRY
+            deferral = _deferral(asking, attempt, judged, at, code, counts=False)
+            return (deferral, AppHeld(app.app_id, app.generation, code))
+        case Save() | Replay():
+            raise AssertionError(f"{type(decision).__name__} is acted on before settling")
+        case _:
+            assert_never(decision)
+
+
+def _deferral(
+    asking: Asking,
+    attempt: Attempt,
+    judged: Judged,
+    at: datetime,
+    code: str,
+    *,
+    counts: bool = True,
+    quarantined: bool = False,
+) -> Deferral:
+    outcome = judged.outcome
+    lost = judged.replayed or isinstance(outcome, OutcomeUnknown)
+    detail = json.dumps({"shape": outcome.shape}) if isinstance(outcome, Undescribed) else None
+    return Deferral(
+        account_id=attempt.account_id,
+        epoch=attempt.epoch,
+        generation=attempt.generation,
+        next_refresh_at=at,
+        code=code,
+        kind=KINDS[type(outcome)],
+        counts=counts,
+        answer_lost=lost,
+        quarantined=quarantined,
+        job_id=asking.job_id,
+        duration_ms=judged.duration_ms,
+        detail=detail,
+    )
