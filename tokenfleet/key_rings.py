@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from tokenfleet_client.envelope import KeyEncryptionKey, Ring
 from tokenfleet_client.errors import KeyMaterialError
