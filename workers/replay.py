@@ -29,7 +29,7 @@ async def adopt_orphans(engine: AsyncEngine, root: Path, *, actor: str) -> int:
     total = 0
     for orphan in orphans(root):
         try:
-            count = await _write(engine, orphan, actor)
+            count, recovered = await _write(engine, orphan, actor)
         except BaseException:
             orphan.release()
             raise
@@ -40,27 +40,32 @@ async def adopt_orphans(engine: AsyncEngine, root: Path, *, actor: str) -> int:
         orphan.discard()
         if count:
             telemetry.logger().warning(
-                Event.JOURNAL_REPLAYED.value, journal=orphan.directory.name, records=count
+                Event.JOURNAL_REPLAYED.value,
+                journal=orphan.directory.name,
+                records=count,
+                recovered=recovered,
             )
         total += count
     return total
 
 
-async def _write(engine: AsyncEngine, orphan: Orphan, actor: str) -> int:
-    count = 0
+async def _write(engine: AsyncEngine, orphan: Orphan, actor: str) -> tuple[int, int]:
+    """Return how many records there were, and how many of them Postgres had not had."""
+    count = recovered = 0
     batch: dict[int, SavedTokens] = {}
     for record in orphan:
         count += 1
         # One account once in a statement: an older answer of the same account goes first.
         if record.account_id in batch or len(batch) >= BATCH:
-            await _save(engine, batch, actor)
+            recovered += await _save(engine, batch, actor)
             batch = {}
         batch[record.account_id] = record
     if batch:
-        await _save(engine, batch, actor)
-    return count
+        recovered += await _save(engine, batch, actor)
+    return count, recovered
 
 
-async def _save(engine: AsyncEngine, batch: dict[int, SavedTokens], actor: str) -> None:
+async def _save(engine: AsyncEngine, batch: dict[int, SavedTokens], actor: str) -> int:
     async with engine.begin() as connection:
-        await connection.run_sync(settlement.save_refreshed, list(batch.values()), actor=actor)
+        result = await connection.run_sync(settlement.save_refreshed, list(batch.values()), actor=actor)
+    return len(result.saved) + len(result.candidates)

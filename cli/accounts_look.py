@@ -1,0 +1,275 @@
+"""``tokenfleet accounts list|show|history``: reading about accounts, never their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from cli.output import (
+    counted,
+    dated,
+    duration,
+    json_option,
+    moment,
+    print_facts,
+    print_json,
+    print_table,
+    relative,
+    shown,
+)
+from cli.references import environment_option, find_one
+from tokenfleet_client.contract import AccountStatus
+
+if TYPE_CHECKING:
+    from store.details import AccountDetail
+    from store.history import HistoryRow
+    from store.queries import AccountSummary
+
+MAX_PAGE: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class AccountPage:
+    """One page of a list. ``next_after`` is the ``--after`` of the next page, None when this is the last."""
+
+    accounts: Sequence[AccountSummary]
+    next_after: int | None
+
+
+@click.command("list")
+@click.option("--provider", help="Only accounts at this provider.")
+@click.option("--environment", help="Only accounts of this environment.")
+@click.option("--status", type=click.Choice([status.value for status in AccountStatus]), help="Only these.")
+@click.option("--tenant", help="Only accounts of this tenant.")
+@click.option("--limit", type=click.IntRange(1, MAX_PAGE), default=50, show_default=True, help="How many.")
+@click.option("--after", type=click.IntRange(0), help="Start after this id: the next page.")
+@json_option
+def list_accounts(
+    provider: str | None,
+    environment: str | None,
+    status: str | None,
+    tenant: str | None,
+    limit: int,
+    after: int | None,
+    as_json: bool,
+) -> None:
+    """List accounts by id, a page at a time.
+
+    Use it to find who has to sign in again, or whose refreshing fails.
+
+    \b
+    Examples:
+      tokenfleet accounts list --status needs_reauth
+      tokenfleet accounts list --provider acme --tenant t-204 --json
+    """
+    from cli.references import LARGEST_ID
+    from cli.session import database, load_settings
+    from store import queries
+    from store.engine import database_now
+    from tokenfleet.jobs import AccountId
+
+    wanted = queries.AccountFilter(
+        provider=provider,
+        environment=environment,
+        status=AccountStatus(status) if status else None,
+        tenant=tenant,
+    )
+    start = None if after is None else AccountId(min(after, LARGEST_ID))
+    with database(load_settings()) as engine, engine.connect() as connection:
+        # One more than asked for tells whether there is a next page.
+        found = queries.list_accounts(connection, wanted, after=start, limit=limit + 1)
+        now = database_now(connection)
+    page = AccountPage(found[:limit], found[limit - 1].account_id if len(found) > limit else None)
+    if as_json:
+        print_json(page)
+        return
+    if not page.accounts:
+        click.echo("No account matches.")
+        return
+    _print_page(page, now)
+
+
+def _print_page(page: AccountPage, now: datetime) -> None:
+    print_table(
+        (">id", "provider", "environment", "external id", "tenant", "status", "expires", "next", "trouble"),
+        (
+            (
+                str(account.account_id),
+                account.provider,
+                account.environment,
+                account.external_id,
+                account.tenant or "",
+                account.status.value,
+                relative(account.expires_at, now),
+                relative(account.next_refresh_at, now),
+                _trouble(account, now),
+            )
+            for account in page.accounts
+        ),
+    )
+    if page.next_after is not None:
+        click.echo(f"There are more: --after {page.next_after}", err=True)
+
+
+def _trouble(account: AccountSummary, now: datetime) -> str:
+    if account.status is not AccountStatus.ACTIVE and account.status_reason:
+        return account.status_reason
+    if account.quarantined:
+        return f"quarantined: {account.last_error}"
+    if account.failing_since is not None:
+        return f"{account.last_error} for {duration(now - account.failing_since)}"
+    return account.last_error or ""
+
+
+@click.command()
+@click.argument("account")
+@environment_option
+@json_option
+def show(account: str, environment: str, as_json: bool) -> None:
+    """Show one account and say why it stands where it stands; never a token.
+
+    ACCOUNT is an id, or PROVIDER/EXTERNAL_ID.
+
+    \b
+    Examples:
+      tokenfleet accounts show 4711
+      tokenfleet accounts show acme/customer-17 --json
+    """
+    from cli.session import database, load_settings
+
+    with database(load_settings()) as engine, engine.connect() as connection:
+        found = find_one(connection, account, environment=environment)
+    if as_json:
+        print_json(found)
+        return
+    _print_account(found)
+
+
+def _print_account(account: AccountDetail) -> None:
+    from cli.explain import why
+
+    now, token, schedule = account.database_now, account.token, account.schedule
+    print_facts(
+        [
+            *_identity(account),
+            ("app", f"{account.app.name} (id {account.app.app_id})"),
+            ("variables", ", ".join(f"{key}={value}" for key, value in sorted(account.variables.items()))),
+            ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(account.metadata.items()))),
+            ("created", dated(account.created_at, now)),
+            ("generation", str(token.generation) if token else ""),
+            ("scope", (token.scope or "") if token else ""),
+            ("obtained", dated(token.obtained_at, now) if token else ""),
+            ("expires", dated(token.expires_at, now) if token else ""),
+            ("next refresh", dated(schedule.next_refresh_at, now) if schedule else ""),
+            ("last error", (schedule.last_error or "") if schedule else ""),
+            ("failing since", dated(schedule.failing_since, now) if schedule else ""),
+        ]
+    )
+    click.echo()
+    for sentence in why(account):
+        click.echo(shown(sentence))
+
+
+def _identity(account: AccountDetail) -> Iterator[tuple[str, str]]:
+    yield "account", f"{account.account_id}: {account.provider}/{account.external_id} ({account.environment})"
+    yield "tenant", account.tenant or ""
+    reason = f": {account.status_reason}" if account.status_reason else ""
+    since = dated(account.status_changed_at, account.database_now)
+    yield "status", f"{account.status.value} since {since}{reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class AccountHistory:
+    """What ``accounts history --json`` prints."""
+
+    account: AccountDetail
+    why: Sequence[str]
+    history: Sequence[HistoryRow]
+
+
+@click.command()
+@click.argument("account")
+@click.option(
+    "--limit", type=click.IntRange(1, MAX_PAGE), default=200, show_default=True, help="How many rows."
+)
+@environment_option
+@json_option
+def history(account: str, limit: int, environment: str, as_json: bool) -> None:
+    """Answer "why?" on one screen: where the account stands, and what happened to it, newest first.
+
+    Rows that repeat are counted on one line; --json has each of them. `attempt` is what logs call it.
+
+    \b
+    Example:
+      tokenfleet accounts history acme/customer-17
+    """
+    from cli.explain import why
+    from cli.session import database, load_settings
+    from store import queries
+
+    with database(load_settings()) as engine, engine.connect() as connection:
+        found = find_one(connection, account, environment=environment)
+        rows = queries.history_of(connection, found.account_id, limit=limit)
+    sentences = why(found)
+    if as_json:
+        print_json(AccountHistory(found, sentences, rows))
+        return
+    print_facts(_identity(found))
+    for sentence in sentences:
+        click.echo(shown(sentence))
+    click.echo()
+    if not rows:
+        click.echo("Nothing has been recorded about it.")
+        return
+    print_table(
+        ("when", "ago", "what", "code", "status", ">took", "by", "attempt", "details"),
+        (_history_line(run, found) for run in _runs(rows)),
+    )
+    if len(rows) == limit:
+        click.echo(f"Only the newest {counted(limit, 'row')} were read: --limit reads more.", err=True)
+
+
+def _runs(rows: Sequence[HistoryRow]) -> Iterator[list[HistoryRow]]:
+    """Yield neighbours that tell the same as one run, the newest first in each."""
+    run: list[HistoryRow] = []
+    for row in rows:
+        if run and not _tells_the_same(run[-1], row):
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
+
+
+def _tells_the_same(one: HistoryRow, other: HistoryRow) -> bool:
+    return (one.kind, one.code, one.status_to, one.detail) == (
+        other.kind,
+        other.code,
+        other.status_to,
+        other.detail,
+    )
+
+
+def _history_line(run: Sequence[HistoryRow], account: AccountDetail) -> tuple[str, ...]:
+    newest, oldest = run[0], run[-1]
+    times = f" ({len(run)} times since {moment(oldest.at)})" if len(run) > 1 else ""
+    moved = f"{newest.status_from or ''} → {newest.status_to}".strip() if newest.status_to else ""
+    return (
+        moment(newest.at),
+        duration(account.database_now - newest.at),
+        newest.kind + times,
+        newest.code or "",
+        moved,
+        "" if newest.duration_ms is None else f"{newest.duration_ms:,} ms",
+        newest.actor,
+        "" if newest.epoch is None else f"{account.account_id}-{newest.epoch}",
+        _details_text(newest.detail),
+    )
+
+
+def _details_text(detail: dict[str, Any] | None) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in sorted((detail or {}).items()))
