@@ -1,0 +1,5 @@
+"""``python -m cli`` is ``tokenfleet``."""
+
+from cli.main import main
+
+main()

@@ -1,0 +1,34 @@
+"""``tokenfleet accounts``: the group; each command is imported when it is called."""
+
+from __future__ import annotations
+
+import click
+
+from cli.group import CommandGroup, Entry, Sections
+
+SECTIONS: Sections = {
+    "Bring them in": {
+        "import": Entry(
+            "cli.accounts_import:import_accounts", "Import connections, or new tokens for known ones."
+        ),
+    },
+    "Look": {
+        "list": Entry("cli.accounts_look:list_accounts", "List accounts by provider, status or tenant."),
+        "show": Entry("cli.accounts_look:show", "Show one account and say why it stands where it stands."),
+        "history": Entry("cli.accounts_look:history", "Show what happened to one account, newest first."),
+    },
+    "Act": {
+        "refresh": Entry("cli.accounts_act:refresh", "Refresh accounts now, ahead of their time."),
+        "pause": Entry("cli.accounts_act:pause", "Leave accounts alone until they are resumed."),
+        "resume": Entry("cli.accounts_act:resume", "Refresh paused accounts again."),
+    },
+}
+
+
+@click.group(cls=CommandGroup, sections=SECTIONS)
+def accounts() -> None:
+    """Import, list, explain, refresh, pause and resume accounts.
+
+    An account is one customer's connection at one provider. It is named by its id, or by
+    PROVIDER/EXTERNAL_ID.
+    """

@@ -1,0 +1,187 @@
+"""``tokenfleet accounts refresh|pause|resume``: acting on accounts, and saying what became of each.
+
+Promise: every account named gets a result; what was not possible is said in a sentence, and the exit code
+is 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from cli.account_results import Outcome, Result, report
+from cli.output import json_option, progress
+from cli.references import Reference, environment_option
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from store.details import AccountDetail
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+BATCH: Final = 1000
+"""Accounts acted on in one transaction."""
+Act = Callable[["Connection", dict[Reference, "AccountDetail"]], list[Result]]
+"""Acts on accounts that exist, in the caller's transaction."""
+
+
+def account_arguments(command: F) -> F:
+    """Add the accounts to act on, ``--environment`` and ``--json``."""
+    argument = click.argument("accounts", metavar="ACCOUNT...", nargs=-1, required=True)
+    return argument(environment_option(json_option(command)))
+
+
+@click.command()
+@account_arguments
+@click.option(
+    "--wait", "wait_seconds", type=click.FloatRange(0), metavar="SECONDS", help="Wait for new tokens."
+)
+@click.pass_context
+def refresh(
+    ctx: click.Context, accounts: tuple[str, ...], environment: str, as_json: bool, wait_seconds: float | None
+) -> None:
+    """Refresh accounts now, ahead of their time.
+
+    Use it after mending something, or when a service reports a token that does not work. It also lifts a
+    quarantine. Each ACCOUNT is an id or PROVIDER/EXTERNAL_ID; - reads them from standard input, one a line.
+
+    \b
+    Examples:
+      tokenfleet accounts refresh 4711 --wait 30
+      tokenfleet accounts refresh acme/customer-17 acme/customer-18
+    """
+    from cli.accounts_refresh import RefreshRequest
+    from cli.session import database, load_settings
+    from store.overview import read_processes
+
+    request = RefreshRequest()
+    with database(load_settings()) as engine:
+        results = _act(engine, accounts, environment, request.make, "Requesting")
+        if any(result.outcome is Outcome.REQUESTED for result in results):
+            with engine.connect() as connection:
+                idle = not read_processes(connection).schedulers
+            if idle:
+                click.echo("No scheduler is connected here: refreshing begins when one runs.", err=True)
+        if wait_seconds is not None:
+            results = request.wait(engine, results, deadline=time.monotonic() + wait_seconds)
+    report(ctx, results, as_json=as_json)
+
+
+@click.command()
+@account_arguments
+@click.option("--reason", help="Why, for the account's history and for those who look at it.")
+@click.pass_context
+def pause(
+    ctx: click.Context, accounts: tuple[str, ...], environment: str, as_json: bool, reason: str | None
+) -> None:
+    """Leave accounts alone until they are resumed: nobody asks their provider.
+
+    Their tokens stay where they are and expire in their time. Each ACCOUNT is an id or PROVIDER/EXTERNAL_ID;
+    - reads them from standard input, one a line.
+
+    \b
+    Example:
+      tokenfleet accounts pause 4711 --reason "customer asked, ticket 17"
+    """
+    from cli.session import database, load_settings, operator
+    from store import transitions
+
+    actor = operator()
+
+    def act(connection: Connection, found: dict[Reference, AccountDetail]) -> list[Result]:
+        ids = sorted({account.account_id for account in found.values()})
+        moved = transitions.pause(connection, ids, actor=actor, reason=reason)
+        return [
+            Result(
+                reference.text, account.account_id, Outcome.PAUSED, "paused; nobody asks about it any more"
+            )
+            if account.account_id in moved
+            else _not_paused(reference, account)
+            for reference, account in found.items()
+        ]
+
+    with database(load_settings()) as engine:
+        results = _act(engine, accounts, environment, act, "Pausing")
+    report(ctx, results, as_json=as_json)
+
+
+@click.command()
+@account_arguments
+@click.pass_context
+def resume(ctx: click.Context, accounts: tuple[str, ...], environment: str, as_json: bool) -> None:
+    """Refresh paused accounts again, at once.
+
+    Each ACCOUNT is an id or PROVIDER/EXTERNAL_ID; - reads them from standard input, one a line. An account
+    whose grant is gone cannot be resumed: only new tokens help it.
+
+    \b
+    Example:
+      tokenfleet accounts resume 4711 acme/customer-17
+    """
+    from cli.session import database, load_settings, operator
+    from store import transitions
+
+    actor = operator()
+
+    def act(connection: Connection, found: dict[Reference, AccountDetail]) -> list[Result]:
+        ids = sorted({account.account_id for account in found.values()})
+        moved = transitions.resume(connection, ids, actor=actor)
+        return [
+            Result(reference.text, account.account_id, Outcome.RESUMED, "resumed; it is refreshed at once")
+            if account.account_id in moved
+            else _not_resumed(reference, account)
+            for reference, account in found.items()
+        ]
+
+    with database(load_settings()) as engine:
+        results = _act(engine, accounts, environment, act, "Resuming")
+    report(ctx, results, as_json=as_json)
+
+
+def _not_paused(reference: Reference, account: AccountDetail) -> Result:
+    from cli.explain import only_new_tokens_help
+    from tokenfleet_client.contract import AccountStatus
+
+    if account.status is AccountStatus.PAUSED:
+        return Result(reference.text, account.account_id, Outcome.UNCHANGED, "it was paused already")
+    message = f"nobody asks about it anyway: {only_new_tokens_help(account)}"
+    return Result(reference.text, account.account_id, Outcome.REFUSED, message)
+
+
+def _not_resumed(reference: Reference, account: AccountDetail) -> Result:
+    from cli.explain import only_new_tokens_help
+    from tokenfleet.account import REFRESHABLE
+
+    if account.status in REFRESHABLE:
+        return Result(reference.text, account.account_id, Outcome.UNCHANGED, "it was not paused")
+    return Result(reference.text, account.account_id, Outcome.REFUSED, only_new_tokens_help(account))
+
+
+def _act(engine: Engine, texts: Sequence[str], environment: str, act: Act, doing: str) -> list[Result]:
+    """Act on all accounts named, a thousand in a transaction; returns a result for each."""
+    from cli.references import find, missing, parse_all
+
+    references = parse_all(texts, environment=environment)
+    results: list[Result] = []
+    with progress(doing, total=len(references)) as advance:
+        for batch in _batches(references):
+            with engine.begin() as connection:
+                found = find(connection, batch)
+                done = act(connection, found)
+            results += done
+            results += (
+                Result(reference.text, None, Outcome.NOT_FOUND, missing(reference))
+                for reference in batch
+                if reference not in found
+            )
+            advance(len(batch))
+    return results
+
+
+def _batches(references: Sequence[Reference]) -> Iterator[Sequence[Reference]]:
+    for start in range(0, len(references), BATCH):
+        yield references[start : start + BATCH]

@@ -1,0 +1,278 @@
+"""``tokenfleet accounts import``: reads a file, says what is wrong with it, and how it goes.
+
+The composition of three things that do not know each other: the lines of a file (``store.import_source``),
+the provider definitions, and the importer. Nothing that is printed repeats a value that could be a token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, Self
+
+import click
+
+from cli.output import json_option, make_console, print_json
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from providers import Provider, Registry
+    from store.import_judgement import ProviderRules, RulesOf
+    from store.import_source import BadLine
+    from store.imports import ChunkReport, Tally
+
+SHOWN_REASONS: Final = 20
+"""Bad lines that are told one by one; a file of another kind has a million of them."""
+PLAIN_EVERY_SECONDS: Final = 5.0
+
+
+@click.command("import")
+@click.argument("file", metavar="FILE|-", type=click.File("rb"))
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(["jsonl", "csv"]),
+    help="Default: csv for a name that ends in .csv, else jsonl.",
+)
+@click.option("--dry-run", is_flag=True, help="Check every line against the database, and write nothing.")
+@click.option(
+    "--errors",
+    "errors_file",
+    metavar="FILE",
+    type=click.File("w", encoding="utf-8", lazy=False),
+    help=f"Write number and reason of every bad line here, as JSON lines; {SHOWN_REASONS} are shown anyway.",
+)
+@json_option
+@click.pass_context
+def import_accounts(
+    ctx: click.Context,
+    file: BinaryIO,
+    format_name: str | None,
+    dry_run: bool,
+    errors_file: IO[str] | None,
+    as_json: bool,
+) -> None:
+    """Import connections, or new tokens for known ones, from FILE or standard input.
+
+    One JSON object per line, or CSV with a header. Needed: provider, external_id, refresh_token. Optional:
+    access_token, token_type, scope, expires_at (RFC 3339) or expires_in (seconds), refresh_token_expires_at,
+    tenant, environment (default: production), app (default: default), variables and metadata (objects; in CSV
+    as JSON text).
+
+    An account is known by provider, environment and external_id. A refresh token that was never imported
+    before is a new sign-in: it replaces what is stored, and an account that needed it becomes active. One
+    that was imported before leaves the tokens as they are, even if they were rotated since, so a file can be
+    imported again at any time. What a line leaves out stays as it is.
+
+    Bad lines are reported with their numbers and left out, the others go in, and the exit code is 1. It is 2
+    when the file cannot be read at all.
+
+    \b
+    Examples:
+      tokenfleet accounts import customers.jsonl --dry-run
+      tokenfleet accounts import customers.csv --errors bad.jsonl
+      psql -XAtc "SELECT row_to_json(c) FROM connections c" | tokenfleet accounts import -
+    """
+    from cli.session import database, load_providers, load_settings, operator
+    from store import keys
+    from store.engine import database_now
+    from store.import_source import ImportFormat, UnreadableImport, read_chunks
+    from store.imports import Importer, Tally
+
+    settings = load_settings()
+    rules_of = compose_rules(load_providers(settings))
+    wanted = ImportFormat(format_name or ("csv" if _name(file).endswith(".csv") else "jsonl"))
+    tally = Tally()
+    began = time.monotonic()
+    with database(settings) as engine, _Narrator(file, errors_file) as narrator:
+        with engine.begin() as connection:
+            vault = keys.open_vault(connection, settings)
+            now = database_now(connection)
+        importer = Importer(engine, vault, rules_of, actor=operator(), dry_run=dry_run)
+        try:
+            for report in importer.run(read_chunks(file, wanted, now=now)):
+                tally.add(report.tally)
+                narrator.tell(report, tally)
+        except UnreadableImport as error:
+            raise click.BadParameter(str(error), param_hint="FILE") from error
+        except KeyboardInterrupt:
+            narrator.say(f"stopped: {_sentence(tally)} so far; run the same command again to do the rest")
+            raise
+    seconds = time.monotonic() - began
+    if as_json:
+        print_json(ImportSummary.of(tally, str(importer.import_id), seconds, dry_run=dry_run))
+    else:
+        rate = f"{tally.lines / seconds:,.0f} lines/s"
+        prefix = "nothing was written, this was a dry run: " if dry_run else ""
+        click.echo(f"{prefix}{_sentence(tally)} in {seconds:.1f} s ({rate})")
+    ctx.exit(1 if tally.bad else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportSummary:
+    """What ``--json`` prints. ``import_id`` is the ``job_id`` of the import's rows in the history."""
+
+    import_id: str
+    dry_run: bool
+    lines: int
+    created: int
+    reauthenticated: int
+    reactivated: int
+    updated: int
+    unchanged: int
+    bad: int
+    seconds: float
+    lines_per_second: float
+
+    @classmethod
+    def of(cls, tally: Tally, import_id: str, seconds: float, *, dry_run: bool) -> Self:
+        """Return the summary of an import that took ``seconds``."""
+        return cls(
+            import_id=import_id,
+            dry_run=dry_run,
+            lines=tally.lines,
+            created=tally.created,
+            reauthenticated=tally.reauthenticated,
+            reactivated=tally.reactivated,
+            updated=tally.updated,
+            unchanged=tally.unchanged,
+            bad=tally.bad,
+            seconds=round(seconds, 3),
+            lines_per_second=round(tally.lines / seconds, 1),
+        )
+
+
+def compose_rules(registry: Registry) -> RulesOf:
+    """Return what an import needs to know of each provider, by its name."""
+
+    @cache
+    def rules_of(name: str) -> ProviderRules:
+        return _rules(registry.get(name))
+
+    return rules_of
+
+
+def _rules(provider: Provider) -> ProviderRules:
+    from providers import ClientCredentials, Grant, RequestBuildError
+    from store.import_judgement import ProviderRules
+    from tokenfleet_client.secret import Secret
+
+    required = provider.required_variables()
+    anybody = ClientCredentials("client", Secret("secret"))
+    anything = Secret("token")
+
+    def check(variables: Mapping[str, str]) -> str | None:
+        if missing := sorted(required - variables.keys()):
+            return (
+                f"{provider.name} needs the variable {' and '.join(missing)}: give it under 'variables', or "
+                f"to the app ('tokenfleet providers show {provider.name}' explains it)"
+            )
+        try:
+            # The request that a worker would build. What cannot be built is told now, not when it is due.
+            provider.refresh_request(anybody, Grant(anything, None, variables))
+        except RequestBuildError as error:
+            return str(error)
+        return None
+
+    def nothing_to_check(_variables: Mapping[str, str]) -> str | None:
+        return None
+
+    return ProviderRules(provider.margins, check if provider.spec.variables else nothing_to_check)
+
+
+class _Narrator:
+    """Tells on standard error how it goes: a bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, file: BinaryIO, errors_file: IO[str] | None) -> None:
+        self._file = file
+        self._errors_file = errors_file
+        self._size = _size(file)
+        self._untold = 0
+        self._told = 0
+        self._next = time.monotonic() + PLAIN_EVERY_SECONDS
+        self._bar: Any = None
+        self._ends = ExitStack()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            console = make_console(stderr=True)
+            self._bar = self._ends.enter_context(Progress(*columns, console=console, transient=True))
+            self._bar.add_task("importing", total=self._size)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._untold:
+            where = "see the errors file" if self._errors_file else "--errors FILE lists them all"
+            self.say(f"... and {self._untold:,} more bad lines: {where}")
+        self._ends.close()
+
+    def say(self, sentence: str) -> None:
+        """Print a line of its own."""
+        if self._bar is not None:
+            self._bar.console.print(sentence, soft_wrap=True)
+        else:
+            click.echo(sentence, err=True)
+
+    def tell(self, report: ChunkReport, tally: Tally) -> None:
+        """Tell of one more chunk; ``tally`` is of all so far."""
+        self._tell_bad(report.bad)
+        if self._bar is not None:
+            done = self._file.tell() if self._size else None
+            self._bar.update(self._bar.task_ids[0], completed=done, description=f"{tally.lines:,} lines")
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_EVERY_SECONDS
+            self.say(f"line {report.last:,}: {_sentence(tally)} so far")
+
+    def _tell_bad(self, bad: Iterable[BadLine]) -> None:
+        for line in bad:
+            if self._told < SHOWN_REASONS:
+                self._told += 1
+                self.say(f"line {line.number}: {line.reason}")
+            else:
+                self._untold += 1
+            if self._errors_file is not None:
+                json.dump({"line": line.number, "reason": line.reason}, self._errors_file)
+                self._errors_file.write("\n")
+
+
+def _name(file: BinaryIO) -> str:
+    """Return the name of a file; standard input may be something that has none."""
+    return str(getattr(file, "name", ""))
+
+
+def _size(file: BinaryIO) -> int | None:
+    """Return the size of a regular file; of a pipe nobody knows it."""
+    try:
+        status = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _sentence(tally: Tally) -> str:
+    return ", ".join(_parts(tally))
+
+
+def _parts(tally: Tally) -> Iterator[str]:
+    yield f"{tally.created:,} created"
+    if tally.reauthenticated:
+        again = f" ({tally.reactivated:,} active again)" if tally.reactivated else ""
+        yield f"{tally.reauthenticated:,} re-authenticated{again}"
+    if tally.updated:
+        yield f"{tally.updated:,} updated"
+    if tally.unchanged:
+        yield f"{tally.unchanged:,} unchanged"
+    yield f"{tally.bad:,} bad"

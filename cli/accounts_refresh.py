@@ -1,0 +1,132 @@
+"""Asking for a refresh, and waiting until the new tokens are in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from cli.account_results import Outcome, Result
+from cli.explain import only_new_tokens_help
+from cli.output import moment, progress
+from cli.references import Reference
+from store import queries, schedule
+from tokenfleet.account import REFRESHABLE
+from tokenfleet.jobs import AccountId
+from tokenfleet_client.contract import AccountStatus
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from store.details import AccountDetail
+    from store.queries import Progress
+
+BATCH: Final = 1000
+"""Accounts looked at in one statement."""
+POLL_SECONDS: Final = 0.2
+
+
+class RefreshRequest:
+    """Requests for any number of accounts, and the generation each of them had before."""
+
+    def __init__(self) -> None:
+        self._generations: dict[AccountId, int] = {}
+
+    def make(self, connection: Connection, found: dict[Reference, AccountDetail]) -> list[Result]:
+        """Make accounts due now; says of each whether that was possible, and what stands in the way."""
+        for account in found.values():
+            if account.status in REFRESHABLE and account.token is not None:
+                # Read before the request: tokens that come in at once count as its answer.
+                self._generations.setdefault(account.account_id, account.token.generation)
+        wanted = [account.account_id for account in found.values() if account.status in REFRESHABLE]
+        requested = set(schedule.request_refresh(connection, sorted(wanted)))
+        return [
+            Result(reference.text, account.account_id, Outcome.REQUESTED, _prospect(account))
+            if account.account_id in requested
+            else Result(reference.text, account.account_id, Outcome.REFUSED, _refusal(account))
+            for reference, account in found.items()
+        ]
+
+    def wait(self, engine: Engine, results: Sequence[Result], *, deadline: float) -> list[Result]:
+        """Return ``results`` as they are when all tokens are in, or at ``deadline`` (monotonic clock)."""
+        waiting = {
+            result.account_id: result
+            for result in results
+            if result.outcome is Outcome.REQUESTED and result.account_id is not None
+        }
+        ended: dict[AccountId, Result] = {}
+        with progress("Refreshing", total=len(waiting)) as advance:
+            while waiting:
+                # Looked at once more after the deadline, so that nothing that is in goes unseen.
+                last_look = time.monotonic() >= deadline
+                now = _progress(engine, list(waiting))
+                for account_id, result in list(waiting.items()):
+                    before = self._generations.get(account_id, 0)
+                    if (end := _end(result, before, now.get(account_id))) is not None:
+                        ended[account_id] = end
+                        del waiting[account_id]
+                        advance(1)
+                if last_look:
+                    ended |= {each: _unanswered(result, now[each]) for each, result in waiting.items()}
+                    break
+                if waiting:
+                    time.sleep(POLL_SECONDS)
+        return [
+            replace(ended[result.account_id], account=result.account)
+            if result.account_id in ended
+            else result
+            for result in results
+        ]
+
+
+def _prospect(account: AccountDetail) -> str:
+    """Return what is to be expected of a request that was accepted."""
+    app, now = account.app, account.database_now
+    if app.held_since is not None:
+        return (
+            f"requested, but its app is on hold ({app.held_code}): nobody is asked until "
+            f"'tokenfleet apps set {account.provider} …' mends the registration"
+        )
+    if app.paused_until is not None and app.paused_until > now:
+        return f"requested, but the provider asked us to wait until {moment(app.paused_until)}"
+    return "requested"
+
+
+def _refusal(account: AccountDetail) -> str:
+    match account.status:
+        case AccountStatus.PAUSED:
+            return f"it is paused: 'tokenfleet accounts resume {account.account_id}' refreshes it"
+        case AccountStatus.NEEDS_REAUTH | AccountStatus.REVOKED:
+            return only_new_tokens_help(account)
+        case _:
+            return "no refresh is planned for it, because it has no refresh token: import it with one"
+
+
+def _progress(engine: Engine, ids: Sequence[AccountId]) -> Mapping[AccountId, Progress]:
+    found: dict[AccountId, Progress] = {}
+    with engine.connect() as connection:
+        for start in range(0, len(ids), BATCH):
+            found |= queries.progress(connection, ids[start : start + BATCH])
+    return found
+
+
+def _end(result: Result, before: int, now: Progress | None) -> Result | None:
+    """Return how one account's refresh ended, None while it goes on."""
+    if now is None:
+        return replace(result, outcome=Outcome.NOT_FOUND, message="it was removed meanwhile")
+    if now.generation > before:
+        expiry = f", its access token expires at {moment(now.expires_at)}" if now.expires_at else ""
+        return replace(
+            result, outcome=Outcome.REFRESHED, message=f"refreshed: generation {now.generation}{expiry}"
+        )
+    if now.status not in REFRESHABLE:
+        message = f"it became {now.status.value}: 'tokenfleet accounts history {now.account_id}' says why"
+        return replace(result, outcome=Outcome.REFUSED, message=message)
+    return None
+
+
+def _unanswered(result: Result, now: Progress) -> Result:
+    reason = f"; the last attempt ended in {now.last_error}" if now.last_error else ""
+    message = f"{result.message}; no new tokens in the time given{reason}"
+    return replace(result, outcome=Outcome.WAITING, message=message)

@@ -1,0 +1,271 @@
+"""``tokenfleet apps``: the OAuth client registrations that accounts are refreshed with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from cli.app_view import state_text, view_of
+from cli.output import counted, dated, json_option, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from providers import Provider
+    from store.apps import App
+    from tokenfleet_client.secret import Secret
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_SECRET_CHARACTERS: Final = 8192
+
+
+def app_options(command: F) -> F:
+    """Add what names one app of a provider: ``--environment`` and ``--name``."""
+    for option in (
+        click.option("--name", default="default", show_default=True, help="Which of several clients there."),
+        click.option("--environment", default="production", show_default=True, help="Your environment."),
+        click.argument("provider"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def apps() -> None:
+    """Register your OAuth clients: client id, secret and variables.
+
+    An app is one client registration at one provider. Each account is refreshed with the app it was imported
+    under: `default`, unless the import names another.
+    """
+
+
+@apps.command("set")
+@app_options
+@click.option("--client-id", required=True, help="What the provider calls your client.")
+@click.option(
+    "--client-secret-file", type=click.File(), help="File that holds the client secret; - for standard input."
+)
+@click.option(
+    "--variable",
+    "assignments",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Value for a variable of the definition, for all accounts of this app. Repeatable.",
+)
+def set_app(
+    provider: str,
+    environment: str,
+    name: str,
+    client_id: str,
+    client_secret_file: IO[str] | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Register a client of PROVIDER, or replace what is registered.
+
+    The secret is never an argument, where others on this machine could read it: it comes from a file, from
+    standard input, or from a prompt that does not echo. Setting an app also ends a hold: accounts that waited
+    because the provider rejected the registration are asked about again.
+
+    \b
+    Examples:
+      tokenfleet apps set acme --client-id 123.apps.example --client-secret-file acme.secret
+      pass show acme | tokenfleet apps set acme --client-id 123.apps.example --client-secret-file -
+      tokenfleet apps set oidc --client-id me --variable token_endpoint=https://sso.example/token
+    """
+    from cli.session import database, load_providers, load_settings
+    from store import apps as registrations
+    from store.keys import open_vault
+
+    settings = load_settings()
+    definition = load_providers(settings).get(provider)
+    variables = _variables(definition, assignments, allow_http=settings.tunables.allow_http_providers)
+    secret = _client_secret(definition, client_secret_file)
+    with database(settings) as engine, engine.begin() as connection:
+        before = registrations.find(connection, provider, environment, name)
+        app = registrations.register(
+            connection,
+            open_vault(connection, settings).refresh,
+            provider=provider,
+            environment=environment,
+            name=name,
+            client_id=client_id,
+            client_secret=secret,
+            variables=variables,
+        )
+        tied = registrations.count_accounts(connection, app.app_id)
+    done = "Registered" if before is None else "Replaced"
+    click.echo(
+        f"{done} {provider}/{environment}/{name}: client id {client_id}, "
+        f"{'client secret sealed' if secret else 'no client secret'}; used by {counted(tied, 'account')}."
+    )
+    if before is not None and before.held_since is not None:
+        click.echo(f"It was on hold because of {before.held_code}; its accounts are asked about again now.")
+    if missing := sorted(definition.required_variables() - variables.keys()):
+        click.echo(f"Each account has to bring {', '.join(missing)} among its variables.")
+
+
+def _variables(definition: Provider, assignments: tuple[str, ...], *, allow_http: bool) -> dict[str, str]:
+    """Return checked values, or say which assignment is wrong and why."""
+    from tokenfleet.errors import UserError
+
+    rules = definition.spec.variable_rules()
+    declared = sorted(definition.spec.variables)
+    variables: dict[str, str] = {}
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"--variable {assignment!r} is not KEY=VALUE.")
+        if name not in declared:
+            known = f"it knows {', '.join(declared)}" if declared else "it has none"
+            raise UserError(f"{definition.name} has no variable {name!r}: {known}")
+        try:
+            variables[name] = rules[name].check(value, allow_http=allow_http)
+        except ValueError as error:
+            raise UserError(f"variable {name} of {definition.name} {error}") from error
+    return variables
+
+
+def _client_secret(definition: Provider, file: IO[str] | None) -> Secret | None:
+    """Read the secret from ``file`` or ask for it; None for a public client."""
+    from tokenfleet.errors import UserError
+    from tokenfleet_client.secret import Secret
+
+    if definition.spec.client.authentication == "none":
+        if file is not None:
+            raise UserError(
+                f"clients of {definition.name} authenticate without a secret: leave out --client-secret-file"
+            )
+        return None
+    if file is not None:
+        text = file.read(MAX_SECRET_CHARACTERS + 1).strip()
+        source = "standard input" if file.name in ("-", "<stdin>") else file.name
+    elif sys.stdin.isatty():
+        text = click.prompt("Client secret", hide_input=True, err=True).strip()
+        source = "your answer"
+    else:
+        raise click.UsageError(
+            f"Clients of {definition.name} have a secret: give --client-secret-file FILE, or - for standard "
+            "input."
+        )
+    if not text or len(text) > MAX_SECRET_CHARACTERS or len(text.split()) > 1:
+        raise UserError(f"{source} does not hold a client secret: one word, nothing else")
+    return Secret(text)
+
+
+@apps.command("list")
+@json_option
+def list_apps(as_json: bool) -> None:
+    """List the registered clients, and which of them may not be asked for now.
+
+    \b
+    Example:
+      tokenfleet apps list
+    """
+    from cli.session import database, load_settings
+    from store import apps as registrations
+    from store.engine import database_now
+
+    with database(load_settings()) as engine, engine.connect() as connection:
+        now = database_now(connection)
+        found = [
+            view_of(app, accounts=registrations.count_accounts(connection, app.app_id), now=now)
+            for app in registrations.all_apps(connection)
+        ]
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        click.echo("No app is registered yet: 'tokenfleet apps set PROVIDER --client-id ID' registers one.")
+        return
+    print_table(
+        ("provider", "environment", "name", "client id", "secret", ">accounts", "state"),
+        (
+            (
+                app.provider,
+                app.environment,
+                app.name,
+                app.client_id,
+                "sealed" if app.has_client_secret else "none",
+                f"{app.accounts:,}",
+                state_text(app, now),
+            )
+            for app in found
+        ),
+    )
+
+
+@apps.command()
+@app_options
+@json_option
+def show(provider: str, environment: str, name: str, as_json: bool) -> None:
+    """Show one registered client; never its secret.
+
+    \b
+    Example:
+      tokenfleet apps show acme
+    """
+    from cli.session import database, load_settings
+    from store import apps as registrations
+    from store.engine import database_now
+
+    with database(load_settings()) as engine, engine.connect() as connection:
+        now = database_now(connection)
+        found = _find(connection, provider, environment, name)
+        tied = registrations.count_accounts(connection, found.app_id)
+    app = view_of(found, accounts=tied, now=now)
+    if as_json:
+        print_json(app)
+        return
+    print_facts(
+        [
+            ("app", f"{app.provider}/{app.environment}/{app.name} (id {app.app_id})"),
+            ("client id", app.client_id),
+            ("client secret", "sealed" if app.has_client_secret else "none"),
+            ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),
+            ("accounts", f"{app.accounts:,}"),
+            ("state", state_text(app, now)),
+            ("created", dated(app.created_at, now)),
+            ("changed", dated(app.updated_at, now)),
+        ]
+    )
+
+
+@apps.command()
+@app_options
+def remove(provider: str, environment: str, name: str) -> None:
+    """Remove a registered client that no account uses any more.
+
+    \b
+    Example:
+      tokenfleet apps remove acme --name old
+    """
+    from cli.session import database, load_settings
+    from store import apps as registrations
+    from tokenfleet.errors import UserError
+
+    with database(load_settings()) as engine, engine.begin() as connection:
+        app = _find(connection, provider, environment, name)
+        tied = registrations.count_accounts(connection, app.app_id)
+        if tied:
+            raise UserError(
+                f"{provider}/{environment}/{name} stays: {counted(tied, 'account')} are refreshed with it; "
+                "import them under another app first"
+            )
+        registrations.remove(connection, app.app_id)
+    click.echo(f"Removed {provider}/{environment}/{name}.")
+
+
+def _find(connection: Connection, provider: str, environment: str, name: str) -> App:
+    from store import apps as registrations
+    from tokenfleet.errors import UserError
+
+    app = registrations.find(connection, provider, environment, name)
+    if app is None:
+        raise UserError(
+            f"no app {provider}/{environment}/{name} is registered: 'tokenfleet apps list' shows the others"
+        )
+    return app

@@ -1,0 +1,79 @@
+"""What must be there before a fleet starts: keys, a migrated database, the rings' first data keys.
+
+Each step is what an operator does by hand with ``keys generate`` and ``db upgrade``; nothing is redone that is
+there already, and no key is ever replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from store import history, keys, migrate
+from store.engine import database_now, make_engine
+from tokenfleet.errors import UserError
+from tokenfleet.settings import Settings
+from tokenfleet_client.envelope import KeyEncryptionKey, Ring
+
+
+def write_keys(path: Path, rings: Mapping[Ring, KeyEncryptionKey]) -> None:
+    """Write a key file, readable by its owner only.
+
+    Raises :class:`UserError` when the file exists: a key that was overwritten opens nothing any more.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(path, "x", opener=_private) as file:
+            json.dump({ring.value: [key.export()] for ring, key in rings.items()}, file, indent=2)
+            file.write("\n")
+            file.flush()
+            # Data keys are wrapped with these at once, durably: a key file lost to a power cut takes every
+            # token with it.
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise UserError(
+            f"{path} exists already and is left as it is: keep it, or give another file with --output"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another --output") from error
+
+
+def prepare_database(environ: Mapping[str, str]) -> Settings:
+    """Make keys if none are configured, migrate, create partitions and data keys; returns the settings.
+
+    For ``up`` and ``demo``, which bring everything along. Raises :class:`UserError` in one sentence.
+    """
+    settings = Settings.from_environ(environ)
+    if settings.access_ring.primary is None and settings.refresh_ring.primary is None:
+        fresh = {ring: KeyEncryptionKey.generate(f"{ring.value}-1") for ring in Ring}
+        write_keys(settings.home / "keys.json", fresh)
+        settings = Settings.from_environ(environ)
+    upgrade_database(settings)
+    return settings
+
+
+def upgrade_database(settings: Settings) -> str:
+    """Migrate, create the history partitions of the coming days, and data keys if keys are configured.
+
+    Returns the revision. Safe to repeat, and safe on several machines at once.
+    """
+    engine = make_engine(settings.database_url, application_name="tokenfleet db upgrade")
+    try:
+        migrate.upgrade(engine)
+        with engine.begin() as connection:
+            history.maintain_partitions(
+                connection,
+                today=history.utc_date(database_now(connection)),
+                retention_days=settings.tunables.history_retention_days,
+            )
+            if settings.access_ring.primary is not None and settings.refresh_ring.primary is not None:
+                keys.open_vault(connection, settings)
+    finally:
+        engine.dispose()
+    return migrate.head_revision()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

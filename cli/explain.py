@@ -1,0 +1,134 @@
+"""Why an account stands where it stands, in sentences: what ``show``, ``history`` and refusals say.
+
+Pure: the account carries the moment it was read at, by the database's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cli.output import counted, dated, duration, relative
+from tokenfleet.policy import ROTATION_LOST
+from tokenfleet_client.contract import AccountStatus
+
+if TYPE_CHECKING:
+    from store.details import AccountDetail
+
+
+def why(account: AccountDetail) -> list[str]:
+    """Return what anybody who looks at ``account`` should know, the most important first."""
+    return [*_status(account), *_app(account), *_schedule(account), *_tokens(account)]
+
+
+def only_new_tokens_help(account: AccountDetail) -> str:
+    """Return the sentence that ends every attempt to bring back a dead grant by command."""
+    since = relative(account.status_changed_at, account.database_now)
+    return (
+        f"it became {account.status.value} {since}{_because(account)}: only new tokens help, import them "
+        "with 'tokenfleet accounts import' once the customer has signed in again"
+    )
+
+
+def _because(account: AccountDetail) -> str:
+    return f" ({account.status_reason})" if account.status_reason else ""
+
+
+def _status(account: AccountDetail) -> Iterator[str]:
+    now = account.database_now
+    since = dated(account.status_changed_at, now)
+    match account.status:
+        case AccountStatus.CONNECTING:
+            yield f"Connecting since {since}: no refresh has succeeded yet."
+        case AccountStatus.NEEDS_REAUTH if account.status_reason == ROTATION_LOST:
+            yield (
+                f"Since {since} the customer has to sign in again: the provider replaced the refresh token, "
+                "and the answer that held the new one never reached us (rotation_lost)."
+            )
+        case AccountStatus.NEEDS_REAUTH:
+            yield (
+                f"Since {since} the customer has to sign in again: the provider rejected the grant"
+                f"{_because(account)}. Importing new tokens makes it active."
+            )
+        case AccountStatus.PAUSED:
+            yield (
+                f"Paused by an operator since {since}{_because(account)}; 'tokenfleet accounts resume "
+                f"{account.account_id}' ends that."
+            )
+        case AccountStatus.REVOKED:
+            yield f"Ended deliberately at {since}{_because(account)}; new tokens would begin it anew."
+        case AccountStatus.ACTIVE:
+            pass
+
+
+def _app(account: AccountDetail) -> Iterator[str]:
+    app, now = account.app, account.database_now
+    name = f"{account.provider}/{account.environment}/{app.name}"
+    if app.held_since is not None:
+        yield (
+            f"Its app {name} is on hold since {dated(app.held_since, now)}: the provider rejects the client "
+            f"registration ({app.held_code}). 'tokenfleet apps set {account.provider} …' with the right "
+            "credentials ends that."
+        )
+    if app.paused_until is not None and app.paused_until > now:
+        yield f"The provider asked us to leave its app {name} alone until {dated(app.paused_until, now)}."
+
+
+def _schedule(account: AccountDetail) -> Iterator[str]:
+    schedule, now = account.schedule, account.database_now
+    if schedule is None:
+        yield "It has no place on the schedule: its import did not finish. Import it again."
+        return
+    if schedule.quarantined:
+        yield (
+            f"In quarantine because of {schedule.last_error}: a fault on our side, not the customer's. Mend "
+            f"it, then 'tokenfleet accounts refresh {account.account_id}'."
+        )
+    if schedule.failing_since is not None:
+        yield (
+            f"Refreshing fails since {dated(schedule.failing_since, now)}, "
+            f"{counted(schedule.attempts, 'attempt')} in a row; the last one ended in {schedule.last_error}."
+        )
+    elif schedule.last_error is not None:
+        yield f"The last attempt was put off ({schedule.last_error}); the account is not at fault."
+    if schedule.unanswered:
+        yield (
+            f"{counted(schedule.unanswered, 'answer')} to its refresh token got lost: if the provider "
+            "replaced it then, the next attempt will find the grant gone."
+        )
+    if schedule.claimed_until is not None and schedule.claimed_until > now:
+        begun = schedule.started_epoch == schedule.claim_epoch
+        who = "A worker is asking about it now" if begun else "It is on its way to a worker"
+        yield f"{who}, attempt {account.account_id}-{schedule.claim_epoch}."
+    elif schedule.next_refresh_at is not None:
+        late = schedule.next_refresh_at <= now
+        yield (
+            f"It is due since {dated(schedule.next_refresh_at, now)} and not claimed yet."
+            if late
+            else f"The next refresh is due at {dated(schedule.next_refresh_at, now)}."
+        )
+    elif account.status in (AccountStatus.ACTIVE, AccountStatus.CONNECTING):
+        yield "No refresh is planned for it: it has no refresh token, or its import did not finish."
+
+
+def _tokens(account: AccountDetail) -> Iterator[str]:
+    token, now = account.token, account.database_now
+    if token is None:
+        yield "It holds no tokens."
+        return
+    if not token.has_access_token:
+        yield "It holds no access token yet."
+    elif token.expires_at is None:
+        yield "Nobody knows when its access token expires."
+    elif token.expires_at <= now:
+        yield f"Its access token expired {duration(now - token.expires_at)} ago."
+    else:
+        yield f"Its access token works for another {duration(token.expires_at - now)}."
+    if token.refresh_token_expires_at is not None:
+        verb = "expires" if token.refresh_token_expires_at > now else "expired"
+        yield f"Its refresh token {verb} at {dated(token.refresh_token_expires_at, now)}."
+    if token.candidates:
+        yield (
+            f"{counted(token.candidates, 'late answer')} of the provider is kept beside its tokens, because "
+            "newer ones were there already."
+        )

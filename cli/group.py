@@ -1,0 +1,101 @@
+"""Groups of commands that are imported when they are called, and failures that are one sentence.
+
+Promise: ``tokenfleet --help`` imports no command, so it answers at once however heavy the commands are; a
+mistake of the user's never ends in a traceback; Ctrl-C ends quietly with exit code 130.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+from click.exceptions import NoSuchCommand
+
+INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells count it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a command is defined (``module:attribute``), and what a list of commands says about it."""
+
+    target: str
+    summary: str
+
+
+Sections = Mapping[str, Mapping[str, Entry]]
+"""Commands by name, under the headings that ``--help`` shows them under, in this order."""
+
+
+class CommandGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def __init__(self, *args: Any, sections: Sections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+        self._entries = {name: entry for entries in sections.values() for name, entry in entries.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self._entries.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry.target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            raise NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self._entries))
+        for heading, entries in self.sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), entry.summary) for name, entry in entries.items()])
+
+
+class Failure(click.ClickException):
+    """What stopped the command, a sentence for each problem."""
+
+    exit_code = 1
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__("\n".join(sentences))
+        self.sentences = tuple(sentences)
+
+    def show(self, file: Any = None) -> None:
+        for sentence in self.sentences:
+            click.echo(f"tokenfleet: {sentence}", file=file, err=True)
+
+
+class Root(CommandGroup):
+    """The outermost group: turns what commands raise into sentences and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # The terminal has echoed ^C; the prompt that follows belongs on a line of its own.
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
+                raise
+            # Imported now: it knows the exceptions of every library, and nothing has failed until here.
+            from cli.failures import sentences_for
+
+            sentences = sentences_for(error)
+            if sentences is None:
+                raise
+            raise Failure(sentences) from error

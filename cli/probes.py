@@ -1,0 +1,103 @@
+"""Short looks at what a fleet needs, for ``status`` and ``doctor``: each says what is wrong, or nothing.
+
+A probe changes nothing, waits a few seconds at most and never raises for what it looks at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tokenfleet.key_rings import KeyRing
+from tokenfleet.settings import Settings, redact_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenfleet_client.envelope import WrappedKey
+
+REDIS_SECONDS: Final = 3
+DAMAGED: Final = "damaged"
+"""Directory below the journals where unreadable segments are kept for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """One journal on this machine. ``abandoned``: its process is gone, and its answers wait to be adopted."""
+
+    name: str
+    bytes: int
+    abandoned: bool
+    damaged: bool
+
+
+def redis_problem(url: str) -> str | None:
+    """Return what to do about a Redis that does not answer, None when it does."""
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    try:
+        with Redis.from_url(
+            url, socket_connect_timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS
+        ) as client:
+            client.ping()
+    except (RedisError, OSError) as error:
+        return (
+            f"Redis at {redact_url(url)} does not answer ({type(error).__name__}): start it, or correct "
+            "TOKENFLEET_REDIS_URL; until then refreshes go on more slowly, without leases"
+        )
+    return None
+
+
+def broker_problem(settings: Settings) -> str | None:
+    """Return what to do about a broker that does not answer, None when it does."""
+    from scheduler.publisher import Publisher
+    from tokenfleet.broker import make_celery
+
+    claim = timedelta(seconds=settings.tunables.claim_seconds)
+    if Publisher(make_celery(settings), claim=claim).broker_answers():
+        return None
+    return (
+        f"the broker at {redact_url(settings.broker_url)} does not answer: start it, or correct "
+        "TOKENFLEET_BROKER_URL; until then no job reaches a worker"
+    )
+
+
+def ring_problem(ring: KeyRing, wrapped: Sequence[WrappedKey]) -> str | None:
+    """Return what to do when this process cannot use ``ring``, None when it can or the ring is empty."""
+    from tokenfleet_client.envelope import unwrap_ring
+    from tokenfleet_client.errors import EnvelopeError
+
+    if not ring.keys:
+        return (
+            f"no key-encryption key for the {ring.ring.value} ring is configured: set TOKENFLEET_KEYS_FILE "
+            "to your key file, or make one with 'tokenfleet keys generate'"
+        )
+    if not any(key.ring is ring.ring for key in wrapped):
+        return None
+    try:
+        unwrap_ring(ring.ring, wrapped, ring.keys)
+    except EnvelopeError as error:
+        return f"{error}: point TOKENFLEET_KEYS_FILE at the key file this database was set up with"
+    return None
+
+
+def journals(root: Path) -> tuple[JournalStatus, ...] | None:
+    """Return the journals below ``root`` that hold answers; None when they may not be read from here."""
+    from store.journal import orphans, summary
+
+    try:
+        abandoned: set[str] = set()
+        for orphan in orphans(root):
+            abandoned.add(orphan.directory.name)
+            # Locked for a moment only: adopting it is a worker's work.
+            orphan.release()
+        return tuple(
+            JournalStatus(name, size, name in abandoned, name == DAMAGED)
+            for name, size in summary(root).items()
+            if size
+        )
+    except OSError:
+        return None

@@ -1,0 +1,159 @@
+"""How ``tokenfleet status`` looks to people."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.text import Text
+
+from cli.output import counted, dated, duration, make_table, moment, shown
+from store.overview import SUCCEEDED
+from tokenfleet_client.contract import AccountStatus
+
+if TYPE_CHECKING:
+    from cli.status import FleetStatus
+    from store.overview import AppLoad, Overview
+
+_GOOD, _BAD, _QUIET = "green", "bold red", "dim"
+
+
+def render(status: FleetStatus) -> Group:
+    """Return the whole screen."""
+    parts: list[Any] = []
+    if status.fleet is not None:
+        parts += [_heading(status.fleet), Text(), _accounts(status.fleet), Text(), _numbers(status.fleet)]
+        parts += _trouble(status.fleet)
+    parts += _journals(status)
+    parts += [Text(shown(problem), style=_BAD) for problem in status.problems]
+    if not status.problems:
+        parts.append(Text("Postgres, its schema, the keys and Redis are fine.", style=_GOOD))
+    return Group(*parts)
+
+
+def _heading(fleet: Overview) -> Text:
+    running = fleet.processes
+    text = Text(f"{moment(fleet.at)}   ")
+    for count, noun in ((running.schedulers, "scheduler"), (running.workers, "worker")):
+        text.append(f"{counted(count, noun) if count else f'no {noun}'}   ", style=_GOOD if count else _BAD)
+    return text
+
+
+def _accounts(fleet: Overview) -> Any:
+    """Accounts by provider and status, with a line of totals."""
+    counts: dict[str, Counter[AccountStatus]] = defaultdict(Counter)
+    for each in fleet.counts:
+        counts[each.provider][each.status] = each.accounts
+    table = make_table("provider", *(f">{status.value}" for status in AccountStatus), ">due", ">claimed")
+    load = _load_by_provider(fleet)
+    for provider in sorted(counts.keys() | load.keys()):
+        due, claimed = load.get(provider, (0, 0))
+        table.add_row(
+            shown(provider),
+            *(_number(counts[provider][each]) for each in AccountStatus),
+            _number(due),
+            _number(claimed),
+        )
+    if len(counts) != 1:
+        totals = [sum(count[status] for count in counts.values()) for status in AccountStatus]
+        due, claimed = sum(app.due for app in fleet.apps), sum(app.claimed for app in fleet.apps)
+        table.add_row("all", *(_number(total) for total in (*totals, due, claimed)), style="bold")
+    return table
+
+
+def _number(count: int) -> Text:
+    return Text(f"{count:,}", style="" if count else _QUIET)
+
+
+def _load_by_provider(fleet: Overview) -> dict[str, tuple[int, int]]:
+    load: dict[str, tuple[int, int]] = {}
+    for app in fleet.apps:
+        due, claimed = load.get(app.provider, (0, 0))
+        load[app.provider] = (due + app.due, claimed + app.claimed)
+    return load
+
+
+def _numbers(fleet: Overview) -> Text:
+    """The lines that say whether tokens are fresh."""
+    lines = [_lateness(fleet), _expiry(fleet), _recent(fleet)]
+    failing = fleet.failing
+    if failing.accounts:
+        since = f", the first since {dated(failing.since, fleet.at)}" if failing.since else ""
+        quarantined = f"; {failing.quarantined:,} in quarantine" if failing.quarantined else ""
+        line = f"Failing: {counted(failing.accounts, 'account')}{since}{quarantined}"
+        lines.append(Text(line, style=_BAD))
+    else:
+        lines.append(Text("Failing: none"))
+    return Text("\n").join(lines)
+
+
+def _lateness(fleet: Overview) -> Text:
+    oldest = min((app.oldest_due_at for app in fleet.apps if app.oldest_due_at is not None), default=None)
+    if oldest is None:
+        return Text("Due: nothing waits to be claimed")
+    due = sum(app.due for app in fleet.apps)
+    return Text(f"Due: {counted(due, 'account')}, the first since {duration(fleet.at - oldest)}")
+
+
+def _expiry(fleet: Overview) -> Text:
+    lowest = fleet.expiry.lowest
+    if lowest is None:
+        return Text("Expiry: no active account has a token that expires")
+    if fleet.expiry.expired:
+        return Text(
+            f"Expiry: at least {counted(fleet.expiry.expired, 'active account')} with an expired token, the "
+            f"first for {duration(fleet.at - lowest)}",
+            style=_BAD,
+        )
+    return Text(f"Expiry: the first token expires in {duration(lowest - fleet.at)}", style=_GOOD)
+
+
+def _recent(fleet: Overview) -> Text:
+    text = Text(f"Last minute: {fleet.refreshed_last_minute:,} refreshed")
+    others = [each for each in fleet.last_minute if each.kind != SUCCEEDED]
+    if others:
+        told = ", ".join(f"{each.attempts:,} {each.code or each.kind}" for each in others)
+        text.append(f"; {shown(told)}", style=_BAD)
+    return text
+
+
+def _trouble(fleet: Overview) -> Iterator[Text]:
+    for app in fleet.apps:
+        name = f"{app.provider}/{app.environment}/{app.name}"
+        if app.held_since is not None:
+            yield Text(
+                f"Held: {shown(name)} since {dated(app.held_since, fleet.at)}: {_held(app)}", style=_BAD
+            )
+        elif app.paused_until is not None and app.paused_until > fleet.at:
+            yield Text(
+                f"Paused: {shown(name)} until {dated(app.paused_until, fleet.at)}, as the provider asked"
+            )
+
+
+def _held(app: AppLoad) -> str:
+    return f"the provider rejects the registration ({app.held_code}); mend it with 'tokenfleet apps set'"
+
+
+def _journals(status: FleetStatus) -> Iterator[Text]:
+    if status.journals is None:
+        yield Text("Journals: not readable by this user")
+        return
+    live = [journal for journal in status.journals if not journal.abandoned and not journal.damaged]
+    abandoned = [journal for journal in status.journals if journal.abandoned]
+    damaged = [journal for journal in status.journals if journal.damaged]
+    if live:
+        size = sum(journal.bytes for journal in live)
+        yield Text(f"Journals: {counted(len(live), 'worker')} here, {_size(size)} not yet dropped")
+    for journal in abandoned:
+        yield Text(
+            f"Journal of a dead worker: {journal.name}, {_size(journal.bytes)}; a worker here saves it",
+            style=_BAD,
+        )
+    for journal in damaged:
+        yield Text(f"Damaged journal segments: {_size(journal.bytes)}, kept for you to look at", style=_BAD)
+
+
+def _size(size: int) -> str:
+    return f"{size:,} B" if size < 1024 else f"{size / 1024:,.0f} KiB"
