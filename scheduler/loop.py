@@ -24,7 +24,7 @@ from providers import Registry
 from scheduler.publisher import Publisher, make_jobs
 from store import apps, history, schedule
 from store.apps import App
-from store.engine import database_now
+from store.engine import database_now, is_outage
 from store.limits import Budgets, Demand
 from store.schedule import Allowance, Claim
 from tokenfleet import telemetry
@@ -81,7 +81,7 @@ class Scheduler:
                 with self._engine.connect() as listener:
                     self._listen(listener)
             except (DBAPIError, psycopg.OperationalError) as error:
-                self._note("Postgres does not answer", error)
+                self._note(error)
                 time.sleep(PAUSED_WHEN_BROKEN_SECONDS)
 
     def stop(self) -> None:
@@ -228,8 +228,10 @@ class Scheduler:
         while not self._stopping and not self._publisher.broker_answers():
             time.sleep(PAUSED_WHEN_BROKEN_SECONDS)
 
-    def _note(self, trouble: str, error: DBAPIError | psycopg.OperationalError) -> None:
+    def _note(self, error: DBAPIError | psycopg.OperationalError) -> None:
+        state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
+        away = not isinstance(error, DBAPIError) or is_outage(error)
+        trouble = "Postgres does not answer" if away else f"Postgres refuses a statement (SQLSTATE {state})"
         if self._trouble != trouble:
-            state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
             telemetry.logger().error(Event.TICK_FAILED.value, reason=trouble, sqlstate=state)
         self._trouble = trouble

@@ -35,7 +35,7 @@ LAST_PORT: Final = 65_535
 # What follows "://". Stricter than the drivers, which take a raw "#" or "/" in a password each in its own
 # way: what cannot be taken apart for certain could not be redacted for certain either.
 _ADDRESS: Final = re.compile(
-    r"(?P<login>(?P<user>[^:@/?#]*)(:[^@/?#]*)?@)?"
+    r"(?P<login>(?P<user>[^:@/?#]*)(?P<password>:[^@/?#]*)?@)?"
     r"(?P<host>\[[^\]@/?#]+\]|[^:@/?#\[\]]*)(:(?P<port>[0-9]*))?"
     r"(?P<path>/[^@?#]*)?(\?[^@#]*)?"
 )
@@ -148,9 +148,10 @@ def redact_url(url: str) -> str:
     address = _ADDRESS.fullmatch(rest)
     if not separator or address is None:
         return PLACEHOLDER
-    login = f"{address['user']}:{PLACEHOLDER}@" if address["login"] else ""
+    password = f":{PLACEHOLDER}" if address["password"] else ""
+    login = f"{address['user']}{password}@" if address["login"] else ""
     port = f":{address['port']}" if address["port"] else ""
-    return f"{scheme}://{login}{address['host']}{port}{address['path'] or ''}"
+    return f"{scheme.removesuffix('+psycopg')}://{login}{address['host']}{port}{address['path'] or ''}"
 
 
 def process_name() -> str:

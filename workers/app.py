@@ -13,6 +13,7 @@ from tokenfleet import telemetry
 from tokenfleet.broker import make_celery
 from tokenfleet.errors import UserError
 from tokenfleet.settings import Settings
+from tokenfleet.telemetry import Event
 from workers.bootstrap import Process
 from workers.tasks import register
 
@@ -31,9 +32,12 @@ def make_worker(settings: Settings) -> tuple[Celery, Process]:
         try:
             process.start()
         except UserError as error:
-            # Not an Exception: Celery logs those of signal handlers and goes on without us.
             sys.stderr.write(f"tokenfleet worker: {error}\n")
             raise SystemExit(1) from None
+        except Exception as error:
+            # SystemExit, because Celery logs any Exception of a signal handler and then works on without us.
+            telemetry.alarm(Event.ATTEMPT_FAILED, during="start", error=type(error).__name__)
+            raise SystemExit(1) from error
 
     def on_shutdown(**_: Any) -> None:
         process.stop()

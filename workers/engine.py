@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from providers import Registry
@@ -90,6 +91,8 @@ class Engine:
         hampered: list[str] = []
         if not self._writer.available:
             fatal.append("Postgres refuses writes; answers wait in the journal")
+        elif self._postgres_away:
+            fatal.append("Postgres does not answer; no refresh starts")
         if not self._asker.journal_writable:
             fatal.append("the journal cannot be written; no refresh starts")
         if self._redis_away:
@@ -132,9 +135,12 @@ class Engine:
             self._writer,
             owner=self.name,
             tunables=tunables,
+            adopt=self._adopt,
         )
-        await adopt_orphans(self._engine, settings.journal_dir, actor=self.name)
+        await self._adopt()
+        self._postgres_away = False
         self._writing = asyncio.create_task(self._writer.run())
+        self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def _close(self) -> None:
@@ -142,23 +148,36 @@ class Engine:
         await self._refresher.drain()
         self._writer.close()
         await self._writing
+        self._leasing.cancel()
         await self._transport.aclose()
         await self._redis.aclose()
         await self._engine.dispose()
         self._journal.close()
 
     async def _keep_house(self) -> None:
-        """Adopt journals of siblings that died, and notice when disk or Redis are back."""
+        """Adopt journals of siblings that died, and notice when disk, Redis or Postgres go or come back."""
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
             try:
-                await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)
+                await self._adopt()
                 if not self._asker.journal_writable:
                     self._asker.journal_writable = self._journal.writable()
             except Exception as error:  # noqa: BLE001
                 # This task must outlive whatever goes wrong in one round: it is the one that notices recovery.
                 telemetry.logger().warning(Event.HOUSEKEEPING_FAILED.value, error=type(error).__name__)
             self._redis_away = not await self._redis_answers()
+            self._postgres_away = not await self._postgres_answers()
+
+    async def _adopt(self) -> int:
+        return await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)
+
+    async def _postgres_answers(self) -> bool:
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (DBAPIError, OSError):
+            return False
+        return True
 
     async def _redis_answers(self) -> bool:
         try:

@@ -5,6 +5,9 @@ Invariants kept here:
 * An account is attempted only after its claim was started in Postgres (``store.schedule.start``) and with
   what was read then.
 * No new attempt starts that could not be saved: not while Postgres or the journal refuses writes.
+* Nobody asks about an account whose answer is here and not in Postgres yet, even when its claim has expired
+  meanwhile: not this process, which remembers; not a sibling, because the lease is kept alive; and not the
+  heir of a process that died, because it adopts the journal first.
 * One provider that hangs occupies only its share of this process; what does not fit is postponed.
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Concatenate, Final, ParamSpec, TypeVar
 from uuid import UUID
@@ -46,6 +49,8 @@ POSTPONE: Final = timedelta(seconds=2)
 
 APP_SHARE: Final = 0.8
 """Part of a process's provider calls that one app may occupy."""
+
+RENEWALS_PER_LEASE: Final = 3
 
 STRAGGLER_SECONDS: Final = 2.0
 """A job stops waiting for its slowest accounts after this long; they finish on their own."""
@@ -92,7 +97,9 @@ class Refresher:
         *,
         owner: str,
         tunables: Tunables,
+        adopt: Callable[[], Awaitable[int]],
     ) -> None:
+        """``adopt`` returns when no dead process's answers are left on this machine."""
         self._engine = engine
         self._registry = registry
         self._vault = vault
@@ -105,6 +112,9 @@ class Refresher:
         share = max(1, int(tunables.max_in_flight * APP_SHARE))
         self._room = Room(tunables.max_in_flight, share)
         self._running: set[asyncio.Task[None]] = set()
+        self._adopt = adopt
+        self._unsettled: set[AccountId] = set()
+        self._renewal_seconds = tunables.lease_seconds / RENEWALS_PER_LEASE
         self._busy: set[AccountId] = set()
 
     async def run(self, job: RefreshJob) -> None:
@@ -137,6 +147,13 @@ class Refresher:
         while self._running:
             await asyncio.wait(set(self._running))
 
+    async def keep_leases(self) -> None:
+        """Renew the leases of all that is not settled, for ever: Postgres may be away for longer than a lease."""
+        while True:
+            await asyncio.sleep(self._renewal_seconds)
+            if self._unsettled:
+                await self._leases.take(sorted(self._unsettled), self._owner)
+
     def in_flight(self) -> int:
         """Return how many accounts are being asked about."""
         return len(self._running)
@@ -156,6 +173,7 @@ class Refresher:
         read_at = boottime()
         self._busy.update(attempt.account_id for attempt in attempts)
         started = {attempt.account_id for attempt in attempts}
+        self._unsettled |= started
         unused = [account_id for account_id, _ in leased.accounts if account_id not in started]
         await self._leases.give_back(unused, self._owner)
         telemetry.logger().info(

@@ -1,31 +1,44 @@
 """Answers that a dead process left on disk are written to Postgres by whoever finds them.
 
-Run at start, before the first job, and again and again: a sibling on the same machine may die at any time.
-Every record goes through the same compare-and-set as a live answer, so replaying twice does no harm.
+Run at start, again and again, and before every job: a sibling on the same machine may die at any time, and an
+account whose answer lies on this disk must not be asked about again before that answer is saved (G2). Every
+record goes through the same compare-and-set as a live answer, so replaying twice does no harm.
 """
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import settlement
-from store.journal import Orphan, orphans
+from store.journal import Orphan, adopting, orphans
 from store.settlement import SavedTokens
 from tokenfleet import telemetry
 from tokenfleet.telemetry import Event
 
 BATCH: Final = 500
+TURN_SECONDS: Final = 0.01
+"""How often to look whether a sibling has finished adopting; it takes milliseconds."""
 
 
 async def adopt_orphans(engine: AsyncEngine, root: Path, *, actor: str) -> int:
     """Write the answers of every dead process's journal below ``root``; returns how many records it held.
 
-    A journal is removed only after all of it is in Postgres. Raises SQLAlchemy's ``DBAPIError`` when
-    Postgres is away; the journal then stays for the next try.
+    When it returns, no answer is left there, nor in the hands of another adopter. A journal is removed only
+    after all of it is in Postgres. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away; the journal then
+    stays for the next try.
     """
+    while True:
+        with adopting(root) as is_our_turn:
+            if is_our_turn:
+                return await _adopt_each(engine, root, actor)
+        await asyncio.sleep(TURN_SECONDS)
+
+
+async def _adopt_each(engine: AsyncEngine, root: Path, actor: str) -> int:
     total = 0
     for orphan in orphans(root):
         try:

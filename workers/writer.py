@@ -206,6 +206,10 @@ class GroupWriter:
         for segment, count in settled.items():
             self._journal.settle(segment, count)
         telemetry.JOURNAL_UNSETTLED.set(self._journal.unsettled())
+        # First, so that nobody renews the leases that are given back next.
+        for entry in batch:
+            if not entry.done.done():
+                entry.done.set_result(None)
         await self._leases.give_back(_accounts(batch), self._owner)
         for held in written.held:
             telemetry.alarm(Event.APP_HELD, app_id=held.app_id, code=held.code)
@@ -215,9 +219,6 @@ class GroupWriter:
             telemetry.logger().warning(Event.ACCOUNT_NEEDS_REAUTH.value, account_id=account_id)
         for account_id in written.candidates:
             telemetry.alarm(Event.ACCOUNT_TROUBLED, account_id=account_id, code="lost_race")
-        for entry in batch:
-            if not entry.done.done():
-                entry.done.set_result(None)
 
     async def _isolate(self, batch: list[_Entry], error: DBAPIError) -> None:
         """One result is unacceptable to Postgres: write the others, leave that one in the journal."""
@@ -233,9 +234,9 @@ class GroupWriter:
             sqlstate=getattr(error.orig, "sqlstate", None),
             journalled=entry.segment is not None,
         )
-        await self._leases.give_back(_accounts(batch), self._owner)
         if not entry.done.done():
             entry.done.set_result(None)
+        await self._leases.give_back(_accounts(batch), self._owner)
 
     async def _wait_for_postgres(self, batch: list[_Entry], attempt: int, error: Exception) -> None:
         """Pause, and keep the leases meanwhile: these accounts were answered, and their claims may run out."""

@@ -385,7 +385,7 @@ def test_printed_settings_show_no_password_and_no_key(sound: dict[str, str]) -> 
         assert "planted" not in text
         assert ACCESS_KEY.partition(":")[2][:12] not in text
         assert REFRESH_KEY.partition(":")[2][:12] not in text
-    assert described["database"] == "postgresql+psycopg://user:[secret]@localhost/tokenfleet"
+    assert described["database"] == "postgresql://user:[secret]@localhost/tokenfleet"
     assert described["redis"] == "redis://:[secret]@localhost:6379/0"
     assert described["access ring"] == "access-1"
 

@@ -1,0 +1,143 @@
+"""``apps set|list|show|remove``: the secret goes in and never comes out."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine
+
+from providers import load_registry
+from store import apps
+from store.apps import App, secret_binding
+from store.keys import Vault
+from tests.cli.conftest import Shell
+from tests.support.builders import make_account, now
+
+SECRET: Final = "planted-client-secret"
+
+_REGISTRY: Final = load_registry()
+CONFIDENTIAL: Final = next(
+    provider.name
+    for provider in _REGISTRY
+    if provider.spec.client.authentication != "none" and not provider.required_variables()
+)
+WITH_VARIABLE: Final = next(provider for provider in _REGISTRY if provider.required_variables())
+VARIABLE: Final = next(iter(WITH_VARIABLE.required_variables()))
+
+
+def _stored(engine: Engine, provider: str = CONFIDENTIAL, name: str = "default") -> App:
+    with engine.connect() as connection:
+        app = apps.find(connection, provider, "production", name)
+    assert app is not None
+    return app
+
+
+def test_the_secret_is_sealed_and_shown_nowhere(tokenfleet: Shell, engine: Engine, vault: Vault) -> None:
+    words = ("apps", "set", CONFIDENTIAL, "--client-id", "client-1", "--client-secret-file", "-")
+    ran = tokenfleet(*words, stdin=SECRET + "\n")
+    assert ran.exit_code == 0
+    app = _stored(engine)
+    assert app.client_secret is not None
+    opened = vault.refresh.open(app.client_secret, secret_binding(app.app_id, app.generation))
+    assert opened == SECRET
+    listed, shown = tokenfleet("apps", "list", "--json"), tokenfleet("apps", "show", CONFIDENTIAL, "--json")
+    everything = [ran, listed, shown, tokenfleet("apps", "list"), tokenfleet("apps", "show", CONFIDENTIAL)]
+    assert not any(SECRET in each.stdout + each.stderr for each in everything)
+    assert listed.document == [shown.document]
+    assert shown.document["has_client_secret"] is True
+    assert shown.document["state"] == "ready"
+
+
+def test_the_secret_may_come_from_a_file(
+    tokenfleet: Shell, engine: Engine, vault: Vault, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"  {SECRET}\n")
+    ran = tokenfleet("apps", "set", CONFIDENTIAL, "--client-id", "c", "--client-secret-file", str(file))
+    assert ran.exit_code == 0
+    app = _stored(engine)
+    assert app.client_secret is not None
+    assert vault.refresh.open(app.client_secret, secret_binding(app.app_id, app.generation)) == SECRET
+
+
+def test_without_terminal_and_file_the_secret_is_asked_for_in_the_usage(tokenfleet: Shell) -> None:
+    ran = tokenfleet("apps", "set", CONFIDENTIAL, "--client-id", "c")
+    assert ran.exit_code == 2
+    assert "--client-secret-file" in ran.stderr
+
+
+def test_something_else_than_a_secret_is_refused_without_repeating_it(tokenfleet: Shell) -> None:
+    for text in ("", "\n", "two words", "x" * 9000):
+        words = ("apps", "set", CONFIDENTIAL, "--client-id", "c", "--client-secret-file", "-")
+        ran = tokenfleet(*words, stdin=text)
+        assert ran.exit_code == 1
+        [line] = ran.stderr.splitlines()
+        assert "does not hold a client secret" in line
+        assert "two words" not in line
+
+
+def test_an_unknown_provider_is_refused_with_close_matches(tokenfleet: Shell) -> None:
+    ran = tokenfleet("apps", "set", CONFIDENTIAL[:-1], "--client-id", "c", "--client-secret-file", "-")
+    assert ran.exit_code == 1
+    assert f"did you mean {CONFIDENTIAL}" in ran.stderr
+
+
+def test_variables_are_checked_against_the_definition(tokenfleet: Shell, engine: Engine) -> None:
+    name = WITH_VARIABLE.name
+    words = ("apps", "set", name, "--client-id", "c", "--client-secret-file", "-", "--variable")
+    assert tokenfleet(*words, "no assignment", stdin=SECRET).exit_code == 2
+    unknown = tokenfleet(*words, "unheard_of=1", stdin=SECRET)
+    assert unknown.exit_code == 1
+    assert VARIABLE in unknown.stderr
+    malformed = tokenfleet(*words, f"{VARIABLE}=\x00", stdin=SECRET)
+    assert malformed.exit_code == 1
+    assert f"variable {VARIABLE}" in malformed.stderr
+    left_out = tokenfleet(*words[:-1], stdin=SECRET)
+    assert f"has to bring {VARIABLE}" in left_out.stdout
+    assert _stored(engine, name).variables == {}
+
+
+def test_setting_it_again_replaces_it_and_ends_a_hold(tokenfleet: Shell, engine: Engine) -> None:
+    words = ("apps", "set", CONFIDENTIAL, "--client-secret-file", "-", "--client-id")
+    tokenfleet(*words, "old", stdin=SECRET)
+    app = _stored(engine)
+    with engine.begin() as connection:
+        apps.hold(connection, app.app_id, "invalid_client", generation=1, probe_after=timedelta(seconds=30))
+    held = tokenfleet("apps", "list")
+    assert "invalid_client" in held.stdout
+    assert tokenfleet("apps", "show", CONFIDENTIAL, "--json").document["state"] == "held"
+    ran = tokenfleet(*words, "new", stdin=SECRET)
+    assert "on hold because of invalid_client" in ran.stdout
+    assert _stored(engine).client_id == "new"
+    assert _stored(engine).held_since is None
+
+
+def test_a_pause_is_shown_until_it_is_over(tokenfleet: Shell, engine: Engine) -> None:
+    words = ("apps", "set", CONFIDENTIAL, "--client-id", "c", "--client-secret-file", "-")
+    tokenfleet(*words, stdin=SECRET)
+    app_id = _stored(engine).app_id
+    with engine.begin() as connection:
+        apps.pause_until(connection, [app_id], [now() + timedelta(hours=1)])
+    assert tokenfleet("apps", "show", CONFIDENTIAL, "--json").document["state"] == "paused"
+    assert "paused until" in tokenfleet("apps", "list").stdout
+
+
+def test_an_app_with_accounts_is_not_removed(tokenfleet: Shell, engine: Engine, vault: Vault) -> None:
+    words = ("apps", "set", CONFIDENTIAL, "--client-id", "c", "--client-secret-file", "-", "--name")
+    tokenfleet(*words, "used", stdin=SECRET)
+    tokenfleet(*words, "unused", stdin=SECRET)
+    make_account(engine, vault, _stored(engine, name="used").app_id)
+    kept = tokenfleet("apps", "remove", CONFIDENTIAL, "--name", "used")
+    assert kept.exit_code == 1
+    assert "1 account" in kept.stderr
+    assert tokenfleet("apps", "remove", CONFIDENTIAL, "--name", "unused").exit_code == 0
+    assert [app["name"] for app in tokenfleet("apps", "list", "--json").document] == ["used"]
+
+
+def test_an_app_that_is_not_there_is_one_sentence(tokenfleet: Shell) -> None:
+    for words in (("show",), ("remove",)):
+        ran = tokenfleet("apps", *words, "acme")
+        assert ran.exit_code == 1
+        assert "tokenfleet apps list" in ran.stderr
