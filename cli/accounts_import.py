@@ -6,6 +6,7 @@ the provider definitions, and the importer. Nothing that is printed repeats a va
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import stat
@@ -96,6 +97,9 @@ def import_accounts(
         with engine.begin() as connection:
             vault = keys.open_vault(connection, settings)
             now = database_now(connection)
+        # What is loaded by now lives to the end: the garbage collector need not look at it for every chunk,
+        # which took a tenth of the time.
+        gc.freeze()
         importer = Importer(engine, vault, rules_of, actor=operator(), dry_run=dry_run)
         try:
             for report in importer.run(read_chunks(file, wanted, now=now)):

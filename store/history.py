@@ -1,4 +1,9 @@
-"""The story of each account: append-only rows, partitioned by day, kept for a set time."""
+"""The story of each account: append-only rows, partitioned by day, kept for a set time.
+
+Invariant: keeping house never holds up the fleet. Every answer writes history, so a partition is added and
+dropped with little patience for locks: while somebody reads the table for an hour (a dump, say), the work waits
+for the next round, not the answers for the work.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,15 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from tokenfleet.jobs import AccountId
 
 DAYS_AHEAD: Final = 7
+PATIENCE_MS: Final = 250
+"""How long a partition's lock is waited for. Writers queue behind such a wait."""
+DEFAULT_ROWS_AT_ONCE: Final = 10_000
+_LOCK_NOT_AVAILABLE: Final = "55P03"
 _PREFIX: Final = "account_events_"
 _HOUSEKEEPING_LOCK: Final = 7_305_811_036
 
@@ -38,7 +48,8 @@ def of_account(connection: Connection, account_id: AccountId, *, limit: int) -> 
     """Return the newest ``limit`` rows of an account, newest first."""
     rows = connection.execute(
         text("""
-            SELECT at, kind, code, generation, epoch, job_id, duration_ms, actor, status_from, status_to, detail
+            SELECT at, kind, code, generation, epoch, job_id, duration_ms, actor, status_from, status_to,
+                   detail
             FROM tokenfleet.account_events WHERE account_id = :account_id ORDER BY at DESC LIMIT :limit
         """),
         {"account_id": account_id, "limit": limit},
@@ -47,10 +58,11 @@ def of_account(connection: Connection, account_id: AccountId, *, limit: int) -> 
 
 
 def maintain_partitions(connection: Connection, *, today: date, retention_days: int) -> list[str]:
-    """Create the partitions of the coming days and drop those past retention; returns what it did.
+    """Create the partitions of the coming days and drop what is past retention; returns what it did.
 
-    One process at a time; the others find the work done. Rows for a day without a partition are in the
-    default partition, so nothing is ever refused.
+    One process at a time; the others find the work done. What cannot be locked now is left for the next time.
+    Rows for a day without a partition are in the default partition, so nothing is ever refused; they are
+    deleted from there, :data:`DEFAULT_ROWS_AT_ONCE` at a time, when their days are past retention.
     """
     locked = connection.execute(
         text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _HOUSEKEEPING_LOCK}
@@ -58,24 +70,65 @@ def maintain_partitions(connection: Connection, *, today: date, retention_days: 
     if not locked:
         return []
     existing = set(_partitions(connection))
-    done: list[str] = []
+    oldest = today - timedelta(days=retention_days)
+    work: list[tuple[str, str]] = []
     for offset in range(DAYS_AHEAD + 1):
         day = today + timedelta(days=offset)
-        name = f"{_PREFIX}{day:%Y%m%d}"
+        name = _partition_of(day)
         if name not in existing and not _default_holds(connection, day):
-            connection.execute(
-                text(
-                    f"CREATE TABLE tokenfleet.{name} PARTITION OF tokenfleet.account_events "
-                    f"FOR VALUES FROM ('{day} 00:00:00+00') TO ('{day + timedelta(days=1)} 00:00:00+00')"
-                )
-            )
-            done.append(f"created {name}")
-    oldest = f"{_PREFIX}{today - timedelta(days=retention_days):%Y%m%d}"
-    for name in sorted(existing):
-        if name.removeprefix(_PREFIX).isdigit() and name < oldest:
-            connection.execute(text(f"DROP TABLE tokenfleet.{name}"))
-            done.append(f"dropped {name}")
+            work.append((f"created {name}", _creation(name, day)))
+    work += [
+        (f"dropped {name}", f"DROP TABLE tokenfleet.{name}")
+        for name in sorted(existing)
+        if name.removeprefix(_PREFIX).isdigit() and name < _partition_of(oldest)
+    ]
+    done = _impatiently(connection, work)
+    forgotten = connection.execute(
+        text("""
+            DELETE FROM tokenfleet.account_events_default WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM tokenfleet.account_events_default WHERE at < :oldest LIMIT :at_once))
+        """),
+        {"oldest": _midnight(oldest), "at_once": DEFAULT_ROWS_AT_ONCE},
+    )
+    if forgotten.rowcount:
+        done.append(f"deleted {forgotten.rowcount} rows of account_events_default")
     return done
+
+
+def _impatiently(connection: Connection, work: Sequence[tuple[str, str]]) -> list[str]:
+    """Run statements until one does not get its lock; returns the names of those that were run."""
+    done: list[str] = []
+    patience = connection.execute(text("SHOW lock_timeout")).scalar_one()
+    set_patience = text("SELECT set_config('lock_timeout', :patience, true)")
+    connection.execute(set_patience, {"patience": f"{PATIENCE_MS}ms"})
+    for name, statement in work:
+        try:
+            with connection.begin_nested():
+                connection.execute(text(statement))
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            break
+        done.append(name)
+    connection.execute(set_patience, {"patience": patience})
+    return done
+
+
+def _partition_of(day: date) -> str:
+    return f"{_PREFIX}{day:%Y%m%d}"
+
+
+def _creation(name: str, day: date) -> str:
+    # Attached rather than created in place: that does not lock the table against writers.
+    return f"""
+        CREATE TABLE tokenfleet.{name} (LIKE tokenfleet.account_events INCLUDING ALL);
+        ALTER TABLE tokenfleet.account_events ATTACH PARTITION tokenfleet.{name}
+        FOR VALUES FROM ('{_midnight(day)}') TO ('{_midnight(day + timedelta(days=1))}')
+    """
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def utc_date(moment: datetime) -> date:
@@ -104,6 +157,6 @@ def _default_holds(connection: Connection, day: date) -> bool:
                 SELECT EXISTS (SELECT FROM tokenfleet.account_events_default
                                WHERE at >= :day AND at < CAST(:day AS timestamptz) + interval '1 day')
             """),
-            {"day": datetime(day.year, day.month, day.day, tzinfo=UTC)},
+            {"day": _midnight(day)},
         ).scalar_one()
     )

@@ -1,9 +1,7 @@
 """Answers that reached this process, on disk before Postgres has them (G3).
 
 Layout: one directory per process below the journal root, holding ``lock`` (held with ``flock`` while the
-process lives) and numbered segments. A segment is a sequence of records::
-
-    u32 length of payload | u32 CRC-32 of payload | payload (MessagePack of SavedTokens, sealed values only)
+process lives) and numbered segments, each a sequence of ``store.records``.
 
 Guarantees:
 
@@ -13,7 +11,12 @@ Guarantees:
   as its disk keeps promises.
 * A segment is removed when everything in it is settled in Postgres. Replaying is idempotent (see
   ``store.settlement``), so a record that was settled but not yet removed does no harm.
-* A torn or corrupt tail is detected and reported, never guessed at; the records before it are replayed.
+* A torn or corrupt record is detected by its checksum and reported, never guessed at; every whole record
+  before and after it is replayed.
+
+An adopter renames the directory away before it removes it, and looks at the name again after it got the lock:
+so two processes never adopt the same journal, and none adopts one that is being removed. Adopters of one root
+take turns (:func:`adopting`): whoever finds no orphan knows that nobody is in the middle of one either.
 
 Nothing here waits: an append is one system call of about 2 microseconds.
 """
@@ -22,29 +25,29 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
+import shutil
+import sys
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NewType
 
-import msgspec
-
+from store import records
+from store.records import Damage
 from store.settlement import SavedTokens
 from tokenfleet.errors import UserError
 
 Segment = NewType("Segment", int)
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
-MAX_RECORD_BYTES: Final = 4 * 1024 * 1024
-_HEADER: Final = struct.Struct(">II")
 _SUFFIX: Final = ".segment"
 _LOCK_NAME: Final = "lock"
+_DONE: Final = ".done"
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(SavedTokens)
+# macOS has no fdatasync.
+_sync_data = os.fsync if sys.platform == "darwin" else os.fdatasync
 
 
 class JournalUnwritable(Exception):
@@ -73,9 +76,11 @@ class Journal:
         unborn = root / f".{name}"
         try:
             unborn.mkdir(parents=True, mode=0o700)
-            self._lock = _lock(unborn)
+            self._lock = _lock(os.open(unborn / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600))
             unborn.rename(self.directory)
+            _sync_directory(root)
             self._segments: dict[Segment, _Open] = {}
+            self._next = 0
             self._current = Segment(0)
             self._descriptor = -1
             self._guard = threading.Lock()
@@ -92,8 +97,7 @@ class Journal:
 
         Raises :class:`JournalUnwritable` when the disk refuses; the answer then exists in memory only.
         """
-        payload = _encoder.encode(answer)
-        record = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+        record = records.frame(answer)
         current = self._segments[self._current]
         try:
             if current.bytes_written >= SEGMENT_BYTES:
@@ -114,9 +118,12 @@ class Journal:
         """Force what was appended to the disk. Safe beside :meth:`append` on another thread."""
         try:
             with self._guard:
-                os.fdatasync(self._descriptor)
+                _sync_data(self._descriptor)
+                removed = os.fstat(self._descriptor).st_nlink == 0
         except OSError as error:
             raise JournalUnwritable(str(error.strerror or error)) from error
+        if removed:
+            raise JournalUnwritable(f"somebody removed {self.directory}")
 
     def settle(self, segment: Segment, count: int = 1) -> None:
         """Note that ``count`` records of ``segment`` are in Postgres; drop the segment when all are."""
@@ -149,17 +156,25 @@ class Journal:
 
     def _roll(self) -> None:
         """Start a new segment; drop the previous one when it is already settled."""
-        with self._guard:
-            previous = self._segments.get(self._current)
-            number = Segment(self._current + 1)
-            path = self.directory / f"{number:016d}{_SUFFIX}"
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-            if self._descriptor >= 0:
-                os.fdatasync(self._descriptor)
-                os.close(self._descriptor)
-            self._descriptor = descriptor
-        finished = previous is not None and previous.unsettled == 0
-        if finished and previous is not None:
+        # The number is used up even if this fails, so that the next try does not meet the file of this one.
+        self._next += 1
+        number = Segment(self._next)
+        path = self.directory / f"{number:016d}{_SUFFIX}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        try:
+            _sync_directory(self.directory)
+            with self._guard:
+                if self._descriptor >= 0:
+                    _sync_data(self._descriptor)
+                finished, self._descriptor = self._descriptor, descriptor
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        if finished >= 0:
+            os.close(finished)
+        previous = self._segments.get(self._current)
+        if previous is not None and previous.unsettled == 0:
             previous.path.unlink(missing_ok=True)
             del self._segments[self._current]
         self._current = number
@@ -171,19 +186,10 @@ class Journal:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.write(descriptor, bytes(4096))
-            os.fdatasync(descriptor)
+            _sync_data(descriptor)
         finally:
             os.close(descriptor)
             path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A segment that ends in something else than a whole record."""
-
-    path: Path
-    offset: int
-    reason: str
 
 
 class Orphan:
@@ -196,15 +202,20 @@ class Orphan:
 
     def __iter__(self) -> Iterator[SavedTokens]:
         """Yield every whole record, oldest first; note in ``damage`` where one is torn or corrupt."""
+        self.damage.clear()
         for path in segments(self.directory):
-            yield from _read(path, self.damage)
+            yield from records.read(path, self.damage)
+
+    def refuse(self, reason: str) -> None:
+        """Note that a record cannot be settled: :meth:`discard` will keep the segments for a person."""
+        self.damage.extend(Damage(path, 0, reason) for path in segments(self.directory))
 
     def discard(self) -> None:
         """Remove it: everything in it is settled. Damaged segments are kept beside it for a person."""
-        for damage in self.damage:
+        for path in {damage.path for damage in self.damage}:
             keep = self.directory.parent / "damaged"
             keep.mkdir(exist_ok=True, mode=0o700)
-            damage.path.replace(keep / f"{self.directory.name}-{damage.path.name}")
+            path.replace(keep / f"{self.directory.name}-{path.name}")
         _remove(self.directory)
         os.close(self._lock)
 
@@ -213,14 +224,30 @@ class Orphan:
         os.close(self._lock)
 
 
+@contextmanager
+def adopting(root: Path) -> Iterator[bool]:
+    """Yield True while it is the caller's turn to adopt, False when somebody else is at it."""
+    try:
+        opened = os.open(root, os.O_RDONLY)
+    except FileNotFoundError:
+        yield True
+        return
+    descriptor = _lock(opened)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def orphans(root: Path) -> Iterator[Orphan]:
     """Yield the journals below ``root`` whose process is dead, each locked for the caller."""
     if not root.is_dir():
         return
     for directory in sorted(root.iterdir()):
-        if directory.name.startswith(".") or not (directory / _LOCK_NAME).exists():
-            continue
-        lock = _lock(directory)
+        if directory.name.endswith(_DONE):
+            shutil.rmtree(directory, ignore_errors=True)
+        lock = None if directory.name.startswith(".") else _adopt(directory)
         if lock is not None:
             yield Orphan(directory, lock)
 
@@ -241,41 +268,42 @@ def summary(root: Path) -> Mapping[str, int]:
     }
 
 
-def _read(path: Path, damage: list[Damage]) -> Iterator[SavedTokens]:
-    content = path.read_bytes()
-    offset = 0
-    while offset < len(content):
-        if offset + _HEADER.size > len(content):
-            damage.append(Damage(path, offset, "torn header"))
-            return
-        length, checksum = _HEADER.unpack_from(content, offset)
-        payload = content[offset + _HEADER.size : offset + _HEADER.size + length]
-        if length > MAX_RECORD_BYTES or len(payload) != length:
-            damage.append(Damage(path, offset, "torn record"))
-            return
-        if zlib.crc32(payload) != checksum:
-            damage.append(Damage(path, offset, "checksum does not match"))
-            return
-        try:
-            yield _decoder.decode(payload)
-        except (msgspec.ValidationError, msgspec.DecodeError):
-            damage.append(Damage(path, offset, "not a record of this version"))
-            return
-        offset += _HEADER.size + length
+def _remove(directory: Path) -> None:
+    """Remove a journal whose lock the caller holds. What an interruption leaves, the next adopter clears."""
+    hidden = directory.with_name(f".{directory.name}{_DONE}")
+    with suppress(FileNotFoundError):
+        directory.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _lock(directory: Path) -> int | None:
-    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+def _sync_directory(directory: Path) -> None:
+    """Make the names in a directory as durable as what is in the files."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _adopt(directory: Path) -> int | None:
+    """Return the lock of a dead process's journal, or None when it lives or is no journal (any more)."""
+    try:
+        opened = os.open(directory / _LOCK_NAME, os.O_RDWR)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    descriptor = _lock(opened)
+    if descriptor is None or (directory / _LOCK_NAME).exists():
+        return descriptor
+    # Its adopter had it until now and has removed it.
+    os.close(descriptor)
+    return None
+
+
+def _lock(descriptor: int) -> int | None:
+    """Lock an open file and return its descriptor; close it and return None when somebody else holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _remove(directory: Path) -> None:
-    for path in segments(directory):
-        path.unlink(missing_ok=True)
-    (directory / _LOCK_NAME).unlink(missing_ok=True)
-    directory.rmdir()

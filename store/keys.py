@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from tokenfleet.errors import UserError
-from tokenfleet.settings import KeyRing, Settings
+from tokenfleet.key_rings import KeyRing
+from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KEY_BYTES, DataKeys, Ring, WrappedKey, unwrap_ring
 from tokenfleet_client.errors import EnvelopeError
 

@@ -22,7 +22,10 @@ _GIVE_BACK: Final = (Path(__file__).parent / "release.lua").read_text()
 
 
 class Leases:
-    """Leases of one worker process. ``owner`` is random and differs for every job."""
+    """Leases of one worker process, taken under the owner it names: its own random name.
+
+    Within the process the caller keeps apart what it is already busy with (``workers.refresh``).
+    """
 
     def __init__(self, redis: Redis, *, life_seconds: float, prefix: str = "") -> None:
         self._prefix = prefix + KEY_PREFIX

@@ -1,13 +1,14 @@
 """How many requests each provider app may be sent now: one budget for the whole fleet, kept in Redis.
 
-GCRA: smooth, one number per app, no window edges. Its admitted weakness is that after silence it lets a
-``burst`` through at once; definitions keep that small. When Redis does not answer, each scheduler falls
-back to a local budget of a quarter of the rate: slower than allowed, never faster (with up to four
-schedulers).
+GCRA: smooth, one number per app, no window edges. Its admitted weakness is that after silence, and after
+Redis was wiped, it lets a ``burst`` through at once; definitions keep that small. When Redis does not answer,
+each scheduler falls back to a local budget of a quarter of the rate: slower than allowed, never faster (with up
+to four schedulers).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Budgets:
     def __init__(self, redis: Redis, *, prefix: str = "") -> None:
         self._prefix = prefix + KEY_PREFIX
         self._script = redis.register_script(_SCRIPT)
-        self._local: dict[AppId, float] = {}
+        self._local: dict[AppId, int] = {}
         self.shared = True
 
     def take(self, demands: Sequence[Demand]) -> dict[AppId, int]:
@@ -50,22 +51,27 @@ class Budgets:
         keys = [f"{self._prefix}{demand.app_id}" for demand in demands]
         arguments: list[int] = []
         for demand in demands:
-            arguments += [demand.wanted, round(1_000_000 / demand.per_second), demand.burst]
+            arguments += [demand.wanted, _interval(demand.per_second), demand.burst]
         try:
             granted = self._script(keys=keys, args=arguments)
         except (RedisError, OSError):
             self.shared = False
-            return {demand.app_id: self._take_locally(demand, time.monotonic()) for demand in demands}
+            return {demand.app_id: self._take_locally(demand, time.monotonic_ns() // 1000) for demand in demands}
         self.shared = True
         self._local.clear()
         return {demand.app_id: int(count) for demand, count in zip(demands, granted, strict=True)}
 
-    def _take_locally(self, demand: Demand, now: float) -> int:
-        """The same arithmetic as ``limits.lua``, in seconds, at :data:`LOCAL_SHARE` of the rate."""
-        interval = 1 / (demand.per_second * LOCAL_SHARE)
+    def _take_locally(self, demand: Demand, now: int) -> int:
+        """The same arithmetic as ``limits.lua``, in microseconds, at :data:`LOCAL_SHARE` of the rate."""
+        interval = _interval(demand.per_second * LOCAL_SHARE)
         burst = max(1, int(demand.burst * LOCAL_SHARE))
         arrival = max(self._local.get(demand.app_id, now), now)
-        room = int((now + interval * burst - arrival) / interval)
+        room = (now + interval * burst - arrival) // interval
         taken = min(demand.wanted, max(room, 0))
         self._local[demand.app_id] = max(arrival + taken * interval, now)
         return taken
+
+
+def _interval(per_second: float) -> int:
+    """Microseconds between requests, rounded up: rather too slow than too fast."""
+    return max(1, math.ceil(1_000_000 / per_second))

@@ -7,7 +7,10 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Engine
+
+from tokenfleet.errors import UserError
 
 
 def _config() -> Config:
@@ -25,8 +28,17 @@ def head_revision() -> str:
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Migrate the database to ``revision``. Safe to call from many machines at once; only one migrates."""
+    """Migrate the database to ``revision``. Safe to call from many machines at once; only one migrates.
+
+    Raises :class:`UserError` when a newer release has migrated it further than this one knows.
+    """
     config = _config()
     with engine.connect() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        try:
+            command.upgrade(config, revision)
+        except CommandError as error:
+            raise UserError(
+                f"the database cannot be migrated by this release, which knows schemas up to {head_revision()} "
+                f"({error}): run the release that migrated it, or a newer one"
+            ) from error

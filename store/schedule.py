@@ -75,16 +75,23 @@ _READ = text("""
     WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
+_UNCLAIM = text("""
+    UPDATE tokenfleet.refresh_schedule SET claimed_until = NULL
+    WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
+""")
+
 _RELEASE = text("""
     UPDATE tokenfleet.refresh_schedule s SET claimed_until = NULL
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:epochs AS bigint[])) AS job (account_id, epoch)
-    WHERE s.account_id = job.account_id AND s.claim_epoch = job.epoch
+    -- A copy of the message may have been started: that account's refresh token is on its way.
+    WHERE s.account_id = job.account_id AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch
 """)
 
 _POSTPONE = text("""
     UPDATE tokenfleet.refresh_schedule s SET claimed_until = clock_timestamp() + CAST(:wait AS interval)
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:epochs AS bigint[])) AS job (account_id, epoch)
     WHERE s.account_id = job.account_id AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch
+      AND s.claimed_until IS NOT NULL
 """)
 
 _REQUEST = text("""
@@ -166,16 +173,19 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
 
     Two statements in the caller's transaction: the second one takes a new snapshot (READ COMMITTED), so it
     sees what a sibling committed while the first one waited for its row. The claim is renewed for ``claim``.
-    Accounts that are not refreshable any more are unclaimed and left out.
+    Accounts that are not refreshable any more, or that a late answer has made fresh meanwhile, are unclaimed
+    and left out.
     """
     started = {row.account_id: row for row in connection.execute(_START, _pairs(job) | {"claim": claim})}
     if not started:
         return []
     attempts: list[Attempt] = []
     for row in connection.execute(_READ, {"account_ids": list(started)}):
-        if row.status not in REFRESHABLE or row.refresh_token is None:
+        schedule = started[row.id]
+        is_due = schedule.next_refresh_at is not None and schedule.next_refresh_at <= row.database_now
+        if row.status not in REFRESHABLE or row.refresh_token is None or not is_due:
             continue
-        schedule = started.pop(row.id)
+        del started[row.id]
         attempts.append(
             Attempt(
                 account_id=AccountId(row.id),
@@ -195,10 +205,8 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
             )
         )
     if started:
-        connection.execute(
-            _RELEASE,
-            {"account_ids": list(started), "epochs": [row.claim_epoch for row in started.values()]},
-        )
+        # Still locked by the first statement: nobody can have claimed them meanwhile.
+        connection.execute(_UNCLAIM, {"account_ids": list(started)})
     return attempts
 
 

@@ -37,6 +37,11 @@ _COLUMNS: Final = """
               obtained_at, refresh_token_expires_at, variables, next_refresh_at, job_id, duration_ms)
 """
 
+_PLAIN: Final = (
+    "account_id epoch generation access_token refresh_token expires_at obtained_at refresh_token_expires_at "
+    "next_refresh_at job_id duration_ms"
+)
+
 _SAVE = text(f"""
     WITH i AS MATERIALIZED (SELECT * FROM {_COLUMNS}),
     saved AS (
@@ -205,6 +210,8 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
     ``answers`` holds an account at most once. A status that the answer changes (first refresh, or an alarm
     proven outdated) is moved in the same transaction.
     """
+    # In one order, so that two transactions with the same accounts never wait for each other.
+    answers = sorted(answers, key=lambda answer: answer.account_id)
     parameters = _columns(answers) | {"actor": actor}
     rows = connection.execute(_SAVE, parameters).all()
     saved = frozenset(AccountId(row.account_id) for row in rows)
@@ -232,14 +239,11 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
 
 def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) -> None:
     """Write failures that leave the account as it is. An attempt whose claim has moved on is ignored."""
-    parameters: dict[str, Any] = {
-        name: [getattr(deferral, name) for deferral in deferrals]
-        for name in (
-            "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined job_id "
-            "duration_ms detail"
-        ).split()
-    }
-    connection.execute(_DEFER, parameters | {"actor": actor})
+    names = (
+        "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined job_id "
+        "duration_ms detail"
+    )
+    connection.execute(_DEFER, _lists(deferrals, names) | {"actor": actor})
 
 
 def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: str) -> frozenset[AccountId]:
@@ -248,10 +252,7 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
     This is the re-read of DESIGN section 5: where the generation has moved a sibling won, its tokens are
     adopted, and only the claim is given back.
     """
-    pairs = {
-        "account_id": [rejection.account_id for rejection in rejections],
-        "generation": [rejection.generation for rejection in rejections],
-    }
+    pairs = _lists(rejections, "account_id epoch generation")
     current = {row.account_id for row in connection.execute(_LOCK_GENERATION, pairs)}
     flipped: set[AccountId] = set()
     for rejection in rejections:
@@ -269,35 +270,35 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
             )
     if flipped:
         transitions.unschedule(connection, sorted(flipped))
-    epochs = [rejection.epoch for rejection in rejections]
-    connection.execute(_RELEASE, {"account_id": pairs["account_id"], "epoch": epochs})
+    connection.execute(_RELEASE, pairs)
     return frozenset(flipped)
 
 
 def _already_written(connection: Connection, answers: Sequence[SavedTokens]) -> frozenset[AccountId]:
     if not answers:
         return frozenset()
-    parameters = {
-        "account_id": [answer.account_id for answer in answers],
-        "epoch": [answer.epoch for answer in answers],
-    }
+    parameters = _lists(answers, "account_id epoch")
     return frozenset(AccountId(row.account_id) for row in connection.execute(_ALREADY, parameters))
 
 
 def _columns(answers: Sequence[SavedTokens]) -> dict[str, Any]:
-    return {
-        "account_id": [answer.account_id for answer in answers],
-        "epoch": [answer.epoch for answer in answers],
-        "generation": [answer.generation for answer in answers],
-        "access_token": [answer.access_token for answer in answers],
-        "refresh_token": [answer.refresh_token for answer in answers],
-        "token_type": [answer.token_type for answer in answers],
-        "scope": [answer.scope for answer in answers],
-        "expires_at": [answer.expires_at for answer in answers],
-        "obtained_at": [answer.obtained_at for answer in answers],
-        "refresh_token_expires_at": [answer.refresh_token_expires_at for answer in answers],
-        "variables": [json.dumps(dict(answer.variables)) if answer.variables else "{}" for answer in answers],
-        "next_refresh_at": [answer.next_refresh_at for answer in answers],
-        "job_id": [answer.job_id for answer in answers],
-        "duration_ms": [answer.duration_ms for answer in answers],
+    return _lists(answers, _PLAIN) | {
+        "token_type": [_storable(answer.token_type) for answer in answers],
+        "scope": [_storable(answer.scope) for answer in answers],
+        "variables": [_object(answer.variables) for answer in answers],
     }
+
+
+def _lists(rows: Sequence[object], names: str) -> dict[str, Any]:
+    return {name: [getattr(row, name) for row in rows] for name in names.split()}
+
+
+def _storable(value: str | None) -> str | None:
+    """Postgres holds any text but U+0000, which JSON can carry: an odd scope must not cost us the tokens."""
+    return value.replace("\x00", "") if value else value
+
+
+def _object(variables: Mapping[str, str]) -> str:
+    if not variables:
+        return "{}"
+    return json.dumps({_storable(name): _storable(value) for name, value in variables.items()})

@@ -6,6 +6,7 @@ The invariants stand in the migrations as constraints; ``tests/test_migrations.p
 from __future__ import annotations
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -100,6 +101,8 @@ accounts = Table(
     Column("status_changed_at", _MOMENT, nullable=False, server_default=_NOW),
     Column("variables", JSONB, nullable=False, server_default=_EMPTY),
     Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
+    # By which a file that is imported again is recognised: store.import_judgement.
+    Column("imported_fingerprints", ARRAY(LargeBinary), nullable=False, server_default=text("'{}'::bytea[]")),
     Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
     UniqueConstraint("provider", "environment", "external_id"),
     CheckConstraint("status IN ('connecting', 'active', 'needs_reauth', 'paused', 'revoked')", name="status"),
@@ -187,7 +190,7 @@ account_events = Table(
         "ix_account_events_at",
         "at",
         postgresql_using="brin",
-        postgresql_with={"pages_per_range": 32},
+        postgresql_with={"pages_per_range": 32, "autosummarize": "on"},
     ),
     postgresql_partition_by="RANGE (at)",
 )

@@ -2,6 +2,10 @@
 
 Invariant (G5): the row that changes, the history row and the event are one statement. Whoever finds the
 account in another status changes nothing and tells nobody.
+
+Whoever moves an account first locks its row of ``token_sets``, which every answer and every import locks first
+too. So all that happens to one account happens in turns, and locks are always taken in one order: token set,
+account, schedule.
 """
 
 from __future__ import annotations
@@ -14,6 +18,13 @@ from sqlalchemy import Connection, text
 
 from tokenfleet.account import TRANSITIONS, Trigger
 from tokenfleet.jobs import AccountId, Epoch
+
+_LOCK = text("""
+    SELECT account_id FROM tokenfleet.token_sets
+    WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
+    ORDER BY account_id
+    FOR UPDATE
+""")
 
 _MOVE = text("""
     WITH moved AS (
@@ -75,6 +86,7 @@ def apply(
 ) -> frozenset[AccountId]:
     """Perform the legal moves of ``trigger`` on ``account_ids``; returns the accounts that moved.
 
+    The caller has locked their rows of ``token_sets`` (:func:`lock`, or an update of them).
     ``actor`` is the process or person who did it; ``reason`` is stored with the status and sent in the
     event as ``last_error``.
     """
@@ -103,6 +115,11 @@ def apply(
     return frozenset(moved)
 
 
+def lock(connection: Connection, account_ids: Sequence[AccountId]) -> None:
+    """Wait for whatever happens to these accounts now, and let nothing else happen to them until the commit."""
+    connection.execute(_LOCK, {"account_ids": list(account_ids)})
+
+
 def reschedule(connection: Connection, moments: Mapping[AccountId, datetime]) -> None:
     """Put accounts back on the schedule with a clean slate, each at its moment."""
     if moments:
@@ -119,6 +136,7 @@ def pause(
     connection: Connection, account_ids: Sequence[AccountId], *, actor: str, reason: str | None
 ) -> frozenset[AccountId]:
     """Stop refreshing accounts until they are resumed; returns those that were running."""
+    lock(connection, account_ids)
     moved = apply(connection, Trigger.PAUSED, account_ids, actor=actor, reason=reason)
     unschedule(connection, sorted(moved))
     return moved
@@ -126,6 +144,7 @@ def pause(
 
 def resume(connection: Connection, account_ids: Sequence[AccountId], *, actor: str) -> frozenset[AccountId]:
     """Refresh paused accounts again, at once; returns those that were paused."""
+    lock(connection, account_ids)
     moved = apply(connection, Trigger.RESUMED, account_ids, actor=actor, reason=None)
     connection.execute(_RESUME, {"account_ids": sorted(moved)})
     return moved

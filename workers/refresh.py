@@ -113,9 +113,8 @@ class Refresher:
         self._room = Room(tunables.max_in_flight, share)
         self._running: set[asyncio.Task[None]] = set()
         self._adopt = adopt
-        self._unsettled: set[AccountId] = set()
-        self._renewal_seconds = tunables.lease_seconds / RENEWALS_PER_LEASE
         self._busy: set[AccountId] = set()
+        self._renewal_seconds = tunables.lease_seconds / RENEWALS_PER_LEASE
 
     async def run(self, job: RefreshJob) -> None:
         """Refresh the accounts of ``job`` that are still ours to refresh.
@@ -151,8 +150,8 @@ class Refresher:
         """Renew the leases of all that is not settled, for ever: Postgres may be away for longer than a lease."""
         while True:
             await asyncio.sleep(self._renewal_seconds)
-            if self._unsettled:
-                await self._leases.take(sorted(self._unsettled), self._owner)
+            if self._busy:
+                await self._leases.take(sorted(self._busy), self._owner)
 
     def in_flight(self) -> int:
         """Return how many accounts are being asked about."""
@@ -164,6 +163,7 @@ class Refresher:
         if app is None or (app.held_since is not None and len(job.accounts) > 1):
             await self._in_database(schedule.release, job)
             return []
+        await self._adopt()
         leased = await self._lease(await self._not_busy(job))
         if not leased.accounts:
             return []
@@ -173,7 +173,6 @@ class Refresher:
         read_at = boottime()
         self._busy.update(attempt.account_id for attempt in attempts)
         started = {attempt.account_id for attempt in attempts}
-        self._unsettled |= started
         unused = [account_id for account_id, _ in leased.accounts if account_id not in started]
         await self._leases.give_back(unused, self._owner)
         telemetry.logger().info(

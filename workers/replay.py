@@ -11,9 +11,11 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import settlement
+from store.engine import is_outage
 from store.journal import Orphan, adopting, orphans
 from store.settlement import SavedTokens
 from tokenfleet import telemetry
@@ -70,15 +72,30 @@ async def _write(engine: AsyncEngine, orphan: Orphan, actor: str) -> tuple[int, 
         count += 1
         # One account once in a statement: an older answer of the same account goes first.
         if record.account_id in batch or len(batch) >= BATCH:
-            recovered += await _save(engine, batch, actor)
+            recovered += await _save(engine, list(batch.values()), orphan, actor)
             batch = {}
         batch[record.account_id] = record
     if batch:
-        recovered += await _save(engine, batch, actor)
+        recovered += await _save(engine, list(batch.values()), orphan, actor)
     return count, recovered
 
 
-async def _save(engine: AsyncEngine, batch: dict[int, SavedTokens], actor: str) -> int:
-    async with engine.begin() as connection:
-        result = await connection.run_sync(settlement.save_refreshed, list(batch.values()), actor=actor)
+async def _save(engine: AsyncEngine, batch: list[SavedTokens], orphan: Orphan, actor: str) -> int:
+    """Save ``batch``; what Postgres refuses for itself is kept for a person, and its company is saved.
+
+    Or else one bad record would keep this machine's workers from ever asking again.
+    """
+    try:
+        async with engine.begin() as connection:
+            result = await connection.run_sync(settlement.save_refreshed, batch, actor=actor)
+    except DBAPIError as error:
+        if is_outage(error):
+            raise
+        if len(batch) == 1:
+            state = getattr(error.orig, "sqlstate", None)
+            orphan.refuse(f"Postgres refuses the answer of account {batch[0].account_id}: SQLSTATE {state}")
+            return 0
+        middle = len(batch) // 2
+        first = await _save(engine, batch[:middle], orphan, actor)
+        return first + await _save(engine, batch[middle:], orphan, actor)
     return len(result.saved) + len(result.candidates)

@@ -1,4 +1,4 @@
-"""How migrations run: one at a time in the whole fleet, one transaction each, never waiting long for a lock."""
+"""How migrations run: one at a time in the fleet, one transaction each, never waiting long for a table's lock."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ ADVISORY_LOCK: Final = 7_305_811_034
 
 def run(connection: Connection) -> None:
     """Migrate over ``connection``; a second migrator waits for the first and then finds nothing to do."""
+    # Waiting for the first migrator is not waiting for a lock on a table: it may take as long as a migration.
+    connection.execute(text("SET lock_timeout = 0"))
+    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {APPLICATION_SCHEMA}"))
     connection.commit()
     try:
@@ -36,6 +38,9 @@ def run(connection: Connection) -> None:
     finally:
         connection.rollback()
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+        # The connection goes back to its pool.
+        connection.execute(text("RESET lock_timeout"))
+        connection.execute(text("RESET statement_timeout"))
         connection.commit()
 
 

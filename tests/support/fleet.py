@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +17,12 @@ from sqlalchemy import Engine, text
 from providers import load_registry
 from sandbox.definition import definition_toml
 from sandbox.server import SandboxServer
-from scheduler.publisher import make_jobs
+from scheduler.publisher import Publisher, make_jobs
 from store import apps, schedule
 from store.apps import App
 from store.keys import Vault
 from store.schedule import Allowance
+from tokenfleet.broker import make_celery
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
@@ -89,7 +87,8 @@ class Fleet:
                 account_id = AccountId(
                     connection.execute(
                         text(
-                            "INSERT INTO tokenfleet.accounts (provider, environment, external_id, app_id, status) "
+                            "INSERT INTO tokenfleet.accounts "
+                            "(provider, environment, external_id, app_id, status) "
                             "VALUES ('sandbox', 'production', :subject, :app_id, 'active') RETURNING id"
                         ),
                         {"subject": grant.subject, "app_id": self.app.app_id},
@@ -132,6 +131,11 @@ class Fleet:
             claims = schedule.claim_due(connection, [allowance], claim=claim)
         return [job for app_id, claimed in claims.items() for job in make_jobs(app_id, claimed)]
 
+    def publish(self, jobs: Sequence[RefreshJob]) -> None:
+        """Send jobs to the workers, as a scheduler does."""
+        unsent = Publisher(make_celery(self.settings), claim=CLAIM).publish(jobs)
+        assert not unsent
+
     def make_due(self, *ids: AccountId) -> None:
         """Make accounts due now."""
         with self.engine.begin() as connection:
@@ -173,6 +177,49 @@ class Fleet:
             last_error=row.last_error,
             quarantined=row.quarantined,
         )
+
+    def generations(self) -> dict[str, int]:
+        """Return how often each subject's tokens were replaced, counting from 1."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(text("SELECT external_id, generation FROM tokenfleet_v1.access_tokens"))
+            return {row.external_id: row.generation for row in rows}
+
+    def shortest_life(self) -> float:
+        """Return how many seconds the access token that a reader finds has to live, the shortest of all."""
+        [seconds] = self.column(
+            "SELECT min(EXTRACT(epoch FROM expires_at - clock_timestamp()))::float "
+            "FROM tokenfleet_v1.access_tokens"
+        )
+        return float(seconds)
+
+    def strays(self) -> list[str]:
+        """Return the subjects whose tokens in the database are not the live ones at the server."""
+        with self.engine.connect() as connection:
+            held = {
+                row.external_id: (
+                    _sha256(
+                        self.vault.refresh.open(
+                            row.refresh_token, refresh_token_binding(row.account_id, row.generation)
+                        )
+                    ),
+                    _sha256(
+                        self.vault.access.open(
+                            row.access_token, access_token_binding(row.account_id, row.generation)
+                        )
+                    ),
+                )
+                for row in connection.execute(
+                    text(
+                        "SELECT a.external_id, t.* FROM tokenfleet.accounts a "
+                        "JOIN tokenfleet.token_sets t ON t.account_id = a.id"
+                    )
+                )
+            }
+        return [
+            tokens.subject
+            for tokens in self.server.live()
+            if held.get(tokens.subject) != (tokens.refresh_token_sha256, tokens.access_token_sha256)
+        ]
 
     def events(self, account_id: AccountId) -> list[str]:
         """Return the kinds of an account's history, oldest first."""
@@ -234,31 +281,13 @@ class Worker:
             self._pool.shutdown()
 
 
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
 def eventually(condition: Callable[[], bool], *, within: float = 20.0, what: str = "") -> None:
     """Return once ``condition`` holds; fail when it does not hold in time."""
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within:g} s: {what or condition}"
         time.sleep(0.02)
-
-
-@contextmanager
-def command(
-    environ: Mapping[str, str], *words: str, log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a ``tokenfleet`` command as a process of its own until the block ends."""
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cli", *words], env=dict(environ), stdout=output, stderr=output
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()

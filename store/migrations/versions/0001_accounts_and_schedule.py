@@ -58,6 +58,7 @@ CREATE TABLE tokenfleet.accounts (
     status_changed_at timestamptz NOT NULL DEFAULT now(),
     variables jsonb NOT NULL DEFAULT '{}',
     metadata jsonb NOT NULL DEFAULT '{}',
+    imported_fingerprints bytea[] NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT uq_accounts_provider UNIQUE (provider, environment, external_id)
 );
@@ -137,7 +138,7 @@ CREATE TABLE tokenfleet.account_events (
     detail jsonb
 ) PARTITION BY RANGE (at);
 CREATE INDEX ix_account_events_account_id ON tokenfleet.account_events (account_id, at);
-CREATE INDEX ix_account_events_at ON tokenfleet.account_events USING brin (at) WITH (pages_per_range = 32);
+CREATE INDEX ix_account_events_at ON tokenfleet.account_events USING brin (at) WITH (pages_per_range = 32, autosummarize = on);
 CREATE TABLE tokenfleet.account_events_default PARTITION OF tokenfleet.account_events DEFAULT;
 
 CREATE TABLE tokenfleet.outbox (

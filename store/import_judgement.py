@@ -1,0 +1,192 @@
+"""What a line means for the account it names. Pure: rows and rules in, a verdict out.
+
+The rule behind all of them: a refresh token that the fleet may have spent is never put back (G2). A token
+that was imported before is known by its fingerprint, even when the fleet has rotated it since; so a file can
+be imported again at any time, and an old file cannot overwrite a live token with a dead one. A token that was
+never imported is taken for what it claims to be, a new sign-in, whatever the account's status. So one thing
+cannot be told apart from it: a token that the fleet itself received, that somebody copied out of the
+database, and that was rotated since.
+
+The one exception corrects a mistake of the operator: a token that was imported for the wrong app, or with
+variables that led to the wrong server, and that nobody has rotated, was never answered by its own
+authorization server. It may be imported again with the right ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from store.apps import DEFAULT_NAME, App
+from store.import_line import spelled
+from store.import_source import NumberedLine
+from tokenfleet.errors import UserError
+from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.tokens import Margins
+from tokenfleet_client.contract import AccountStatus
+
+ENDED: Final = frozenset({AccountStatus.NEEDS_REAUTH, AccountStatus.REVOKED})
+"""Statuses in which a token that we had before cannot be the one that helps."""
+
+SPENT: Final = "this refresh token was already imported and is spent: the customer has to sign in again"
+REJECTED: Final = "the provider has rejected this refresh token: the customer has to sign in again"
+UNKNOWN_PROVIDER: Final = "names an unknown provider: 'tokenfleet providers list' shows the known ones"
+ROTATED: Final = (
+    "this refresh token was already imported and replaced since: to move the account to another app, the "
+    "customer has to sign in again"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRules:
+    """What an import needs to know of a provider. ``check`` takes variables and returns a reason, or None."""
+
+    margins: Margins
+    check: Callable[[Mapping[str, str]], str | None]
+
+
+RulesOf = Callable[[str], ProviderRules]
+"""Returns the rules of the provider with that name; raises :class:`UserError` when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAccount:
+    """The account that a line names, as it stands before the import."""
+
+    account_id: AccountId
+    app_id: AppId
+    status: AccountStatus
+    tenant: str | None
+    variables: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    fingerprints: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Leave the line out and say why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """A new account of ``app``."""
+
+    app: App
+    rules: ProviderRules
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The tokens stay as they are; ``changed`` names the descriptive fields that do not.
+
+    ``remember`` says that the token was met for the first time in a file.
+    """
+
+    changed: tuple[str, ...]
+    remember: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """What to do depends on the token that is stored now: :func:`settle`."""
+
+    app: App
+    rules: ProviderRules
+    imported: bool
+    corrects: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """A re-authentication: the line's tokens replace what is stored."""
+
+    app: App
+    rules: ProviderRules
+
+
+class Apps:
+    """The client registrations, by the names that lines use."""
+
+    def __init__(self, apps: list[App]) -> None:
+        self._named = {(app.provider, app.environment, app.name): app for app in apps}
+        self._by_id = {app.app_id: app for app in apps}
+
+    def of(self, entry: NumberedLine, known: KnownAccount | None) -> App | None:
+        """Return the app that ``entry`` names; else the one its account has; else the default one."""
+        line = entry.line
+        if line.app or known is None:
+            return self._named.get((line.provider, entry.environment, line.app or DEFAULT_NAME))
+        return self._by_id.get(known.app_id)
+
+    def missing(self, entry: NumberedLine) -> str:
+        """Return why there is no app for ``entry``, and the command that makes one."""
+        provider, name = entry.line.provider, entry.line.app or DEFAULT_NAME
+        place = (provider, entry.environment)
+        others = sorted(known for (*where, known) in self._named if tuple(where) == place)
+        registered = f" (registered: {', '.join(others)})" if others else ""
+        environment = (spelled(entry.environment) or "<environment>").strip("'")
+        shown = (spelled(name) or "<app>").strip("'")
+        return (
+            f"no app {shown} is registered for {provider} in environment {environment}{registered}: run "
+            f"'tokenfleet apps set {provider} --environment {environment} --name {shown}'"
+        )
+
+
+def judge(
+    entry: NumberedLine,
+    known: KnownAccount | None,
+    apps: Apps,
+    rules_of: RulesOf,
+    fingerprint: bytes,
+) -> Reject | Create | Keep | Compare:
+    """Return what ``entry`` means for ``known``, the account that it names, if there is one."""
+    line = entry.line
+    try:
+        rules = rules_of(line.provider)
+    except UserError as error:
+        return Reject(str(error) if spelled(line.provider) else UNKNOWN_PROVIDER)
+    app = apps.of(entry, known)
+    if app is None:
+        return Reject(apps.missing(entry))
+    moved = known is not None and app.app_id != known.app_id
+    if known is None or moved or line.variables is not None:
+        own = line.variables if line.variables is not None else known.variables if known else {}
+        if reason := rules.check({**app.variables, **own}):
+            return Reject(reason)
+    if known is None:
+        return Create(app, rules)
+    ended = known.status in ENDED
+    changed = changes(entry, known)
+    imported = fingerprint in known.fingerprints
+    corrects = moved or (ended and "variables" in changed)
+    if imported and not corrects:
+        return Reject(SPENT) if ended else Keep(changed)
+    return Compare(app, rules, imported, corrects)
+
+
+def settle(
+    entry: NumberedLine, known: KnownAccount, comparison: Compare, *, same_as_stored: bool
+) -> Reject | Keep | Renew:
+    """Return what ``entry`` means now that its token was compared with the stored one."""
+    if comparison.corrects:
+        if comparison.imported and not same_as_stored:
+            return Reject(ROTATED)
+    elif same_as_stored:
+        return Reject(REJECTED) if known.status in ENDED else Keep(changes(entry, known), remember=True)
+    return Renew(comparison.app, comparison.rules)
+
+
+def changes(entry: NumberedLine, known: KnownAccount) -> tuple[str, ...]:
+    """Return the descriptive fields that ``entry`` gives and that differ. What it leaves out stays."""
+    line = entry.line
+    changed = []
+    if line.tenant and line.tenant != known.tenant:
+        changed.append("tenant")
+    if line.variables is not None and line.variables != known.variables:
+        changed.append("variables")
+    if line.metadata is not None and line.metadata != known.metadata:
+        changed.append("metadata")
+    return tuple(changed)

@@ -1,0 +1,291 @@
+"""Accounts that an import finds already there: described anew, or given the tokens of a new sign-in.
+
+Invariants kept here:
+
+* Renewed tokens are a new generation, so that an answer to the old ones cannot overwrite them, and a new
+  claim epoch, so that a message that is still under way starts nothing (``store.schedule.start``).
+* Locks are taken in the order in which workers take them: token set, account, schedule. A deadlock is still
+  possible, because a worker writes its batch in no particular order; the loser is written again.
+
+The statements rely on the primary keys of their tables and on ``uq_accounts_provider``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, text
+
+from store import transitions
+from store.import_creation import Stamp
+from store.import_judgement import KnownAccount
+from store.keys import Vault
+from tokenfleet.account import Trigger
+from tokenfleet.jobs import AccountId, AppId
+from tokenfleet_client.contract import AccountStatus
+from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
+from tokenfleet_client.secret import Secret
+
+FINGERPRINTS_KEPT: Final = 16
+"""Sign-ins of one account that are remembered: a file older than that is older than anybody's backup."""
+
+_EXISTING = text("""
+    SELECT a.id, a.external_id, a.app_id, a.status, a.tenant, a.variables, a.metadata,
+           a.imported_fingerprints
+    FROM tokenfleet.accounts a
+    WHERE a.provider = :provider AND a.environment = :environment
+        AND a.external_id = ANY (CAST(:external_ids AS text[]))
+""")
+
+_LOCK_TOKENS = text("""
+    SELECT t.account_id, t.generation, t.access_token, t.refresh_token, t.token_type, t.scope, t.expires_at,
+           t.variables
+    FROM tokenfleet.token_sets t
+    WHERE t.account_id = ANY (CAST(:account_ids AS bigint[]))
+    ORDER BY t.account_id
+    FOR UPDATE
+""")
+
+_DESCRIBE = text(f"""
+    UPDATE tokenfleet.accounts a
+    SET app_id = COALESCE(i.app_id, a.app_id), tenant = COALESCE(i.tenant, a.tenant),
+        variables = COALESCE(i.variables, a.variables), metadata = COALESCE(i.metadata, a.metadata),
+        imported_fingerprints = CASE
+            WHEN i.fingerprint IS NULL THEN a.imported_fingerprints
+            ELSE array_append(a.imported_fingerprints[
+                GREATEST(cardinality(a.imported_fingerprints) - {FINGERPRINTS_KEPT - 2}, 1):], i.fingerprint)
+            END
+    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:tenants AS text[]),
+                CAST(:variables AS jsonb[]), CAST(:metadata AS jsonb[]), CAST(:fingerprints AS bytea[]))
+        AS i (account_id, app_id, tenant, variables, metadata, fingerprint)
+    WHERE a.id = i.account_id
+    RETURNING a.id, a.status
+""")
+
+_RESCHEDULE = text("""
+    UPDATE tokenfleet.refresh_schedule s
+    SET app_id = COALESCE(i.app_id, s.app_id), next_refresh_at = i.next_refresh_at,
+        claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, unanswered = 0,
+        failing_since = NULL, last_error = NULL, quarantined = false
+    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]))
+        AS i (account_id, app_id, next_refresh_at)
+    WHERE s.account_id = i.account_id
+""")
+
+_REPLACE_TOKENS = text("""
+    WITH i AS MATERIALIZED (
+        SELECT * FROM unnest(CAST(:account_ids AS bigint[]), CAST(:generations AS bigint[]),
+            CAST(:access_tokens AS bytea[]), CAST(:refresh_tokens AS bytea[]), CAST(:token_types AS text[]),
+            CAST(:scopes AS text[]), CAST(:expiries AS timestamptz[]),
+            CAST(:refresh_expiries AS timestamptz[]), CAST(:variables AS jsonb[]))
+        AS i (account_id, generation, access_token, refresh_token, token_type, scope, expires_at,
+              refresh_token_expires_at, variables)
+    ), replaced AS (
+        UPDATE tokenfleet.token_sets t
+        SET generation = i.generation, epoch = s.claim_epoch, access_token = i.access_token,
+            refresh_token = i.refresh_token, token_type = i.token_type, scope = i.scope,
+            expires_at = i.expires_at, obtained_at = CAST(:now AS timestamptz),
+            refresh_token_expires_at = i.refresh_token_expires_at, variables = i.variables
+        FROM i JOIN tokenfleet.refresh_schedule s USING (account_id)
+        WHERE t.account_id = i.account_id
+    )
+    INSERT INTO tokenfleet.account_events (account_id, kind, generation, job_id, actor)
+    SELECT account_id, 'account.imported', generation, CAST(:import_id AS uuid), CAST(:actor AS text) FROM i
+""")
+
+_NOTE_CHANGES = text("""
+    INSERT INTO tokenfleet.account_events (account_id, kind, job_id, actor, detail)
+    SELECT account_id, 'account.described', CAST(:import_id AS uuid), CAST(:actor AS text),
+           jsonb_build_object('changed', to_jsonb(string_to_array(changed, ' ')))
+    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:changed AS text[])) AS i (account_id, changed)
+""")
+
+_TRY_AGAIN = text("""
+    UPDATE tokenfleet.refresh_schedule s
+    SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false
+    WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
+        AND s.next_refresh_at IS NOT NULL AND s.failing_since IS NOT NULL
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTokens:
+    """A locked row of ``token_sets``; tokens are sealed."""
+
+    account_id: AccountId
+    generation: int
+    access_token: bytes | None
+    refresh_token: bytes | None
+    token_type: str | None
+    scope: str | None
+    expires_at: datetime | None
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Fields of an account that change; None leaves what is there."""
+
+    account_id: AccountId
+    app_id: AppId | None
+    tenant: str | None
+    variables: Mapping[str, str] | None
+    metadata: Mapping[str, Any] | None
+    fingerprint: bytes | None
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RenewedTokens:
+    """Tokens that replace those of an account, still in the clear. ``generation`` is their own."""
+
+    description: Description
+    generation: int
+    access_token: Secret | None
+    refresh_token: Secret
+    token_type: str | None
+    scope: str | None
+    expires_at: datetime | None
+    refresh_token_expires_at: datetime | None
+    variables: Mapping[str, str]
+    next_refresh_at: datetime
+
+
+def existing(
+    connection: Connection, provider: str, environment: str, external_ids: Sequence[str]
+) -> Iterator[tuple[str, KnownAccount]]:
+    """Yield the accounts that exist among ``external_ids``, each with its external id."""
+    rows = connection.execute(
+        _EXISTING, {"provider": provider, "environment": environment, "external_ids": external_ids}
+    )
+    for row in rows:
+        yield (
+            row.external_id,
+            KnownAccount(
+                account_id=AccountId(row.id),
+                app_id=AppId(row.app_id),
+                status=AccountStatus(row.status),
+                tenant=row.tenant,
+                variables=row.variables,
+                metadata=row.metadata,
+                fingerprints=frozenset(row.imported_fingerprints),
+            ),
+        )
+
+
+def lock_tokens(connection: Connection, account_ids: Sequence[AccountId]) -> list[StoredTokens]:
+    """Return the token sets of accounts and keep workers from replacing them until the chunk is committed."""
+    rows = connection.execute(_LOCK_TOKENS, {"account_ids": account_ids})
+    return [StoredTokens(**row._mapping) for row in rows]
+
+
+def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens], stamp: Stamp) -> None:
+    """Replace the tokens of accounts that :func:`lock_tokens` locked, and set them going again.
+
+    A paused account stays paused. One that was ended, or had never connected, becomes active.
+    """
+    statuses = _describe(connection, [renewal.description for renewal in renewals])
+    ids = [renewal.description.account_id for renewal in renewals]
+    reconnected = [
+        renewal.description.account_id
+        for renewal in renewals
+        # Without an access token an account that never had one is still only connecting.
+        if renewal.access_token or statuses[renewal.description.account_id] is not AccountStatus.CONNECTING
+    ]
+    transitions.apply(
+        connection,
+        Trigger.RECONNECTED,
+        reconnected,
+        actor=stamp.actor,
+        reason=None,
+        job_id=stamp.import_id,
+    )
+    connection.execute(
+        _RESCHEDULE,
+        {
+            "account_ids": ids,
+            "app_ids": [renewal.description.app_id for renewal in renewals],
+            "moments": [
+                None
+                if statuses[renewal.description.account_id] is AccountStatus.PAUSED
+                else renewal.next_refresh_at
+                for renewal in renewals
+            ],
+        },
+    )
+    connection.execute(
+        _REPLACE_TOKENS,
+        {
+            "account_ids": ids,
+            "generations": [renewal.generation for renewal in renewals],
+            "access_tokens": [_sealed_access_token(vault, renewal) for renewal in renewals],
+            "refresh_tokens": [_sealed_refresh_token(vault, renewal) for renewal in renewals],
+            "token_types": [renewal.token_type for renewal in renewals],
+            "scopes": [renewal.scope for renewal in renewals],
+            "expiries": [renewal.expires_at for renewal in renewals],
+            "refresh_expiries": [renewal.refresh_token_expires_at for renewal in renewals],
+            "variables": [_json(renewal.variables) for renewal in renewals],
+            "now": stamp.now,
+            "import_id": stamp.import_id,
+            "actor": stamp.actor,
+        },
+    )
+
+
+def redescribe(connection: Connection, descriptions: Sequence[Description], stamp: Stamp) -> None:
+    """Change what accounts are said to be, and write into the history what changed.
+
+    Accounts that fail are asked about again at once when their variables change: a variable that led to the
+    wrong place is a reason to fail that has just been removed.
+    """
+    _describe(connection, descriptions)
+    changed = [description for description in descriptions if description.changed]
+    if changed:
+        connection.execute(
+            _NOTE_CHANGES,
+            {
+                "account_ids": [description.account_id for description in changed],
+                "changed": [" ".join(description.changed) for description in changed],
+                "import_id": stamp.import_id,
+                "actor": stamp.actor,
+            },
+        )
+    corrected = [description.account_id for description in changed if "variables" in description.changed]
+    if corrected:
+        connection.execute(_TRY_AGAIN, {"account_ids": corrected})
+
+
+def _describe(connection: Connection, descriptions: Sequence[Description]) -> dict[AccountId, AccountStatus]:
+    """Write descriptions; returns the status of each account, which cannot change before the commit."""
+    rows = connection.execute(
+        _DESCRIBE,
+        {
+            "account_ids": [description.account_id for description in descriptions],
+            "app_ids": [description.app_id for description in descriptions],
+            "tenants": [description.tenant for description in descriptions],
+            "variables": [_json(description.variables) for description in descriptions],
+            "metadata": [_json(description.metadata) for description in descriptions],
+            "fingerprints": [description.fingerprint for description in descriptions],
+        },
+    )
+    return {AccountId(row.id): AccountStatus(row.status) for row in rows}
+
+
+def _sealed_access_token(vault: Vault, renewal: RenewedTokens) -> bytes | None:
+    if renewal.access_token is None:
+        return None
+    binding = access_token_binding(renewal.description.account_id, renewal.generation)
+    return vault.access.seal(renewal.access_token.reveal(), binding)
+
+
+def _sealed_refresh_token(vault: Vault, renewal: RenewedTokens) -> bytes:
+    binding = refresh_token_binding(renewal.description.account_id, renewal.generation)
+    return vault.refresh.seal(renewal.refresh_token.reveal(), binding)
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from sandbox.server import SandboxServer
+from store.keys import Vault
+from tests.support.fleet import Fleet
+from tokenfleet.settings import Settings
+
+
+@pytest.fixture
+def fleet(engine: Engine, vault: Vault, settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
+    """Accounts at a sandbox that nobody asks here: what is claimed stays in the broker's queue."""
+    with SandboxServer() as server:
+        yield Fleet(engine, vault, settings, server, tmp_path / "providers")

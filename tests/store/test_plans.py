@@ -1,0 +1,258 @@
+"""The hot statements use the indexes they name: read from Postgres' own plans, on 100,000 accounts.
+
+Each statement is taken as it is really sent, and planned twice: with its values, and without them as a prepared
+statement is planned after a few executions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+
+from store import history, migrate, schedule, settlement, transitions
+from store.keys import Vault
+from store.schedule import Allowance
+from tests.support.builders import (
+    ACTOR,
+    CLAIM,
+    answer,
+    empty_database,
+    make_app,
+    make_many_accounts,
+    rejection,
+    values,
+)
+from tokenfleet.account import Trigger
+from tokenfleet.jobs import AccountId, AppId, Epoch, RefreshJob
+from tokenfleet_client.envelope import DataKeys, Ring
+
+ACCOUNTS: Final = 100_000
+BATCH: Final = 100
+TODAY: Final = date(2026, 3, 10)
+HISTORY_DAYS: Final = 4
+BIG_TABLES: Final = frozenset({"refresh_schedule", "token_sets", "accounts"})
+FULL_PARTITIONS: Final = frozenset(f"account_events_202603{day}" for day in range(10, 10 + HISTORY_DAYS))
+
+
+@dataclass(frozen=True, slots=True)
+class Big:
+    """A database of 100,000 accounts of two apps, a twentieth of them due, with a history of four days."""
+
+    engine: Engine
+    vault: Vault
+    apps: tuple[AppId, AppId]
+    ids: tuple[AccountId, ...]
+
+    @property
+    def job(self) -> RefreshJob:
+        return RefreshJob("job", self.apps[0], tuple((each, Epoch(1)) for each in self.ids))
+
+
+@pytest.fixture(scope="module")
+def big(servers: dict[str, str]) -> Iterator[Big]:
+    with empty_database(servers) as engine:
+        migrate.upgrade(engine)
+        keys = {ring: DataKeys(ring, {1: bytes(range(32))}, 1) for ring in Ring}
+        vault = Vault(keys[Ring.ACCESS], keys[Ring.REFRESH])
+        with engine.begin() as connection:
+            history.maintain_partitions(connection, today=TODAY, retention_days=30)
+            connection.execute(
+                text("""
+                    INSERT INTO tokenfleet.account_events (account_id, at, kind, epoch, actor)
+                    SELECT n % 100000 + 1,
+                           CAST(:day AS timestamptz) + interval '1 day' * :days * n / 200000,
+                           'refresh.succeeded', n / 100000 + 1, 'test'
+                    FROM generate_series(0, 199999) AS n
+                """),
+                {"day": datetime(TODAY.year, TODAY.month, TODAY.day, tzinfo=UTC), "days": HISTORY_DAYS},
+            )
+        first, second = make_app(engine, vault), make_app(engine, vault)
+        for app_id in (first, second):
+            half_an_hour = timedelta(minutes=30)
+            make_many_accounts(
+                engine, app_id, ACCOUNTS // 2, due_from=-half_an_hour / 10, due_to=half_an_hour * 2
+            )
+        with engine.connect() as connection:
+            # Scattered over the table, as the accounts of a batch are.
+            found = values(
+                connection,
+                "SELECT account_id FROM tokenfleet.refresh_schedule WHERE app_id = :app_id "
+                "ORDER BY md5(account_id::text) LIMIT :count",
+                app_id=first,
+                count=BATCH,
+            )
+        yield Big(engine, vault, (first, second), tuple(AccountId(each) for each in found))
+
+
+def claim(connection: Connection, big: Big) -> None:
+    allowances = [Allowance(app_id, BATCH, 2000) for app_id in big.apps]
+    claims = schedule.claim_due(connection, allowances, claim=CLAIM)
+    assert [len(each) for each in claims.values()] == [BATCH, BATCH]
+
+
+def start(connection: Connection, big: Big) -> None:
+    epochs = "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1, claimed_until = now() + interval '1 h'"
+    connection.execute(
+        text(f"{epochs}, next_refresh_at = now() WHERE account_id = ANY (:ids)"), {"ids": [*big.ids]}
+    )
+    attempts = schedule.start(connection, big.job, claim=CLAIM)
+    assert len(attempts) == BATCH
+
+
+def start_of_paused_accounts(connection: Connection, big: Big) -> None:
+    transitions.pause(connection, big.ids, actor=ACTOR, reason=None)
+    epochs = "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1, claimed_until = now() + interval '1 h'"
+    connection.execute(text(f"{epochs} WHERE account_id = ANY (:ids)"), {"ids": [*big.ids]})
+    assert schedule.start(connection, big.job, claim=CLAIM) == []
+
+
+def give_back(connection: Connection, big: Big) -> None:
+    schedule.release(connection, big.job)
+    schedule.postpone(connection, big.job, wait=CLAIM)
+    schedule.request_refresh(connection, big.ids)
+
+
+def save(connection: Connection, big: Big) -> None:
+    answers = [answer(big.vault, each, epoch=9, generation=1, connecting=True) for each in big.ids]
+    assert len(settlement.save_refreshed(connection, answers, actor=ACTOR).saved) == BATCH
+
+
+def save_late_and_repeated_answers(connection: Connection, big: Big) -> None:
+    half = BATCH // 2
+    known = [answer(big.vault, each, epoch=1, generation=0) for each in big.ids[:half]]
+    late = [answer(big.vault, each, epoch=10**9, generation=0) for each in big.ids[half:]]
+    result = settlement.save_refreshed(connection, known + late, actor=ACTOR)
+    assert (len(result.repeated), len(result.candidates)) == (half, half)
+
+
+def reject(connection: Connection, big: Big) -> None:
+    rejections = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
+    assert len(settlement.reject(connection, rejections, actor=ACTOR)) == 3
+
+
+def defer(connection: Connection, big: Big) -> None:
+    settlement.defer(
+        connection,
+        [
+            settlement.Deferral(
+                account_id=each,
+                epoch=Epoch(1),
+                generation=1,
+                next_refresh_at=datetime.now(UTC),
+                code="http_503",
+                kind="refresh.unavailable",
+                counts=True,
+                answer_lost=False,
+                quarantined=False,
+                job_id=answer(big.vault, each, epoch=1, generation=1).job_id,
+                duration_ms=1,
+            )
+            for each in big.ids
+        ],
+        actor=ACTOR,
+    )
+
+
+def pause_and_resume(connection: Connection, big: Big) -> None:
+    assert len(transitions.pause(connection, big.ids, actor=ACTOR, reason=None)) == BATCH
+    assert len(transitions.resume(connection, big.ids, actor=ACTOR)) == BATCH
+    transitions.apply(connection, Trigger.REVOKED, big.ids, actor=ACTOR, reason=None)
+    transitions.reschedule(connection, dict.fromkeys(big.ids, datetime.now(UTC)))
+
+
+def read_history(connection: Connection, big: Big) -> None:
+    assert history.of_account(connection, AccountId(7), limit=20)
+
+
+CALLS: Final[tuple[Callable[[Connection, Big], None], ...]] = (
+    claim,
+    start,
+    start_of_paused_accounts,
+    give_back,
+    save,
+    save_late_and_repeated_answers,
+    reject,
+    defer,
+    pause_and_resume,
+    read_history,
+)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__.replace("_", "-"))
+def test_no_statement_reads_a_whole_table(big: Big, call: Callable[[Connection, Big], None]) -> None:
+    for statement, parameters in sent_by(big, call):
+        for plan in plans(big.engine, statement, parameters):
+            scanned = {node.get("Relation Name") for node in nodes(plan) if node["Node Type"] == "Seq Scan"}
+            assert scanned & BIG_TABLES == set(), statement
+            assert scanned & FULL_PARTITIONS == set(), statement
+
+
+def test_a_claim_finds_due_accounts_by_the_index_for_it(big: Big) -> None:
+    [(statement, parameters)] = sent_by(big, claim)
+    for plan in plans(big.engine, statement, parameters):
+        used = {node.get("Index Name") for node in nodes(plan)}
+        assert {"ix_refresh_schedule_due", "pk_refresh_schedule"} <= used
+
+
+def test_a_claim_reads_its_window_and_not_all_that_is_due(big: Big) -> None:
+    """5,000 accounts of each app are due; a window of 200 must not cost more because of them."""
+
+    def claim_a_little(connection: Connection, big: Big) -> None:
+        schedule.claim_due(connection, [Allowance(big.apps[0], 50, 200)], claim=CLAIM)
+
+    [(statement, parameters)] = sent_by(big, claim_a_little)
+    with big.engine.connect() as connection:
+        [plan] = connection.exec_driver_sql(
+            f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}", parameters
+        ).scalar_one()
+        connection.rollback()
+    read = max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan["Plan"]))
+    assert read <= 200
+
+
+def sent_by(big: Big, call: Callable[[Connection, Big], None]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Run ``call``, take everything back, and return the statements of ours that it sent."""
+    sent: list[tuple[str, Mapping[str, Any]]] = []
+
+    def note(
+        _c: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: bool
+    ) -> None:
+        if parameters and "tokenfleet." in statement and "(ids)" not in statement:
+            sent.append((statement, parameters))
+
+    with big.engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", note)
+        call(connection, big)
+        event.remove(connection, "before_cursor_execute", note)
+        connection.rollback()
+    assert sent
+    return sent
+
+
+def plans(engine: Engine, statement: str, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the plan for these values, and the one for any values."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    generic = re.sub(r"%\((\w+)\)s", number, statement)
+    with engine.connect() as connection:
+        [plan] = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
+        yield plan["Plan"]
+        [plan] = connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {generic}").scalar_one()
+        yield plan["Plan"]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
