@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, Self
@@ -102,13 +102,14 @@ def import_accounts(
         gc.freeze()
         importer = Importer(engine, vault, rules_of, actor=operator(), dry_run=dry_run)
         try:
-            for report in importer.run(read_chunks(file, wanted, now=now)):
-                tally.add(report.tally)
-                narrator.tell(report, tally)
+            with closing(importer.run(read_chunks(file, wanted, now=now))) as reports:
+                for report in reports:
+                    tally.add(report.tally)
+                    narrator.tell(report, tally)
         except UnreadableImport as error:
             raise click.BadParameter(str(error), param_hint="FILE") from error
         except KeyboardInterrupt:
-            narrator.say(f"stopped: {_sentence(tally)} so far; run the same command again to do the rest")
+            narrator.say(f"stopped: at least {_sentence(tally)}; run the same command again to do the rest")
             raise
     seconds = time.monotonic() - began
     if as_json:

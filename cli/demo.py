@@ -88,6 +88,8 @@ def demo(accounts: int, lifetime: int, lifetimes: int, workers: int, latency_ms:
         providers = home / "providers"
         providers.mkdir()
         (providers / "sandbox.toml").write_text(definition_toml(sandbox.url, config))
+        # Jobs travel by Redis, under a prefix of the demo's own: a named broker may carry a real fleet's.
+        environ.pop("TOKENFLEET_BROKER_URL", None)
         environ |= {
             "TOKENFLEET_PROVIDERS_DIR": str(providers),
             "TOKENFLEET_ALLOW_HTTP_PROVIDERS": "true",

@@ -39,6 +39,9 @@ CLAIMS_PER_TICK: Final = 1000
 PROBE_SPACING: Final = timedelta(seconds=30)
 HOUSEKEEPING_EVERY: Final = timedelta(minutes=10)
 PAUSED_WHEN_BROKEN_SECONDS: Final = 1.0
+MAX_WAITING_JOBS: Final = 400
+"""Nothing is claimed while so many jobs lie in the queue: about a claim's life of work for two busy workers. Without
+workers the queue would grow by all that is due, again with every life of a claim, until Redis is full."""
 STOP_NOTICED_SECONDS: Final = 0.5
 """How long a stop may go unnoticed while nothing is due, however long the tick is."""
 
@@ -72,6 +75,7 @@ class Scheduler:
         self._stopping = False
         self._next_housekeeping = datetime.min.replace(tzinfo=UTC)
         self._trouble: str | None = None
+        self._waiting_jobs = 0
         self._unknown_providers: set[str] = set()
 
     def run(self) -> None:
@@ -90,12 +94,14 @@ class Scheduler:
 
     def health(self) -> Health:
         """Return what is wrong now."""
-        hampering = (
-            ()
-            if self._budgets.shared
-            else ("Redis does not answer; every app is paced at a quarter of its rate",)
-        )
-        return Health(fatal=(self._trouble,) if self._trouble else (), hampering=hampering)
+        hampering: list[str] = []
+        if not self._budgets.shared:
+            hampering.append("Redis does not answer; every app is paced at a quarter of its rate")
+        if self._waiting_jobs > MAX_WAITING_JOBS:
+            hampering.append(
+                f"{self._waiting_jobs} jobs wait for workers; nothing more is claimed: start workers"
+            )
+        return Health(fatal=(self._trouble,) if self._trouble else (), hampering=tuple(hampering))
 
     def tick(self) -> TickResult:
         """Claim and publish once. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away."""
@@ -105,6 +111,7 @@ class Scheduler:
         return result
 
     def _tick(self) -> TickResult:
+        self._waiting_jobs = self._publisher.waiting()
         with self._engine.begin() as connection:
             now = database_now(connection)
             if now >= self._next_housekeeping:
@@ -114,6 +121,8 @@ class Scheduler:
                     retention_days=self._tunables.history_retention_days,
                 )
                 self._next_housekeeping = now + HOUSEKEEPING_EVERY
+            if self._waiting_jobs > MAX_WAITING_JOBS:
+                return TickResult(0, 0, False)
             probes = apps.take_probes(connection, spacing=PROBE_SPACING)
             known = [app for app in apps.all_apps(connection) if self._is_known(app)]
         allowances = self._allow(known, probes, now)
@@ -157,7 +166,7 @@ class Scheduler:
         except UserError:
             if app.provider not in self._unknown_providers:
                 self._unknown_providers.add(app.provider)
-                telemetry.alarm(Event.APP_HELD, app_id=app.app_id, code="no_definition")
+                telemetry.alarm(Event.DEFINITION_MISSING, app_id=app.app_id, provider=app.provider)
             return False
         return True
 

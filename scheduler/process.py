@@ -53,6 +53,7 @@ def serve(settings: Settings) -> None:
         health = HealthServer(tunables.metrics_host, tunables.metrics_port, scheduler.health)
     telemetry.logger().info(Event.PROCESS_STARTED.value, role="scheduler", name=name)
     scheduler.run()
+    publisher.close()
     if health is not None:
         health.stop()
     engine.dispose()

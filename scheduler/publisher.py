@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Final
 
 from celery import Celery
+from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
 from store.schedule import Claim
@@ -35,6 +37,7 @@ class Publisher:
 
     def __init__(self, app: Celery, *, claim: timedelta, max_clock_skew: timedelta = MAX_CLOCK_SKEW) -> None:
         self._app = app
+        self._watching: Connection | None = None
         # Celery compares the wall clocks of two machines, so both may be off by as much as they are allowed to.
         self._life_seconds = (claim + 2 * max_clock_skew).total_seconds()
 
@@ -60,6 +63,30 @@ class Publisher:
             except (OperationalError, OSError):
                 return list(jobs[position:])
         return []
+
+    def waiting(self) -> int:
+        """Return how many jobs lie in the queue; 0 when the broker does not tell."""
+        if self._watching is None:
+            self._watching = self._app.connection_for_write()
+        connection = self._watching
+        try:
+            # As workers declare it, not passively: an empty queue does not exist in Redis, and each such answer
+            # would cost a connection.
+            declared = connection.default_channel.queue_declare(
+                REFRESH_QUEUE, durable=True, auto_delete=False
+            )
+            return int(declared.message_count)
+        except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors):
+            # Kombu lets the errors of the broker's own library through here.
+            self.close()
+            return 0
+
+    def close(self) -> None:
+        """Close what :meth:`waiting` keeps open."""
+        if self._watching is not None:
+            with contextlib.suppress(Exception):
+                self._watching.close()  # type: ignore[no-untyped-call]
+            self._watching = None
 
     def broker_answers(self) -> bool:
         """Answer whether the broker can be reached now."""

@@ -24,7 +24,8 @@ DEFAULT_ENVIRONMENT: Final = "production"
 
 _COLUMNS: Final = """
     id, provider, environment, name, client_id, client_secret, generation, variables, paused_until,
-    held_since, held_code, probe_at, created_at, updated_at
+    held_since, held_code, probe_at, created_at, updated_at,
+    COALESCE(paused_until > clock_timestamp(), false) AS is_paused
 """
 
 
@@ -41,6 +42,8 @@ class App:
     generation: int
     variables: Mapping[str, str]
     paused_until: datetime | None
+    is_paused: bool
+    """By the database's clock, when it was read."""
     held_since: datetime | None
     held_code: str | None
     probe_at: datetime | None
@@ -92,7 +95,10 @@ def register(
     client_secret: Secret | None,
     variables: Mapping[str, str],
 ) -> App:
-    """Create the app, or replace its credentials and variables. Ends a hold: the operator mended it."""
+    """Create the app, or replace its credentials and variables.
+
+    Ends a hold, a pause and the quarantine of its accounts: an operator has looked at it and mended it.
+    """
     row = connection.execute(
         text("""
             INSERT INTO tokenfleet.oauth_apps (provider, environment, name, client_id, variables)
@@ -100,7 +106,7 @@ def register(
             ON CONFLICT (provider, environment, name) DO UPDATE
             SET client_id = excluded.client_id, variables = excluded.variables,
                 generation = oauth_apps.generation + 1, updated_at = now(),
-                held_since = NULL, held_code = NULL, probe_at = NULL
+                held_since = NULL, held_code = NULL, probe_at = NULL, paused_until = NULL
             RETURNING id, generation
         """),
         {
@@ -118,6 +124,15 @@ def register(
     connection.execute(
         text("UPDATE tokenfleet.oauth_apps SET client_secret = :sealed WHERE id = :id"),
         {"sealed": sealed, "id": row.id},
+    )
+    connection.execute(
+        text("""
+            UPDATE tokenfleet.refresh_schedule SET quarantined = false, attempts = 0, next_refresh_at = now()
+            WHERE app_id = :id AND quarantined AND next_refresh_at IS NOT NULL
+              -- But not those whose successor lies in a journal: what Postgres holds for them is spent.
+              AND COALESCE(last_error, '') NOT LIKE 'answer_refused%'
+        """),
+        {"id": row.id},
     )
     app = load(connection, AppId(row.id))
     assert app is not None
@@ -213,6 +228,7 @@ def _app(row: Any) -> App:
         generation=row.generation,
         variables=row.variables,
         paused_until=row.paused_until,
+        is_paused=row.is_paused,
         held_since=row.held_since,
         held_code=row.held_code,
         probe_at=row.probe_at,

@@ -23,20 +23,23 @@ from tokenfleet_client.contract import APPLICATION_SCHEMA
 STATEMENT_TIMEOUT_MS: Final = 30_000
 LOCK_TIMEOUT_MS: Final = 10_000
 CONNECT_TIMEOUT_SECONDS: Final = 5
+TCP_USER_TIMEOUT_MS: Final = 10_000
 
 SCHEMA_REVISION: Final = "0001"
 """What this release needs; a test compares it with the newest migration. Workers read it here, because loading
 Alembic for it would cost each of them 5 MB."""
 
 
-def _connect_args(application_name: str) -> dict[str, Any]:
+def _connect_args(application_name: str, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> dict[str, Any]:
     return {
         "application_name": application_name,
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         # READ COMMITTED whatever the database defaults to: our guarded updates wait for a competitor and then
         # judge the row that it left; at a higher level they would fail.
-        "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} "
+        "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={lock_timeout_ms} "
         r"-c timezone=UTC -c default_transaction_isolation=read\ committed",
+        # Keepalives are silent while something sent is unacknowledged: after a failover a commit would hang on.
+        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
         "keepalives_idle": 15,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -66,7 +69,9 @@ def make_engine(url: str, *, application_name: str, pool_size: int = 2) -> Engin
     return engine
 
 
-def make_async_engine(url: str, *, application_name: str, pool_size: int) -> AsyncEngine:
+def make_async_engine(
+    url: str, *, application_name: str, pool_size: int, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+) -> AsyncEngine:
     """Return the engine of a worker's event loop. Connects on first use."""
     engine = create_async_engine(
         url,
@@ -74,7 +79,7 @@ def make_async_engine(url: str, *, application_name: str, pool_size: int) -> Asy
         max_overflow=2,
         pool_pre_ping=False,
         hide_parameters=True,
-        connect_args=_connect_args(application_name),
+        connect_args=_connect_args(application_name, lock_timeout_ms),
     )
     event.listen(engine.sync_engine, "connect", _send_arrays_in_binary)
     return engine
@@ -145,6 +150,17 @@ def is_outage(error: DBAPIError) -> bool:
     if state is None:
         return isinstance(error, OperationalError)
     return state[:2] in {"08", "53", "57", "58", "40", "55"} or state == "25006"
+
+
+def is_contention(error: DBAPIError) -> bool:
+    """Answer whether the statement waited for somebody else's lock in vain: 55P03, 57014, and class 40."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return state in {"55P03", "57014"} or state.startswith("40")
+
+
+def is_about_the_data(error: DBAPIError) -> bool:
+    """Answer whether Postgres refuses these very values (SQLSTATE classes 22 and 23), and would do so again."""
+    return (getattr(error.orig, "sqlstate", None) or "")[:2] in {"22", "23"}
 
 
 def _reason(error: DBAPIError) -> str:

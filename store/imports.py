@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -94,10 +94,11 @@ class Importer:
         self.import_id: Final[UUID] = uuid4()
         """The ``job_id`` of this import's rows in the history."""
 
-    def run(self, chunks: Iterable[Chunk]) -> Iterator[ChunkReport]:
-        """Write ``chunks``, each while the next one is read; yield what became of them, in their order.
+    def run(self, chunks: Iterable[Chunk]) -> Generator[ChunkReport, None, None]:
+        """Write ``chunks`` while the next ones are read; yield what became of them, in their order.
 
-        Raises :class:`UserError` when Postgres fails for longer than a moment; what was yielded is in.
+        Close it to end early: what is being written then is finished. Raises :class:`UserError` when Postgres
+        fails for longer than a moment; what was yielded is in.
         """
         with ThreadPoolExecutor(max_workers=WRITERS, thread_name_prefix="import") as writers:
             writing: deque[Future[ChunkReport]] = deque()

@@ -72,6 +72,8 @@ class Journal:
         Raises :class:`UserError` when the directory cannot be created or written.
         """
         self.directory = root / name
+        self.trouble: str | None = None
+        """Why the disk refused the last write; no new request may start until :meth:`check` clears it."""
         # Locked under a name that nobody adopts, then renamed: a sibling never sees it unlocked.
         unborn = root / f".{name}"
         try:
@@ -109,7 +111,7 @@ class Journal:
                 os.ftruncate(self._descriptor, current.bytes_written)
                 raise OSError("short write")
         except OSError as error:
-            raise JournalUnwritable(str(error.strerror or error)) from error
+            raise self._refused(str(error.strerror or error)) from error
         current.bytes_written += written
         current.unsettled += 1
         return self._current
@@ -121,9 +123,9 @@ class Journal:
                 _sync_data(self._descriptor)
                 removed = os.fstat(self._descriptor).st_nlink == 0
         except OSError as error:
-            raise JournalUnwritable(str(error.strerror or error)) from error
+            raise self._refused(str(error.strerror or error)) from error
         if removed:
-            raise JournalUnwritable(f"somebody removed {self.directory}")
+            raise self._refused(f"somebody removed {self.directory}")
 
     def settle(self, segment: Segment, count: int = 1) -> None:
         """Note that ``count`` records of ``segment`` are in Postgres; drop the segment when all are."""
@@ -137,13 +139,18 @@ class Journal:
         """Return how many answers are on disk and not yet in Postgres."""
         return sum(entry.unsettled for entry in self._segments.values())
 
-    def writable(self) -> bool:
-        """Answer whether an append would work now."""
+    def check(self) -> None:
+        """Clear ``trouble`` when an append would work now."""
         try:
             self._probe()
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            self._refused(str(error.strerror or error))
+        else:
+            self.trouble = None
+
+    def _refused(self, reason: str) -> JournalUnwritable:
+        self.trouble = reason
+        return JournalUnwritable(reason)
 
     def close(self) -> None:
         """Close; remove the directory when everything in it is settled, else leave it to be adopted."""

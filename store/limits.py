@@ -56,7 +56,9 @@ class Budgets:
             granted = self._script(keys=keys, args=arguments)
         except (RedisError, OSError):
             self.shared = False
-            return {demand.app_id: self._take_locally(demand, time.monotonic_ns() // 1000) for demand in demands}
+            return {
+                demand.app_id: self._take_locally(demand, time.monotonic_ns() // 1000) for demand in demands
+            }
         self.shared = True
         self._local.clear()
         return {demand.app_id: int(count) for demand, count in zip(demands, granted, strict=True)}

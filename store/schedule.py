@@ -63,7 +63,8 @@ _START = text("""
     UPDATE tokenfleet.refresh_schedule s
     SET started_epoch = s.claim_epoch, claimed_until = clock_timestamp() + CAST(:claim AS interval)
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:epochs AS bigint[])) AS job (account_id, epoch)
-    WHERE s.account_id = job.account_id
+    -- The app too: a message that names another one would send the token to another provider's endpoint.
+    WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
     RETURNING s.account_id, s.claim_epoch, s.attempts, s.unanswered, s.next_refresh_at
 """)
@@ -73,6 +74,11 @@ _READ = text("""
            t.expires_at, t.obtained_at, t.refresh_token_expires_at, clock_timestamp() AS database_now
     FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
     WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
+""")
+
+_ABANDON = text("""
+    UPDATE tokenfleet.refresh_schedule SET claimed_until = NULL
+    WHERE account_id = :account_id AND claim_epoch = :epoch
 """)
 
 _UNCLAIM = text("""
@@ -97,7 +103,9 @@ _POSTPONE = text("""
 _REQUEST = text("""
     UPDATE tokenfleet.refresh_schedule s
     SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false
+    -- Not accounts whose successor lies in a journal: what Postgres holds for them is spent.
     WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NOT NULL
+      AND (s.last_error IS NULL OR s.last_error NOT LIKE 'answer_refused%')
     RETURNING s.account_id
 """)
 
@@ -176,7 +184,10 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     Accounts that are not refreshable any more, or that a late answer has made fresh meanwhile, are unclaimed
     and left out.
     """
-    started = {row.account_id: row for row in connection.execute(_START, _pairs(job) | {"claim": claim})}
+    started = {
+        row.account_id: row
+        for row in connection.execute(_START, _pairs(job) | {"claim": claim, "app_id": job.app_id})
+    }
     if not started:
         return []
     attempts: list[Attempt] = []
@@ -218,6 +229,11 @@ def release(connection: Connection, job: RefreshJob) -> None:
 def postpone(connection: Connection, job: RefreshJob, *, wait: timedelta) -> None:
     """Let claims that were not started expire after ``wait``: this process cannot take them now."""
     connection.execute(_POSTPONE, _pairs(job) | {"wait": wait})
+
+
+def abandon(connection: Connection, account_id: AccountId, epoch: Epoch) -> None:
+    """Give back a claim that was started and under which nothing was sent: no answer can have been lost."""
+    connection.execute(_ABANDON, {"account_id": account_id, "epoch": epoch})
 
 
 def request_refresh(connection: Connection, account_ids: Sequence[AccountId]) -> list[AccountId]:

@@ -26,6 +26,7 @@ from sqlalchemy import Connection, text
 from store import transitions
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
+from tokenfleet.policy import QUARANTINE_DELAY
 
 _COLUMNS: Final = """
     unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]), CAST(:generation AS bigint[]),
@@ -74,6 +75,8 @@ _ALREADY = text("""
     JOIN unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[])) AS i (account_id, epoch)
         USING (account_id, epoch)
     WHERE e.kind IN ('refresh.succeeded', 'refresh.lost_race')
+      -- No answer is written before it is obtained: this spares the partitions of older days.
+      AND e.at >= CAST(:since AS timestamptz) - interval '1 hour'
 """)
 
 _CANDIDATE = text(f"""
@@ -121,6 +124,19 @@ _DEFER = text("""
     SELECT i.account_id, i.kind, i.code, i.generation, i.epoch, i.job_id, i.duration_ms,
            CAST(:actor AS text), i.detail
     FROM i JOIN deferred USING (account_id)
+""")
+
+_QUARANTINE = text("""
+    WITH quarantined AS (
+        UPDATE tokenfleet.refresh_schedule s
+        SET quarantined = true, last_error = CAST(:code AS text), next_refresh_at = now() + CAST(:wait AS interval),
+            failing_since = COALESCE(s.failing_since, now()), attempts = s.attempts + 1
+        WHERE s.account_id = :account_id AND s.next_refresh_at IS NOT NULL
+        RETURNING s.account_id
+    )
+    INSERT INTO tokenfleet.account_events (account_id, kind, code, epoch, actor)
+    SELECT account_id, 'refresh.our_fault', CAST(:code AS text), CAST(:epoch AS bigint), CAST(:actor AS text)
+    FROM quarantined
 """)
 
 _LOCK_GENERATION = text("""
@@ -207,11 +223,21 @@ class SaveResult:
 def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, actor: str) -> SaveResult:
     """Persist good answers whose generation has not moved; keep the others as candidates.
 
-    ``answers`` holds an account at most once. A status that the answer changes (first refresh, or an alarm
-    proven outdated) is moved in the same transaction.
+    A status that an answer changes (first refresh, or an alarm proven outdated) is moved in the same
+    transaction. Several answers for one account are written one after the other, by epoch.
     """
     # In one order, so that two transactions with the same accounts never wait for each other.
-    answers = sorted(answers, key=lambda answer: answer.account_id)
+    answers = sorted(answers, key=lambda answer: (answer.account_id, answer.epoch))
+    first = {answer.account_id: answer for answer in reversed(answers)}
+    if len(first) < len(answers):
+        # One statement would take one of them and lose the other, which may be the only live successor.
+        later = [answer for answer in answers if answer is not first[answer.account_id]]
+        results = [save_refreshed(connection, part, actor=actor) for part in (list(first.values()), later)]
+        return SaveResult(
+            saved=results[0].saved | results[1].saved,
+            repeated=results[0].repeated | results[1].repeated,
+            candidates=results[0].candidates | results[1].candidates,
+        )
     parameters = _columns(answers) | {"actor": actor}
     rows = connection.execute(_SAVE, parameters).all()
     saved = frozenset(AccountId(row.account_id) for row in rows)
@@ -246,6 +272,15 @@ def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) 
     connection.execute(_DEFER, _lists(deferrals, names) | {"actor": actor})
 
 
+def quarantine(connection: Connection, account_id: AccountId, epoch: Epoch, *, code: str, actor: str) -> None:
+    """Leave one account alone for :data:`~tokenfleet.policy.QUARANTINE_DELAY`: its answer could not be saved.
+
+    It must not be asked again meanwhile: the token that Postgres has is spent, its successor is on disk only.
+    """
+    parameters = {"account_id": account_id, "epoch": epoch, "code": code, "wait": QUARANTINE_DELAY}
+    connection.execute(_QUARANTINE, parameters | {"actor": actor})
+
+
 def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: str) -> frozenset[AccountId]:
     """Flip accounts to ``needs_reauth`` whose generation has not moved; returns those that moved.
 
@@ -278,6 +313,7 @@ def _already_written(connection: Connection, answers: Sequence[SavedTokens]) -> 
     if not answers:
         return frozenset()
     parameters = _lists(answers, "account_id epoch")
+    parameters["since"] = min(answer.obtained_at for answer in answers)
     return frozenset(AccountId(row.account_id) for row in connection.execute(_ALREADY, parameters))
 
 

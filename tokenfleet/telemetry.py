@@ -6,10 +6,12 @@ Rules: one event per outcome, dotted constants, no sentences; no token, no respo
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
 from enum import StrEnum
-from typing import Final
+from typing import Final, TextIO, cast
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -22,7 +24,8 @@ class Event(StrEnum):
 
     PROCESS_STARTED = "process.started"
     PROCESS_STOPPED = "process.stopped"
-    JOB_FINISHED = "job.finished"
+    PROCESS_FAILED = "process.failed"
+    JOB_STARTED = "job.started"
     JOB_DROPPED = "job.dropped"
     JOB_NOT_PUBLISHED = "job.not_published"
     ATTEMPT_FAILED = "attempt.failed"
@@ -30,11 +33,15 @@ class Event(StrEnum):
     ACCOUNT_TROUBLED = "account.troubled"
     ACCOUNT_QUARANTINED = "account.quarantined"
     ACCOUNT_NEEDS_REAUTH = "account.needs_reauth"
+    SECRET_UNREADABLE = "app.secret_unreadable"
+    DEFINITION_MISSING = "app.definition_missing"
     APP_HELD = "app.held"
     APP_RESUMED = "app.resumed"
     APP_PAUSED = "app.paused"
     STORE_UNAVAILABLE = "store.unavailable"
     STORE_RECOVERED = "store.recovered"
+    WRITER_FAILED = "writer.failed"
+    JOURNAL_LEFT = "journal.left"
     RECORD_REFUSED = "record.refused"
     JOURNAL_UNWRITABLE = "journal.unwritable"
     JOURNAL_REPLAYED = "journal.replayed"
@@ -85,12 +92,29 @@ TICK_SECONDS: Final = Histogram(
 )
 
 
+class _Unbreakable(io.TextIOBase):
+    """A stream that never raises: a full disk behind the log must not cost an answer that is in hand (G3)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure_logging(tunables: Tunables) -> None:
     """Send structured logs to standard error, as JSON lines or for a person's console.
 
     Tracebacks are plain ones in both: structlog's default for a console prints the variables of each frame,
     and the frame that sends a token holds it in the clear (G6).
     """
+    stream = cast("TextIO", _Unbreakable(sys.stderr))
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -108,10 +132,10 @@ def configure_logging(tunables: Tunables) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],

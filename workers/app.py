@@ -36,7 +36,7 @@ def make_worker(settings: Settings) -> tuple[Celery, Process]:
             raise SystemExit(1) from None
         except Exception as error:
             # SystemExit, because Celery logs any Exception of a signal handler and then works on without us.
-            telemetry.alarm(Event.ATTEMPT_FAILED, during="start", error=type(error).__name__)
+            telemetry.alarm(Event.PROCESS_FAILED, error=type(error).__name__)
             raise SystemExit(1) from error
 
     def on_shutdown(**_: Any) -> None:

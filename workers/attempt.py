@@ -12,6 +12,8 @@ Invariants kept here:
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 from datetime import datetime
 from typing import Final
@@ -19,12 +21,13 @@ from typing import Final
 from providers.exchange import Failure, FailureKind, TokenRequest
 from providers.oauth2 import Grant, RequestBuildError
 from providers.transport import Transport, boottime
-from store.journal import Journal, JournalUnwritable, Segment
+from store.journal import Journal, JournalUnwritable
 from store.keys import Vault
 from store.schedule import Attempt
 from store.settlement import SavedTokens
 from tokenfleet import telemetry
 from tokenfleet.outcome import (
+    ClientRejected,
     Outcome,
     Refreshed,
     RequestRejected,
@@ -49,6 +52,9 @@ from workers.writer import AppRecovered, GroupWriter, Result
 
 CLAIM_EXPIRED: Final = "claim_expired"
 
+APP_FAULTS: Final = frozenset({"client_secret_missing"})
+"""Why a request could not be built that no account is to blame for: the registration is incomplete."""
+
 
 class Asker:
     """Performs attempts. One per worker process."""
@@ -59,13 +65,11 @@ class Asker:
         self._journal = journal
         self._writer = writer
         self._chance = random.SystemRandom().random
-        self.journal_writable = True
-        """False after the journal refused an answer: no new attempt may start."""
 
     async def perform(self, asking: Asking, attempt: Attempt) -> bool:
         """Refresh one account and return when its settlement is in Postgres.
 
-        Returns False when nothing was asked because the claim ran out first.
+        Returns False when nothing was asked because the claim ran out first: then there is nothing to settle.
         """
         prepared = self._prepare(asking, attempt)
         if isinstance(prepared, Judged):
@@ -82,8 +86,8 @@ class Asker:
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
                 duration_ms = _milliseconds(began)
                 answer = self._seal(asking, attempt, outcome, decision, refresh_token, now, duration_ms)
-                segment = self._keep(answer)
-                await self._saved(asking, answer, segment)
+                saved = self._keep(asking, answer)
+                await self._report(asking, answer, saved)
                 return True
             if not isinstance(decision, Replay):
                 break
@@ -110,7 +114,7 @@ class Asker:
         try:
             return asking.provider.refresh_request(asking.client, grant), refresh_token
         except RequestBuildError as error:
-            outcome = RequestRejected(error.code)
+            outcome = ClientRejected(error.code) if error.code in APP_FAULTS else RequestRejected(error.code)
             return Judged(outcome, self._decide(outcome, asking, attempt, False, now), False, 0)
 
     def _decide(
@@ -167,21 +171,24 @@ class Asker:
             connecting=attempt.status is AccountStatus.CONNECTING,
         )
 
-    def _keep(self, answer: SavedTokens) -> Segment | None:
-        """Put the sealed answer on disk. A refusing disk stops new attempts, never this answer."""
-        try:
-            return self._journal.append(answer)
-        except JournalUnwritable as error:
-            if self.journal_writable:
-                self.journal_writable = False
-                telemetry.alarm(Event.JOURNAL_UNWRITABLE, reason=str(error))
-            return None
+    def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:
+        """Put the sealed answer on disk and hand it to the writer, before anything else can fail.
 
-    async def _saved(self, asking: Asking, answer: SavedTokens, segment: Segment | None) -> None:
+        A refusing disk stops new attempts (``Journal.trouble``), never this answer.
+        """
         written: tuple[Result, ...] = (answer,)
         if asking.app.held_since is not None:
             written += (AppRecovered(asking.app.app_id),)
-        await self._writer.add(*written, segment=segment)
+        segment = None
+        with contextlib.suppress(JournalUnwritable):
+            segment = self._journal.append(answer)
+        return self._writer.add(*written, segment=segment)
+
+    async def _report(self, asking: Asking, answer: SavedTokens, saved: asyncio.Future[bool]) -> None:
+        if self._journal.trouble is not None:
+            telemetry.alarm(Event.JOURNAL_UNWRITABLE, reason=self._journal.trouble)
+        if not await saved:
+            return
         name = asking.provider.name
         telemetry.REFRESHES.labels(name, KINDS[Refreshed]).inc()
         telemetry.PROVIDER_SECONDS.labels(name).observe(answer.duration_ms / 1000)
@@ -192,6 +199,12 @@ class Asker:
             outcome=KINDS[Refreshed],
             duration_ms=answer.duration_ms,
         )
+
+    async def fail(self, asking: Asking, attempt: Attempt) -> None:
+        """Settle an attempt that ended in a fault of ours: it waits, and its answer may have been lost."""
+        outcome = RequestRejected("internal_error")
+        decision = self._decide(outcome, asking, attempt, False, asking.now(attempt))
+        await self._writer.add(*results(asking, attempt, Judged(outcome, decision, True, 0)))
 
     async def _settle(self, asking: Asking, attempt: Attempt, judged: Judged) -> None:
         """Write an attempt that brought no token, then say so."""

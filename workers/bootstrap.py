@@ -6,6 +6,7 @@ that, :func:`preflight` says in one sentence what would make the worker useless.
 
 from __future__ import annotations
 
+import resource
 from datetime import timedelta
 
 from redis import Redis
@@ -46,6 +47,13 @@ def check_redis(url: str) -> None:
         ) from error
 
 
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: shells give 1,024, fewer than calls in flight."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Process:
     """This worker process: its engine and its health server."""
 
@@ -70,6 +78,7 @@ class Process:
     def start(self) -> None:
         """Check, build and replay; returns when jobs may run. Raises :class:`UserError`."""
         preflight(self.settings)
+        _allow_many_files()
         engine = Engine(self.settings, self.registry())
         engine.start()
         self._engine = engine

@@ -12,7 +12,7 @@ import gc
 import secrets
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -20,7 +20,7 @@ import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from providers import Registry
 from providers.transport import Transport
@@ -33,16 +33,22 @@ from tokenfleet.jobs import RefreshJob
 from tokenfleet.settings import Settings, process_name
 from tokenfleet.telemetry import Event
 from workers.attempt import Asker
-from workers.refresh import Refresher
+from workers.refresh import STRAGGLER_SECONDS, Refresher
 from workers.replay import adopt_orphans
-from workers.writer import GroupWriter
+from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
 
 R = TypeVar("R")
 
 POOL_SIZE: Final = 4
-"""Postgres connections of one worker: one writes, the others read and start jobs."""
+"""Postgres connections of one worker that read and start jobs."""
+WRITER_POOL_SIZE: Final = 2
+"""Connections that only write, so that no answer ever waits for a job to give one back."""
 GC_THRESHOLD: Final = 50_000
 HOUSEKEEPING_SECONDS: Final = 5.0
+HOUSEKEEPINGS_PER_CLAIM: Final = 6
+"""At least so often, so that what a sibling left behind is saved before its claims expire."""
+GIVE_UP_SECONDS: Final = 15.0
+"""How long a stop waits for a Postgres that is away; the journal keeps the answers for the next worker."""
 PROBE_AFTER: Final = timedelta(seconds=30)
 REDIS_TIMEOUT_SECONDS: Final = 2.0
 
@@ -73,10 +79,15 @@ class Engine:
         """Run one job and return when it is done. Called from any thread."""
         try:
             self._submit(self._refresher.run(job)).result()
-        except DBAPIError as error:
+        except CancelledError:
+            telemetry.logger().warning(Event.JOB_DROPPED.value, job_id=job.job_id, reason="stopping")
+        except (SQLAlchemyError, OSError) as error:
             # Postgres is away: nothing was started, the claims expire, the scheduler sends them again.
-            state = getattr(error.orig, "sqlstate", None)
-            telemetry.logger().warning(Event.JOB_DROPPED.value, job_id=job.job_id, sqlstate=state)
+            state = getattr(getattr(error, "orig", None), "sqlstate", None)
+            reason = type(error).__name__
+            telemetry.logger().warning(
+                Event.JOB_DROPPED.value, job_id=job.job_id, sqlstate=state, error=reason
+            )
 
     def stop(self) -> None:
         """Finish what is in flight, write it, close everything."""
@@ -93,8 +104,10 @@ class Engine:
             fatal.append("Postgres refuses writes; answers wait in the journal")
         elif self._postgres_away:
             fatal.append("Postgres does not answer; no refresh starts")
-        if not self._asker.journal_writable:
-            fatal.append("the journal cannot be written; no refresh starts")
+        if self._journal.trouble is not None:
+            fatal.append(f"the journal cannot be written ({self._journal.trouble}); no refresh starts")
+        if any(task.done() for task in (self._writing, self._leasing, self._housekeeping)):
+            fatal.append("a part of this worker has ended; restart it")
         if self._redis_away:
             hampered.append("Redis does not answer; refreshes go on without leases")
         return fatal, hampered
@@ -106,6 +119,12 @@ class Engine:
         )
         async with self._engine.begin() as connection:
             self._vault = await connection.run_sync(keys.open_vault, settings)
+        self._writing_engine = make_async_engine(
+            settings.database_url,
+            application_name=f"tokenfleet writer {self.name}",
+            pool_size=WRITER_POOL_SIZE,
+            lock_timeout_ms=LOCK_TIMEOUT_MS,
+        )
         self._redis = Redis.from_url(
             settings.redis_url,
             socket_timeout=REDIS_TIMEOUT_SECONDS,
@@ -118,7 +137,7 @@ class Engine:
         )
         leases = Leases(self._redis, life_seconds=tunables.lease_seconds, prefix=tunables.redis_prefix)
         self._writer = GroupWriter(
-            self._engine,
+            self._writing_engine,
             self._journal,
             leases,
             owner=self.name,
@@ -133,6 +152,7 @@ class Engine:
             leases,
             self._asker,
             self._writer,
+            self._journal,
             owner=self.name,
             tunables=tunables,
             adopt=self._adopt,
@@ -145,28 +165,55 @@ class Engine:
 
     async def _close(self) -> None:
         self._housekeeping.cancel()
-        await self._refresher.drain()
-        self._writer.close()
-        await self._writing
+        if await self._drained():
+            self._writer.close()
+            await self._writing
+        else:
+            self._writing.cancel()
+            telemetry.alarm(Event.JOURNAL_LEFT, records=self._journal.unsettled())
         self._leasing.cancel()
+        # Whoever waits for a job is told of its end, also when it was given up: no thread may wait for ever.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            _, unfinished = await asyncio.wait(others, timeout=STRAGGLER_SECONDS)
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
         await self._transport.aclose()
         await self._redis.aclose()
         await self._engine.dispose()
+        await self._writing_engine.dispose()
         self._journal.close()
+
+    async def _drained(self) -> bool:
+        """Wait until every attempt is settled; False when Postgres stays away, so that they cannot be."""
+        draining = asyncio.create_task(self._refresher.drain())
+        ends: float | None = None
+        while not draining.done():
+            await asyncio.wait({draining}, timeout=0.2)
+            if self._writer.available:
+                ends = None
+            else:
+                ends = ends or self._loop.time() + GIVE_UP_SECONDS
+                if self._loop.time() > ends:
+                    draining.cancel()
+                    return False
+        return True
 
     async def _keep_house(self) -> None:
         """Adopt journals of siblings that died, and notice when disk, Redis or Postgres go or come back."""
+        claim_seconds = self._settings.tunables.claim_seconds
         while True:
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            await asyncio.sleep(min(HOUSEKEEPING_SECONDS, claim_seconds / HOUSEKEEPINGS_PER_CLAIM))
             try:
+                self._redis_away = not await self._redis_answers()
+                self._postgres_away = not await self._postgres_answers()
+                if self._journal.trouble is not None:
+                    self._journal.check()
                 await self._adopt()
-                if not self._asker.journal_writable:
-                    self._asker.journal_writable = self._journal.writable()
             except Exception as error:  # noqa: BLE001
                 # This task must outlive whatever goes wrong in one round: it is the one that notices recovery.
                 telemetry.logger().warning(Event.HOUSEKEEPING_FAILED.value, error=type(error).__name__)
-            self._redis_away = not await self._redis_answers()
-            self._postgres_away = not await self._postgres_answers()
 
     async def _adopt(self) -> int:
         return await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)
@@ -175,7 +222,7 @@ class Engine:
         try:
             async with self._engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
-        except (DBAPIError, OSError):
+        except (SQLAlchemyError, OSError):
             return False
         return True
 

@@ -14,6 +14,7 @@ Invariants kept here:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -28,6 +29,7 @@ from providers.oauth2 import ClientCredentials
 from providers.transport import boottime
 from store import apps, schedule
 from store.apps import App, secret_binding
+from store.journal import Journal
 from store.keys import Vault
 from store.leases import Leases
 from store.schedule import Attempt
@@ -52,6 +54,14 @@ APP_SHARE: Final = 0.8
 
 RENEWALS_PER_LEASE: Final = 3
 
+ROOM_SECONDS: Final = 5.0
+"""How long a job waits for room before it is postponed; its claims are running."""
+
+SAVING_SECONDS: Final = 2.0
+SAVING_SHARE: Final = 0.1
+"""Part of a claim that is left for saving an answer which came at the last moment: the smaller of the two, since
+a short claim must not be all saving and no asking."""
+
 STRAGGLER_SECONDS: Final = 2.0
 """A job stops waiting for its slowest accounts after this long; they finish on their own."""
 
@@ -66,15 +76,15 @@ class Room:
         self._freed = asyncio.Condition()
 
     async def enter(self, app_id: AppId, count: int) -> bool:
-        """Wait for room for ``count``; False at once when the app has used up its share."""
-        async with self._freed:
-            while True:
-                if self._taken[app_id] and self._taken[app_id] + count > self._app_capacity:
-                    return False
-                if not self._taken.total() or self._taken.total() + count <= self._capacity:
-                    self._taken[app_id] += count
-                    return True
-                await self._freed.wait()
+        """Wait a moment for room for ``count``; False when there is none, or the app has used up its share."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ROOM_SECONDS), self._freed:
+                while not self._taken[app_id] or self._taken[app_id] + count <= self._app_capacity:
+                    if not self._taken.total() or self._taken.total() + count <= self._capacity:
+                        self._taken[app_id] += count
+                        return True
+                    await self._freed.wait()
+        return False
 
     async def leave(self, app_id: AppId, count: int) -> None:
         """Give room back."""
@@ -94,6 +104,7 @@ class Refresher:
         leases: Leases,
         asker: Asker,
         writer: GroupWriter,
+        journal: Journal,
         *,
         owner: str,
         tunables: Tunables,
@@ -106,9 +117,11 @@ class Refresher:
         self._leases = leases
         self._asker = asker
         self._writer = writer
+        self._journal = journal
         self._owner = owner
         self._claim = timedelta(seconds=tunables.claim_seconds)
         self._call_seconds = tunables.http_timeout_seconds
+        self._saving_seconds = min(SAVING_SECONDS, tunables.claim_seconds * SAVING_SHARE)
         share = max(1, int(tunables.max_in_flight * APP_SHARE))
         self._room = Room(tunables.max_in_flight, share)
         self._running: set[asyncio.Task[None]] = set()
@@ -123,10 +136,8 @@ class Refresher:
         are waited for by :meth:`drain`. Nothing is lost by an early return: the claim, not the message,
         remembers them.
         """
-        if not (self._writer.available and self._asker.journal_writable):
-            await self._in_database(schedule.postpone, job, wait=POSTPONE)
-            return
-        if not await self._room.enter(job.app_id, len(job.accounts)):
+        can_save = self._writer.available and self._journal.trouble is None
+        if not can_save or not await self._room.enter(job.app_id, len(job.accounts)):
             await self._in_database(schedule.postpone, job, wait=POSTPONE)
             return
         try:
@@ -153,16 +164,15 @@ class Refresher:
             if self._busy:
                 await self._leases.take(sorted(self._busy), self._owner)
 
-    def in_flight(self) -> int:
-        """Return how many accounts are being asked about."""
-        return len(self._running)
-
     async def _begin(self, job: RefreshJob) -> list[asyncio.Task[None]]:
         app = await self._in_database(apps.load, job.app_id)
-        # A held app is asked about one account at a time: the probe.
-        if app is None or (app.held_since is not None and len(job.accounts) > 1):
+        # A held app is asked about one account at a time: the probe. Nothing may fail between start and attempt,
+        # so provider and credentials are looked up before.
+        may_ask = app is not None and not app.is_paused and (app.held_since is None or len(job.accounts) == 1)
+        if app is None or not may_ask or app.provider not in self._registry:
             await self._in_database(schedule.release, job)
             return []
+        provider, client = self._registry.get(app.provider), self._credentials(app)
         await self._adopt()
         leased = await self._lease(await self._not_busy(job))
         if not leased.accounts:
@@ -176,7 +186,7 @@ class Refresher:
         unused = [account_id for account_id, _ in leased.accounts if account_id not in started]
         await self._leases.give_back(unused, self._owner)
         telemetry.logger().info(
-            Event.JOB_FINISHED.value if attempts else Event.JOB_DROPPED.value,
+            Event.JOB_STARTED.value if attempts else Event.JOB_DROPPED.value,
             job_id=job.job_id,
             app_id=job.app_id,
             claimed=len(job.accounts),
@@ -187,11 +197,11 @@ class Refresher:
         asking = Asking(
             job_id=UUID(job.job_id),
             app=app,
-            provider=self._registry.get(app.provider),
-            client=self._credentials(app),
+            provider=provider,
+            client=client,
             read_at=read_at,
             # Enough of the claim must be left for a whole call, or we do not ask.
-            send_before=claimed_at + self._claim.total_seconds() - self._call_seconds,
+            send_before=claimed_at + self._claim.total_seconds() - self._call_seconds - self._saving_seconds,
         )
         return [asyncio.create_task(self._perform(asking, attempt)) for attempt in attempts]
 
@@ -202,11 +212,13 @@ class Refresher:
                 delay = (attempt.database_now - attempt.due_at).total_seconds()
                 telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
             if not await self._asker.perform(asking, attempt):
+                await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
                 await self._leases.give_back([attempt.account_id], self._owner)
         except Exception as error:  # noqa: BLE001
-            # A fault of ours. The claim expires and the account is tried again; the alarm brings a person.
+            # A fault of ours. The account waits longer each time; the alarm brings a person.
             name = f"{attempt.account_id}-{attempt.epoch}"
             telemetry.alarm(Event.ATTEMPT_FAILED, attempt=name, error=type(error).__name__)
+            await self._asker.fail(asking, attempt)
         finally:
             self._busy.discard(attempt.account_id)
             telemetry.IN_FLIGHT.dec()
@@ -246,7 +258,7 @@ class Refresher:
                 )
                 secret = Secret(opened)
             except EnvelopeError:
-                telemetry.alarm(Event.APP_HELD, app_id=app.app_id, code="envelope_unreadable")
+                telemetry.alarm(Event.SECRET_UNREADABLE, app_id=app.app_id)
         return ClientCredentials(app.client_id, secret)
 
     async def _in_database(

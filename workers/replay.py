@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import settlement
-from store.engine import is_outage
+from store.engine import is_about_the_data
 from store.journal import Orphan, adopting, orphans
 from store.settlement import SavedTokens
 from tokenfleet import telemetry
@@ -89,10 +89,18 @@ async def _save(engine: AsyncEngine, batch: list[SavedTokens], orphan: Orphan, a
         async with engine.begin() as connection:
             result = await connection.run_sync(settlement.save_refreshed, batch, actor=actor)
     except DBAPIError as error:
-        if is_outage(error):
+        if not is_about_the_data(error):
             raise
         if len(batch) == 1:
             state = getattr(error.orig, "sqlstate", None)
+            async with engine.begin() as connection:
+                await connection.run_sync(
+                    settlement.quarantine,
+                    batch[0].account_id,
+                    batch[0].epoch,
+                    code=f"answer_refused_{state}",
+                    actor=actor,
+                )
             orphan.refuse(f"Postgres refuses the answer of account {batch[0].account_id}: SQLSTATE {state}")
             return 0
         middle = len(batch) // 2

@@ -37,11 +37,13 @@ from tokenfleet.policy import (
     RequireReauth,
     RetryLater,
     Save,
+    backoff,
 )
 from workers.writer import AppHeld, AppPaused, Result
 
 HELD_RETRY: Final = timedelta(seconds=30)
-"""When an account is due again that met a rejected registration; the hold decides who is really asked."""
+"""How soon at least an account is due again that met a rejected registration; the hold decides who is asked.
+It waits longer each time: a provider may reject the client for one tenant only."""
 
 KINDS: Final[dict[type[Outcome], str]] = {
     Refreshed: "refresh.succeeded",
@@ -98,16 +100,17 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
                     duration_ms=judged.duration_ms,
                 ),
             )
-        case RetryLater(at, code, counts, _):
-            return (_deferral(asking, attempt, judged, at, code, counts=counts),)
+        case RetryLater(at, code, counts, answer_lost):
+            lost = answer_lost or judged.replayed
+            return (_deferral(asking, attempt, judged, at, code, counts=counts, lost=lost),)
         case Quarantine(at, code):
-            return (_deferral(asking, attempt, judged, at, code, quarantined=True),)
+            return (_deferral(asking, attempt, judged, at, code, quarantined=True, lost=judged.replayed),)
         case PauseApp(until, code):
-            deferral = _deferral(asking, attempt, judged, until, code, counts=False)
+            deferral = _deferral(asking, attempt, judged, until, code, counts=False, lost=judged.replayed)
             return (deferral, AppPaused(app.app_id, until))
         case HoldApp(code):
-            at = asking.now(attempt) + HELD_RETRY
-            deferral = _deferral(asking, attempt, judged, at, code, counts=False)
+            at = asking.now(attempt) + max(HELD_RETRY, backoff(attempt.attempts, chance=1.0))
+            deferral = _deferral(asking, attempt, judged, at, code, lost=judged.replayed)
             return (deferral, AppHeld(app.app_id, app.generation, code))
         case Save() | Replay():
             raise AssertionError(f"{type(decision).__name__} is acted on before settling")
@@ -123,10 +126,10 @@ def _deferral(
     code: str,
     *,
     counts: bool = True,
+    lost: bool,
     quarantined: bool = False,
 ) -> Deferral:
     outcome = judged.outcome
-    lost = judged.replayed or isinstance(outcome, OutcomeUnknown)
     detail = json.dumps({"shape": outcome.shape}) if isinstance(outcome, Undescribed) else None
     return Deferral(
         account_id=attempt.account_id,

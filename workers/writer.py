@@ -2,16 +2,18 @@
 
 Invariants kept here:
 
-* Nothing that was added is dropped. While Postgres is away the batch waits and is written again; every
-  statement is idempotent, so a commit whose outcome is unknown needs no special case.
-* A result that Postgres refuses for itself never takes its company down: the batch is split, the culprit is
-  left in the journal, and an alarm is raised.
+* Nothing that was added is dropped. While Postgres is away, or refuses to write at all, the batch waits and is
+  written again; every statement is idempotent, so a commit whose outcome is unknown needs no special case.
+* One result never takes its company down. A batch that meets a locked row or a value that Postgres does not hold
+  is split. What waits for a lock goes on waiting beside the others; what is refused for itself stays in the
+  journal, and its account is quarantined: its token in Postgres is spent, so it must not be asked again.
 * The order after an answer is: journal (by the caller), Postgres, lease released, metrics.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import Counter
@@ -21,11 +23,11 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import apps, settlement
-from store.engine import is_outage
+from store.engine import is_about_the_data, is_contention
 from store.journal import Journal, JournalUnwritable, Segment
 from store.leases import Leases
 from store.settlement import Deferral, Rejection, SavedTokens
@@ -34,6 +36,8 @@ from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.telemetry import Event
 
 MAX_BATCH: Final = 500
+LOCK_TIMEOUT_MS: Final = 1_000
+"""How long a batch waits for a row that somebody else has locked, before it is split to find that row."""
 RETRY_SECONDS: Final = (0.05, 0.1, 0.25, 0.5)
 """Pauses between tries while Postgres is away: short, so that an answer in hand lands before anybody else starts
 its account again."""
@@ -73,7 +77,8 @@ class _Entry:
 
     results: tuple[Result, ...]
     segment: Segment | None
-    done: asyncio.Future[None]
+    done: asyncio.Future[bool]
+    """True when the results are in Postgres, False when it refuses them for what they are."""
 
 
 @dataclass(slots=True)
@@ -108,11 +113,12 @@ class GroupWriter:
         self._pending: list[_Entry] = []
         self._wake = asyncio.Event()
         self._closing = False
+        self._waiting: set[asyncio.Task[None]] = set()
         self.available = True
         """False while Postgres refuses writes: no new refresh may start."""
 
-    def add(self, *results: Result, segment: Segment | None = None) -> asyncio.Future[None]:
-        """Queue the results of one attempt; the future is done when they are in Postgres.
+    def add(self, *results: Result, segment: Segment | None = None) -> asyncio.Future[bool]:
+        """Queue the results of one attempt; the future is True when they are in Postgres, False if it refuses them.
 
         ``segment`` is where the journal holds the answer among them.
         """
@@ -133,8 +139,10 @@ class GroupWriter:
                 self._wake.set()
             if batch:
                 await self._write(batch)
-            elif self._closing:
+            elif self._closing and not self._waiting:
                 return
+            elif self._closing:
+                await asyncio.wait(self._waiting)
             if self._closing:
                 self._wake.set()
 
@@ -144,23 +152,22 @@ class GroupWriter:
         self._wake.set()
 
     async def _write(self, batch: list[_Entry]) -> None:
-        """Write ``batch``, however long Postgres is away; split it when one of its results is refused."""
+        """Write ``batch``, however long Postgres is away; split it when one of its results stands in the way."""
         for attempt in itertools.count():
             began = time.perf_counter()
             try:
-                syncing = asyncio.get_running_loop().run_in_executor(None, self._sync, batch)
-                try:
-                    async with self._engine.begin() as connection:
-                        written = await connection.run_sync(self._apply, batch)
-                finally:
-                    await syncing
+                written = await self._commit(batch)
             except DBAPIError as error:
-                if not is_outage(error):
-                    await self._isolate(batch, error)
+                if is_about_the_data(error) or is_contention(error):
+                    await self._split(batch, error)
                     return
-                await self._wait_for_postgres(batch, attempt, error)
-            except OSError as error:
-                await self._wait_for_postgres(batch, attempt, error)
+                await self._wait(attempt, error)
+            except (SQLAlchemyError, OSError) as error:
+                await self._wait(attempt, error)
+            except Exception as error:  # noqa: BLE001
+                # A fault of ours. This task must go on: who else would write what is in hand?
+                telemetry.alarm(Event.WRITER_FAILED, error=type(error).__name__)
+                await self._wait(attempt, error)
             else:
                 telemetry.COMMIT_SECONDS.observe(time.perf_counter() - began)
                 telemetry.COMMIT_SIZE.observe(len(batch))
@@ -170,12 +177,19 @@ class GroupWriter:
                 await self._after_commit(batch, written)
                 return
 
+    async def _commit(self, batch: list[_Entry]) -> _Written:
+        syncing = asyncio.get_running_loop().run_in_executor(None, self._sync, batch)
+        try:
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(self._apply, batch)
+        finally:
+            await syncing
+
     def _sync(self, batch: list[_Entry]) -> None:
         if any(entry.segment is not None for entry in batch):
-            try:
+            # A refusing disk shows in the journal's own trouble, and stops new attempts.
+            with contextlib.suppress(JournalUnwritable):
                 self._journal.sync()
-            except JournalUnwritable as error:
-                telemetry.alarm(Event.JOURNAL_UNWRITABLE, reason=str(error))
 
     def _apply(self, connection: Connection, batch: list[_Entry]) -> _Written:
         """Write every result of the batch inside the caller's transaction."""
@@ -209,10 +223,14 @@ class GroupWriter:
         # First, so that nobody renews the leases that are given back next.
         for entry in batch:
             if not entry.done.done():
-                entry.done.set_result(None)
+                entry.done.set_result(True)
         await self._leases.give_back(_accounts(batch), self._owner)
         for held in written.held:
             telemetry.alarm(Event.APP_HELD, app_id=held.app_id, code=held.code)
+        for paused in {
+            result for entry in batch for result in entry.results if isinstance(result, AppPaused)
+        }:
+            telemetry.logger().warning(Event.APP_PAUSED.value, app_id=paused.app_id, until=str(paused.until))
         for well in written.recovered:
             telemetry.logger().warning(Event.APP_RESUMED.value, app_id=well.app_id)
         for account_id in written.flipped:
@@ -220,26 +238,54 @@ class GroupWriter:
         for account_id in written.candidates:
             telemetry.alarm(Event.ACCOUNT_TROUBLED, account_id=account_id, code="lost_race")
 
-    async def _isolate(self, batch: list[_Entry], error: DBAPIError) -> None:
-        """One result is unacceptable to Postgres: write the others, leave that one in the journal."""
+    async def _split(self, batch: list[_Entry], error: DBAPIError) -> None:
+        """Write what can be written; set apart the one entry that waits for a lock or is refused for itself."""
         if len(batch) > 1:
             middle = len(batch) // 2
             await self._write(batch[:middle])
             await self._write(batch[middle:])
-            return
-        entry = batch[0]
+        elif is_contention(error):
+            task = asyncio.create_task(self._wait_for_lock(batch))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+        else:
+            await self._refuse(batch[0], error)
+
+    async def _wait_for_lock(self, batch: list[_Entry]) -> None:
+        await asyncio.sleep(RETRY_SECONDS[-1])
+        await self._write(batch)
+
+    async def _refuse(self, entry: _Entry, error: DBAPIError) -> None:
+        """Postgres does not hold this answer: keep it in the journal, and ask its account no more."""
+        state = getattr(error.orig, "sqlstate", None)
         telemetry.alarm(
             Event.RECORD_REFUSED,
-            account_ids=_accounts(batch),
-            sqlstate=getattr(error.orig, "sqlstate", None),
+            account_ids=_accounts([entry]),
+            sqlstate=state,
             journalled=entry.segment is not None,
         )
+        for attempt in itertools.count():
+            try:
+                async with self._engine.begin() as connection:
+                    for result in entry.results:
+                        if isinstance(result, SavedTokens | Deferral | Rejection):
+                            await connection.run_sync(
+                                settlement.quarantine,
+                                result.account_id,
+                                result.epoch,
+                                code=f"answer_refused_{state}",
+                                actor=self._owner,
+                            )
+                break
+            except (SQLAlchemyError, OSError) as refused:
+                await self._wait(attempt, refused)
+        self.available = True
         if not entry.done.done():
-            entry.done.set_result(None)
-        await self._leases.give_back(_accounts(batch), self._owner)
+            entry.done.set_result(False)
+        await self._leases.give_back(_accounts([entry]), self._owner)
 
-    async def _wait_for_postgres(self, batch: list[_Entry], attempt: int, error: Exception) -> None:
-        """Pause, and keep the leases meanwhile: these accounts were answered, and their claims may run out."""
+    async def _wait(self, attempt: int, error: Exception) -> None:
+        """Pause. Meanwhile ``Refresher.keep_leases`` keeps these accounts, whose claims may run out, from others."""
         if self.available:
             self.available = False
             cause = error.orig if isinstance(error, DBAPIError) else error
@@ -248,7 +294,6 @@ class GroupWriter:
                 error=type(cause).__name__,
                 sqlstate=getattr(cause, "sqlstate", None),
             )
-        await self._leases.take(_accounts(batch), self._owner)
         await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
 
 

@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 from redis import Redis
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 
+from embedded.valkey import EmbeddedValkey
 from providers import load_registry
 from sandbox.definition import definition_toml
 from sandbox.tokens import ACCESS_TOKEN_PREFIX, REFRESH_TOKEN_PREFIX
-from scheduler.loop import PROBE_SPACING, Scheduler, TickResult
+from scheduler.loop import MAX_WAITING_JOBS, PROBE_SPACING, Scheduler, TickResult
 from scheduler.publisher import Publisher
 from store import apps, schedule
+from store.engine import make_engine
 from store.limits import Budgets
 from tests.support.fleet import Fleet, eventually
 from tokenfleet.broker import make_celery
@@ -38,12 +40,14 @@ def redis(redis_url: str) -> Iterator[Redis]:
         yield redis
 
 
-def make_scheduler(fleet: Fleet, redis: Redis, **tunables: float) -> Scheduler:
-    """One more scheduler of the fleet."""
+def make_scheduler(
+    fleet: Fleet, redis: Redis, *, engine: Engine | None = None, **tunables: float
+) -> Scheduler:
+    """One more scheduler of the fleet, on the test's connections unless it is given an engine of its own."""
     settings = fleet.settings
     adjusted = settings.tunables.model_copy(update=tunables)
     publisher = Publisher(make_celery(settings), claim=timedelta(seconds=adjusted.claim_seconds))
-    return Scheduler(fleet.engine, fleet.registry, Budgets(redis), publisher, adjusted)
+    return Scheduler(engine or fleet.engine, fleet.registry, Budgets(redis), publisher, adjusted)
 
 
 @contextmanager
@@ -305,6 +309,37 @@ def test_one_app_never_has_more_outstanding_than_its_window(
     assert scheduler.tick().claimed == 7
 
 
+def test_nothing_is_claimed_while_too_many_jobs_wait_for_workers(
+    fleet: Fleet, redis: Redis, tmp_path: Path
+) -> None:
+    """Neither is a probe or a part of the rate used up meanwhile."""
+    connect(fleet, 10)
+    set_rate(fleet, tmp_path / "providers", "requests_per_second = 0.01\nburst = 5")
+    redis.rpush(REFRESH_QUEUE, *[b"a job that waits"] * (MAX_WAITING_JOBS + 1))
+    scheduler = make_scheduler(fleet, redis)
+    for _ in range(3):
+        assert scheduler.tick() == TickResult(0, 0, False)
+    assert scheduler.health().status == "degraded"
+    assert "start workers" in scheduler.health().hampering[0]
+    redis.delete(REFRESH_QUEUE)
+    assert scheduler.tick().claimed == 5
+    assert scheduler.health().status == "healthy"
+
+
+def test_an_idle_scheduler_keeps_its_connections(fleet: Fleet, redis: Redis) -> None:
+    scheduler = make_scheduler(fleet, redis)
+
+    def connections() -> int:
+        stats: Any = redis.info("stats")
+        return int(stats["total_connections_received"])
+
+    scheduler.tick()
+    before = connections()
+    for _ in range(10):
+        scheduler.tick()
+    assert connections() == before
+
+
 def test_an_app_without_a_definition_is_left_alone_and_reported_once(fleet: Fleet, redis: Redis) -> None:
     known = connect(fleet, 3)
     [stranger] = fleet.connect("stranger")
@@ -327,7 +362,9 @@ def test_an_app_without_a_definition_is_left_alone_and_reported_once(fleet: Flee
     )
 
     def alarms() -> float:
-        return REGISTRY.get_sample_value("tokenfleet_alarms_total", {"event": "app.held"}) or 0.0
+        return (
+            REGISTRY.get_sample_value("tokenfleet_alarms_total", {"event": "app.definition_missing"}) or 0.0
+        )
 
     before = alarms()
     scheduler = make_scheduler(fleet, redis)
@@ -356,6 +393,19 @@ def test_claims_that_cannot_be_published_are_given_back_at_once(fleet: Fleet, re
     fleet.settings = working
     make_scheduler(fleet, redis).tick()
     assert sorted(published(redis)) == [(account_id, 2) for account_id in ids]
+
+
+def test_a_broker_that_goes_away_and_comes_back_is_no_end(fleet: Fleet, redis: Redis, tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "broker") as broker, Redis.from_url(broker.url) as queue:
+        fleet.settings = replace(fleet.settings, broker_url=broker.url)
+        scheduler = make_scheduler(fleet, redis)
+        assert scheduler.tick() == TickResult(0, 0, False)
+        broker.stop()
+        assert scheduler.tick() == TickResult(0, 0, False)
+        broker.start()
+        [account_id] = fleet.connect("customer")
+        assert scheduler.tick() == TickResult(claimed=1, published=1, more=False)
+        assert published(queue) == [(account_id, 1)]
 
 
 def test_while_redis_is_away_an_apps_pace_is_a_quarter_and_the_health_says_so(
@@ -393,19 +443,20 @@ def test_a_request_wakes_the_scheduler_at_once(fleet: Fleet, redis: Redis) -> No
 
 
 def test_the_loop_outlives_the_loss_of_its_connections(fleet: Fleet, redis: Redis) -> None:
-    scheduler = make_scheduler(fleet, redis, tick_seconds=0.05)
-    with running(scheduler) as thread:
-        for round_ in range(3):
-            [account_id] = connect(fleet, 1, f"round-{round_}")
+    engine = make_engine(fleet.settings.database_url, application_name="scheduler under test")
+    with running(make_scheduler(fleet, redis, engine=engine, tick_seconds=0.05)) as thread:
+        for number in range(3):
+            [account_id] = connect(fleet, 1, f"round-{number}")
             wait_until_published(redis, account_id, 1)
-            execute(
-                fleet,
+            lost = fleet.column(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+                "WHERE datname = current_database() AND application_name = 'scheduler under test'"
             )
+            assert lost
         [account_id] = connect(fleet, 1, "last")
         wait_until_published(redis, account_id, 1)
         assert thread.is_alive()
+    engine.dispose()
 
 
 def test_the_health_recovers_with_postgres_even_when_nothing_is_due(

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from store import apps
 from store.apps import App, secret_binding
 from store.keys import Vault
-from tests.support.builders import make_account, make_app, now
+from tests.support.builders import claim, make_account, make_app, now, state_of
 from tests.support.racing import race
 from tokenfleet.jobs import AppId
 from tokenfleet_client.contract import AccountStatus
@@ -173,7 +173,9 @@ def test_of_many_workers_whose_client_is_rejected_one_begins_the_hold(
     assert app.probe_at is not None
     assert app.probe_at > now()
     with engine.connect() as connection:
-        statuses = connection.execute(text("SELECT status FROM tokenfleet.accounts WHERE id = :id"), {"id": account_id})
+        statuses = connection.execute(
+            text("SELECT status FROM tokenfleet.accounts WHERE id = :id"), {"id": account_id}
+        )
         assert statuses.scalar_one() == AccountStatus.ACTIVE
 
 
@@ -202,6 +204,30 @@ def test_new_credentials_end_a_hold(engine: Engine, vault: Vault, app_id: AppId)
 
     assert (mended.held_since, mended.held_code, mended.probe_at) == (None, None, None)
     assert take_probes(engine) == frozenset()
+
+
+def test_new_credentials_end_a_pause_and_the_quarantine_of_the_apps_accounts(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    other = make_app(engine, vault)
+    ours, theirs = make_account(engine, vault, app_id), make_account(engine, vault, other)
+    with engine.begin() as connection:
+        apps.pause_until(connection, [app_id, other], [now() + MINUTE] * 2)
+        connection.execute(
+            text(
+                "UPDATE tokenfleet.refresh_schedule SET quarantined = true, next_refresh_at = now() + interval '6 h'"
+            )
+        )
+    assert load(engine, app_id).is_paused
+
+    mended = mend(engine, vault, load(engine, app_id))
+
+    assert (mended.paused_until, mended.is_paused) == (None, False)
+    assert load(engine, other).is_paused
+    assert not state_of(engine, vault, ours).quarantined
+    assert [each.account_id for each in claim(engine, app_id)] == [ours]
+    assert state_of(engine, vault, theirs).quarantined
+    assert claim(engine, other) == []
 
 
 def test_a_hold_and_new_credentials_that_race_never_hold_the_new_credentials(

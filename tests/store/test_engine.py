@@ -17,7 +17,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from store import engine as engines
-from store.engine import check_ready, database_now, is_outage, make_async_engine, make_engine
+from store.engine import (
+    check_ready,
+    database_now,
+    is_about_the_data,
+    is_contention,
+    is_outage,
+    make_async_engine,
+    make_engine,
+)
 from tests.support.builders import column, now
 from tests.support.racing import in_background, race, wait_until_blocked
 from tokenfleet.errors import UserError
@@ -293,6 +301,31 @@ def test_a_serialization_failure_is_an_outage(engine: Engine) -> None:
         with pytest.raises(DBAPIError) as failed:
             late.execute(text("UPDATE tokenfleet.oauth_apps SET client_id = 'client-3'"))
     assert is_outage(failed.value)
+
+
+def test_a_wait_for_somebody_elses_lock_is_contention_and_a_lost_server_is_not(engine: Engine) -> None:
+    def want(connection: Connection) -> None:
+        connection.execute(text("SET LOCAL lock_timeout = '10ms'"))
+        connection.execute(text("LOCK TABLE tokenfleet.oauth_apps"))
+
+    def end(connection: Connection) -> None:
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with engine.begin() as holder:
+        holder.execute(text("LOCK TABLE tokenfleet.oauth_apps"))
+        assert is_contention(failing(engine, want))
+    assert not is_contention(failing(engine, end))
+
+
+@pytest.mark.parametrize(
+    ("statement", "about_the_data"),
+    [("SELECT CAST('word' AS int)", True), ("SELECT 3000000000::int", True), ("SELEKT 1", False)],
+)
+def test_values_that_postgres_would_refuse_again_are_told_from_statements(
+    engine: Engine, statement: str, about_the_data: bool
+) -> None:
+    error = failing(engine, lambda connection: connection.exec_driver_sql(statement))
+    assert is_about_the_data(error) is about_the_data
 
 
 WRONG_STATEMENTS = {

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from store import journal as journals
-from store.journal import Journal, JournalUnwritable, Orphan, orphans, segments, summary
+from store.journal import Journal, JournalUnwritable, Orphan, adopting, orphans, segments, summary
 from store.records import Damage, frame
 from store.settlement import SavedTokens
 from tests.support.racing import race, wait_until
@@ -57,6 +57,12 @@ def die(journal: Journal) -> None:
     os.close(journal._descriptor)
     assert journal._lock is not None
     os.close(journal._lock)
+
+
+def trouble_of(journal: Journal) -> str | None:
+    """What keeps the journal from being written, when it is looked at now."""
+    journal.check()
+    return journal.trouble
 
 
 def adopted(root: Path) -> Orphan:
@@ -242,7 +248,10 @@ WRITER = dedent("""
 
 def run(program: str, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -407,6 +416,38 @@ def test_the_next_adopter_clears_away_what_an_interrupted_removal_left(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_adopters_take_turns_and_a_killed_one_gives_its_turn_up(tmp_path: Path) -> None:
+    holder = "import sys; from pathlib import Path; from store.journal import adopting\n"
+    holder += "with adopting(Path(sys.argv[1])) as turn: print(turn, flush=True); sys.stdin.readline()"
+    with run(holder, tmp_path) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"True\n"
+        with adopting(tmp_path) as ours:
+            assert not ours
+        other.kill()
+        other.wait()
+
+    for _ in range(2):
+        with adopting(tmp_path) as ours:
+            assert ours
+    with adopting(tmp_path / "absent") as ours:
+        assert ours
+
+
+def test_a_journal_with_an_answer_that_postgres_refuses_is_kept_for_a_person(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "dead")
+    journal.append(record(1))
+    die(journal)
+    orphan = adopted(tmp_path)
+    assert accounts(orphan) == [1]
+    orphan.refuse("SQLSTATE 22021")
+    orphan.discard()
+
+    [kept] = (tmp_path / "damaged").iterdir()
+    assert kept.read_bytes() == frame(record(1))
+    assert list(orphans(tmp_path)) == []
+
+
 def test_strange_things_in_the_journal_directory_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     (tmp_path / "a directory").mkdir()
@@ -528,7 +569,7 @@ FULL_DISK = dedent("""
         except JournalUnwritable as refusal:
             error = refusal
             break
-    print(number - 1, "writable" if journal.writable() else "unwritable", error, sep=",")
+    print(number - 1, journal.trouble, error, sep=",")
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     journal.append(replace(seed, account_id=1_000_000))
     sys.stdout.flush()
@@ -543,8 +584,9 @@ def test_a_full_disk_refuses_an_answer_loudly_and_spoils_neither_earlier_nor_lat
     with run(FULL_DISK, root, seed) as writer:
         output, errors = writer.communicate(timeout=60)
     assert errors == b""
-    fitted, _, reason = output.decode().strip().split(",")
+    fitted, trouble, reason = output.decode().strip().split(",")
     assert reason in {"short write", "File too large"}
+    assert trouble == reason, "no new request may start"
 
     orphan = adopted(root)
     assert accounts(orphan) == [*range(1, int(fitted) + 1), 1_000_000]
@@ -568,13 +610,13 @@ def test_a_journal_on_a_full_file_system_is_not_writable_and_is_so_again_when_th
         ballast = small / "ballast"
         with pytest.raises(OSError, match="No space left"):
             ballast.write_bytes(bytes(100_000))
-        assert not journal.writable()
         with pytest.raises(JournalUnwritable, match=r"No space left|short write"):
             journal.append(record(1, size=5000))
+        assert "No space left" in (trouble_of(journal) or "")
 
         ballast.unlink()
 
-        assert journal.writable()
+        assert trouble_of(journal) is None
         journal.append(record(2))
         die(journal)
         orphan = adopted(small)
@@ -604,7 +646,8 @@ def test_a_directory_that_somebody_removed_is_noticed_at_the_next_sync(tmp_path:
 
     with pytest.raises(JournalUnwritable, match="removed"):
         journal.sync()
-    assert not journal.writable()
+    assert "removed" in (journal.trouble or "")
+    assert trouble_of(journal) is not None
     journal.close()
 
 

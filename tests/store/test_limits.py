@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
+from store import limits
 from store.limits import KEY_PREFIX, LOCAL_SHARE, Budgets, Demand
 from tests.support.racing import race
 from tokenfleet.jobs import AppId
@@ -101,7 +102,7 @@ def test_keys_end_by_themselves(budgets: Budgets, redis: Redis) -> None:
     take(budgets, 5, per_second=10, burst=5)
 
     [key] = redis.keys("*")
-    assert key.decode() == f"{KEY_PREFIX}{APP}"
+    assert key == f"{KEY_PREFIX}{APP}".encode()
     assert 0 < redis.pttl(key) <= 1500
 
 
@@ -183,6 +184,11 @@ def test_in_no_window_is_more_used_than_the_rate_allows_plus_one_burst(
     for first, last in itertools.combinations_with_replacement(range(len(used)), 2):
         seconds = (used[last][0] - used[first][0]) / 1_000_000
         assert sum(count for _, count in used[first : last + 1]) <= local_rate * seconds + local_burst + 1e-6
+
+
+@given(per_second=st.floats(0.001, 1_000_000))
+def test_the_time_between_two_requests_is_never_rounded_down(per_second: float) -> None:
+    assert limits._interval(per_second) * per_second >= 1_000_000 * (1 - 1e-12)
 
 
 @given(per_second=st.floats(0.05, 5000), burst=st.integers(1, 200), start=st.integers(0, 10**14))

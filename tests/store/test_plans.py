@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
@@ -127,7 +127,9 @@ def save_late_and_repeated_answers(connection: Connection, big: Big) -> None:
     half = BATCH // 2
     known = [answer(big.vault, each, epoch=1, generation=0) for each in big.ids[:half]]
     late = [answer(big.vault, each, epoch=10**9, generation=0) for each in big.ids[half:]]
-    result = settlement.save_refreshed(connection, known + late, actor=ACTOR)
+    long_ago = datetime(TODAY.year, TODAY.month, TODAY.day, tzinfo=UTC)
+    answers = [replace(each, obtained_at=long_ago) for each in known + late]
+    result = settlement.save_refreshed(connection, answers, actor=ACTOR)
     assert (len(result.repeated), len(result.candidates)) == (half, half)
 
 

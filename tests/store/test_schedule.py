@@ -256,6 +256,16 @@ def test_a_message_with_an_epoch_that_was_never_claimed_starts_nothing(
         assert start(engine, RefreshJob("forged", app_id, ((account_id, Epoch(epoch)),))) == []
 
 
+def test_a_message_that_names_another_app_starts_nothing(engine: Engine, vault: Vault, app_id: AppId) -> None:
+    """Else the refresh token of one provider would be sent to another provider's endpoint."""
+    make_accounts(engine, vault, app_id, 1)
+    other = make_app(engine, vault)
+    claims = claim(engine, app_id)
+
+    assert start(engine, job_of(other, claims)) == []
+    assert len(start(engine, job_of(app_id, claims))) == 1
+
+
 def test_a_start_renews_the_claim_from_its_own_moment(engine: Engine, vault: Vault, app_id: AppId) -> None:
     [account_id] = make_accounts(engine, vault, app_id, 1)
     job = job_of(app_id, claim(engine, app_id, lasting=5 * SECOND))
@@ -403,6 +413,21 @@ def test_a_claim_that_was_started_is_not_released_by_a_copy_of_its_message(
 
     assert claim(engine, app_id) == []
     assert state_of(engine, vault, account_id).claimed_until is not None
+
+
+def test_a_claim_under_which_nothing_was_sent_is_abandoned_and_was_no_attempt(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    [account_id] = make_accounts(engine, vault, app_id, 1)
+    attempt = begin_attempt(engine, app_id, account_id)
+    with engine.begin() as connection:
+        schedule.abandon(connection, account_id, attempt.epoch)
+
+    [again] = claim(engine, app_id)
+    assert state_of(engine, vault, account_id).unanswered == 0
+    with engine.begin() as connection:
+        schedule.abandon(connection, account_id, attempt.epoch)
+    assert len(start(engine, job_of(app_id, [again]))) == 1, "a late one leaves the next claim alone"
 
 
 def test_a_postponed_claim_comes_back_after_its_wait(engine: Engine, vault: Vault, app_id: AppId) -> None:

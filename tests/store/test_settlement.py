@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -38,7 +39,7 @@ from tests.support.builders import (
     told_about,
 )
 from tests.support.racing import in_background, race, wait_until_blocked
-from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.jobs import AccountId, AppId, Epoch
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 
@@ -285,6 +286,43 @@ def test_a_batch_of_fresh_late_and_repeated_answers_puts_each_where_it_belongs(
     assert all(state_of(engine, vault, each).generation == 2 for each in answers)
 
 
+def test_two_answers_for_one_account_in_one_batch_are_both_kept(
+    engine: Engine, vault: Vault, account_id: AccountId
+) -> None:
+    rivals = [
+        answer(vault, account_id, epoch=epoch, generation=1, refresh_token=f"refresh-of-{epoch}")
+        for epoch in (2, 1)
+    ]
+
+    result = save(engine, *rivals)
+
+    assert result == SaveResult(frozenset({account_id}), frozenset(), frozenset({account_id}))
+    assert state_of(engine, vault, account_id).refresh_token == "refresh-of-1"
+    assert kept_candidates(engine, vault) == {(2, "access-2", "refresh-of-2")}
+
+
+def test_two_answers_that_follow_each_other_in_one_batch_are_both_saved_in_order(
+    engine: Engine, vault: Vault, account_id: AccountId
+) -> None:
+    following = [answer(vault, account_id, epoch=epoch, generation=epoch) for epoch in (3, 1, 2)]
+
+    assert save(engine, *following) == SaveResult(frozenset({account_id}), frozenset(), frozenset())
+    assert state_of(engine, vault, account_id).generation == 4
+    assert history_of(engine, account_id) == ["refresh.succeeded"] * 3
+
+
+def test_a_late_answer_that_many_keep_at_once_is_kept_once(
+    engine: Engine, vault: Vault, account_id: AccountId
+) -> None:
+    save(engine, answer(vault, account_id, epoch=2, generation=1))
+    late = answer(vault, account_id, epoch=1, generation=1, refresh_token="refresh-of-the-late-one")
+
+    race([partial(save, engine, late)] * 8)
+
+    assert kept_candidates(engine, vault) == {(1, "access-2", "refresh-of-the-late-one")}
+    assert Counter(history_of(engine, account_id)) == {"refresh.succeeded": 1, "refresh.lost_race": 1}
+
+
 def test_group_commits_that_overlap_in_any_order_do_not_deadlock(
     engine: Engine, vault: Vault, app_id: AppId
 ) -> None:
@@ -354,7 +392,7 @@ def test_no_token_and_nothing_sealed_reaches_history_or_outbox(
     )
     save(engine, tokens)
     reject(engine, account_id, epoch=2, generation=2)
-    save(engine, replace(tokens, epoch=3, generation=2))
+    save(engine, replace(tokens, epoch=Epoch(3), generation=2))
 
     written = "".join(
         str(line)
@@ -498,6 +536,24 @@ def test_a_failure_of_an_account_that_was_paused_meanwhile_does_not_schedule_it(
     assert state_of(engine, vault, account_id).next_refresh_at is None
 
 
+def test_an_account_whose_answer_could_not_be_saved_is_left_alone_for_hours(
+    engine: Engine, vault: Vault, app_id: AppId, account_id: AccountId
+) -> None:
+    attempt = begin_attempt(engine, app_id, account_id)
+    with engine.begin() as connection:
+        settlement.quarantine(connection, account_id, attempt.epoch, code="answer_refused", actor=ACTOR)
+    let_claims_expire(engine)
+
+    state = state_of(engine, vault, account_id)
+    assert (state.quarantined, state.last_error, state.status) == (
+        True,
+        "answer_refused",
+        AccountStatus.ACTIVE,
+    )
+    assert claim(engine, app_id) == []
+    assert history_of(engine, account_id) == ["refresh.our_fault"]
+
+
 # Rejections
 
 
@@ -621,7 +677,12 @@ def test_whatever_wins_between_rejection_answer_pause_and_resume_each_transition
     tokens = answer(vault, account_id, epoch=1, generation=1)
     told = partial(reject, engine, account_id, epoch=2, generation=1)
     saved = partial(save, engine, tokens)
-    runners = [told, saved, partial(pause, engine, account_id), partial(resume, engine, account_id)] * 2
+    runners: list[Callable[[], object]] = [
+        told,
+        saved,
+        partial(pause, engine, account_id),
+        partial(resume, engine, account_id),
+    ] * 2
     random.Random(attempt).shuffle(runners)
 
     race(runners)

@@ -214,7 +214,9 @@ def test_a_revocation_is_not_missed_because_the_account_moves_meanwhile(
     engine: Engine, vault: Vault, app_id: AppId
 ) -> None:
     accounts = [
-        make_account(engine, vault, app_id, status=AccountStatus.NEEDS_REAUTH if odd else AccountStatus.ACTIVE)
+        make_account(
+            engine, vault, app_id, status=AccountStatus.NEEDS_REAUTH if odd else AccountStatus.ACTIVE
+        )
         for odd in [True, False] * 10
     ]
     movers = [Trigger.RECONNECTED, Trigger.GRANT_REJECTED, Trigger.RECONNECTED, Trigger.GRANT_REJECTED]

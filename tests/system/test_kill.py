@@ -52,7 +52,7 @@ def test_the_accounts_of_a_killed_worker_are_picked_up_by_another(
     assert ledger.presented_twice == 0, ledger.violations
     assert ledger.rejected == 0
     assert ledger.rotations_recovered == (len(ids) if stage is Stage.AFTER_DECIDING else 0)
-    assert heir.events("job.finished")
+    assert heir.events("job.started")
     assert scheduler.stop() == 0
 
 

@@ -75,7 +75,7 @@ def log_an_alarm() -> None:
 
 def log_bound_context() -> None:
     structlog.contextvars.bind_contextvars(token=Secret(PLANTED))
-    telemetry.logger().info(Event.JOB_FINISHED.value)
+    telemetry.logger().info(Event.JOB_STARTED.value)
 
 
 def log_keys() -> None:
@@ -152,7 +152,7 @@ def test_every_json_line_is_one_object_with_an_event_a_level_and_a_moment(
 
 @pytest.mark.parametrize("tunables", [Tunables(log_level="warning")], ids=["warning"])
 def test_what_is_below_the_level_is_not_logged(configured: Callable[[], str]) -> None:
-    telemetry.logger().info(Event.JOB_FINISHED.value)
+    telemetry.logger().info(Event.JOB_STARTED.value)
     logging.getLogger("celery").info("an ordinary line")
     assert configured() == ""
 

@@ -138,7 +138,8 @@ CREATE TABLE tokenfleet.account_events (
     detail jsonb
 ) PARTITION BY RANGE (at);
 CREATE INDEX ix_account_events_account_id ON tokenfleet.account_events (account_id, at);
-CREATE INDEX ix_account_events_at ON tokenfleet.account_events USING brin (at) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX ix_account_events_at ON tokenfleet.account_events
+    USING brin (at) WITH (pages_per_range = 32, autosummarize = on);
 CREATE TABLE tokenfleet.account_events_default PARTITION OF tokenfleet.account_events DEFAULT;
 
 CREATE TABLE tokenfleet.outbox (
@@ -160,7 +161,7 @@ CREATE VIEW tokenfleet_v1.access_keys AS
     SELECT k.id AS data_key_id, k.kek_id, k.wrapped, k.is_primary
     FROM tokenfleet.data_keys k WHERE k.ring = 'access';
 COMMENT ON VIEW tokenfleet_v1.access_tokens IS
-    'Contract, version 1: one row per account with its sealed access token (docs/reading-tokens.md).';
+    'Contract, version 1: one row per account with its sealed access token (README.md).';
 COMMENT ON VIEW tokenfleet_v1.access_keys IS
     'Contract, version 1: data keys of the access ring, wrapped by the key-encryption key that readers hold.';
 """
