@@ -22,6 +22,7 @@ DATABASE_VARIABLES: Final = ("TOKENFLEET_DATABASE_URL", "DATABASE_URL")
 REDIS_VARIABLES: Final = ("TOKENFLEET_REDIS_URL", "REDIS_URL")
 HOME_VARIABLE: Final = "TOKENFLEET_HOME"
 
+_FORGETFUL: Final = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 _RUNNING_FILE: Final = "running.env"
 
 
@@ -29,10 +30,11 @@ class Environment:
     """The servers to use, from ``with`` to its end.
 
     ``home`` is made if need be; ``environ`` is the environment to look into, usually ``os.environ``. A URL
-    that is set there is used as it is, and no embedded server is started in its place.
+    that is set there is used as it is, and no embedded server is started in its place. ``durable``
+    is False for tests only: their databases need not survive the machine, and are made and dropped much faster.
     """
 
-    def __init__(self, home: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, environ: Mapping[str, str], *, durable: bool = True) -> None:
         self._home = home.absolute()
         self._environ = dict(environ)
         self._servers: dict[str, EmbeddedServer] = {}
@@ -40,7 +42,9 @@ class Environment:
         logs = self.log_dir
         if _first_set(environ, DATABASE_VARIABLES) is None:
             self._servers[DATABASE_VARIABLES[0]] = EmbeddedPostgres(
-                self._home / "postgres", log_file=logs / "postgres.log"
+                self._home / "postgres",
+                log_file=logs / "postgres.log",
+                extra_settings={} if durable else _FORGETFUL,
             )
         if _first_set(environ, REDIS_VARIABLES) is None:
             self._servers[REDIS_VARIABLES[0]] = EmbeddedValkey(

@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Final, NewType
 
 from store import records
+from store.answers import SavedTokens
 from store.records import Damage
-from store.settlement import SavedTokens
 from tokenfleet.errors import UserError
 
 Segment = NewType("Segment", int)

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from store.settlement import SavedTokens
+from store.answers import SavedTokens
 
 _HEADER: Final = struct.Struct(">II")
 _PAYLOAD_START: Final = bytes([0x80 | len(fields(SavedTokens))]) + b"\xaaaccount_id"

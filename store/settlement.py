@@ -14,37 +14,21 @@ The statements rely on the primary keys of their tables.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from store import transitions
+from store.answers import COLUMNS, SavedTokens, columns, lists
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
 from tokenfleet.policy import QUARANTINE_DELAY
 
-_COLUMNS: Final = """
-    unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]), CAST(:generation AS bigint[]),
-           CAST(:access_token AS bytea[]), CAST(:refresh_token AS bytea[]), CAST(:token_type AS text[]),
-           CAST(:scope AS text[]), CAST(:expires_at AS timestamptz[]), CAST(:obtained_at AS timestamptz[]),
-           CAST(:refresh_token_expires_at AS timestamptz[]), CAST(:variables AS jsonb[]),
-           CAST(:next_refresh_at AS timestamptz[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]))
-        AS i (account_id, epoch, generation, access_token, refresh_token, token_type, scope, expires_at,
-              obtained_at, refresh_token_expires_at, variables, next_refresh_at, job_id, duration_ms)
-"""
-
-_PLAIN: Final = (
-    "account_id epoch generation access_token refresh_token expires_at obtained_at refresh_token_expires_at "
-    "next_refresh_at job_id duration_ms"
-)
-
 _SAVE = text(f"""
-    WITH i AS MATERIALIZED (SELECT * FROM {_COLUMNS}),
+    WITH i AS MATERIALIZED (SELECT * FROM {COLUMNS}),
     saved AS (
         UPDATE tokenfleet.token_sets t
         SET generation = t.generation + 1, epoch = i.epoch, access_token = i.access_token,
@@ -80,7 +64,7 @@ _ALREADY = text("""
 """)
 
 _CANDIDATE = text(f"""
-    WITH i AS MATERIALIZED (SELECT * FROM {_COLUMNS}),
+    WITH i AS MATERIALIZED (SELECT * FROM {COLUMNS}),
     kept AS (
         INSERT INTO tokenfleet.token_candidates
             (account_id, generation, epoch, access_token, refresh_token, token_type, scope, expires_at,
@@ -156,28 +140,6 @@ _RELEASE = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class SavedTokens:
-    """A good answer, sealed for ``generation + 1``. ``generation`` is the one it was asked with."""
-
-    account_id: AccountId
-    epoch: Epoch
-    generation: int
-    access_token: bytes
-    refresh_token: bytes | None
-    token_type: str | None
-    scope: str | None
-    expires_at: datetime | None
-    obtained_at: datetime
-    refresh_token_expires_at: datetime | None
-    variables: Mapping[str, str]
-    next_refresh_at: datetime
-    job_id: UUID
-    duration_ms: int
-    connecting: bool
-    """The account was ``connecting`` when it was asked: this answer makes it active."""
-
-
-@dataclass(frozen=True, slots=True)
 class Deferral:
     """An attempt that changes no token and no status: ask again at ``next_refresh_at``.
 
@@ -238,7 +200,7 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
             repeated=results[0].repeated | results[1].repeated,
             candidates=results[0].candidates | results[1].candidates,
         )
-    parameters = _columns(answers) | {"actor": actor}
+    parameters = columns(answers) | {"actor": actor}
     rows = connection.execute(_SAVE, parameters).all()
     saved = frozenset(AccountId(row.account_id) for row in rows)
     unscheduled = {row.account_id for row in rows if row.unscheduled}
@@ -259,7 +221,7 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
     repeated = _already_written(connection, missed)
     late_answers = [answer for answer in missed if answer.account_id not in repeated]
     if late_answers:
-        connection.execute(_CANDIDATE, _columns(late_answers) | {"actor": actor})
+        connection.execute(_CANDIDATE, columns(late_answers) | {"actor": actor})
     return SaveResult(saved, repeated, frozenset(answer.account_id for answer in late_answers))
 
 
@@ -269,7 +231,7 @@ def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) 
         "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined job_id "
         "duration_ms detail"
     )
-    connection.execute(_DEFER, _lists(deferrals, names) | {"actor": actor})
+    connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor})
 
 
 def quarantine(connection: Connection, account_id: AccountId, epoch: Epoch, *, code: str, actor: str) -> None:
@@ -287,7 +249,7 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
     This is the re-read of DESIGN section 5: where the generation has moved a sibling won, its tokens are
     adopted, and only the claim is given back.
     """
-    pairs = _lists(rejections, "account_id epoch generation")
+    pairs = lists(rejections, "account_id epoch generation")
     current = {row.account_id for row in connection.execute(_LOCK_GENERATION, pairs)}
     flipped: set[AccountId] = set()
     for rejection in rejections:
@@ -312,29 +274,6 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
 def _already_written(connection: Connection, answers: Sequence[SavedTokens]) -> frozenset[AccountId]:
     if not answers:
         return frozenset()
-    parameters = _lists(answers, "account_id epoch")
+    parameters = lists(answers, "account_id epoch")
     parameters["since"] = min(answer.obtained_at for answer in answers)
     return frozenset(AccountId(row.account_id) for row in connection.execute(_ALREADY, parameters))
-
-
-def _columns(answers: Sequence[SavedTokens]) -> dict[str, Any]:
-    return _lists(answers, _PLAIN) | {
-        "token_type": [_storable(answer.token_type) for answer in answers],
-        "scope": [_storable(answer.scope) for answer in answers],
-        "variables": [_object(answer.variables) for answer in answers],
-    }
-
-
-def _lists(rows: Sequence[object], names: str) -> dict[str, Any]:
-    return {name: [getattr(row, name) for row in rows] for name in names.split()}
-
-
-def _storable(value: str | None) -> str | None:
-    """Postgres holds any text but U+0000, which JSON can carry: an odd scope must not cost us the tokens."""
-    return value.replace("\x00", "") if value else value
-
-
-def _object(variables: Mapping[str, str]) -> str:
-    if not variables:
-        return "{}"
-    return json.dumps({_storable(name): _storable(value) for name, value in variables.items()})

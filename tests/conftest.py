@@ -29,7 +29,7 @@ from tokenfleet_client.envelope import KeyEncryptionKey
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """URLs of a running Postgres and a running Redis-compatible server."""
-    with Environment(tmp_path_factory.mktemp("servers"), os.environ) as environment:
+    with Environment(tmp_path_factory.mktemp("servers"), os.environ, durable=False) as environment:
         yield dict(environment.environ())
 
 

@@ -21,10 +21,10 @@ from typing import Final
 from providers.exchange import Failure, FailureKind, TokenRequest
 from providers.oauth2 import Grant, RequestBuildError
 from providers.transport import Transport, boottime
+from store.answers import SavedTokens
 from store.journal import Journal, JournalUnwritable
 from store.keys import Vault
 from store.schedule import Attempt
-from store.settlement import SavedTokens
 from tokenfleet import telemetry
 from tokenfleet.outcome import (
     ClientRejected,

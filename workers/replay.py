@@ -15,9 +15,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import settlement
+from store.answers import SavedTokens
 from store.engine import is_about_the_data
 from store.journal import Orphan, adopting, orphans
-from store.settlement import SavedTokens
 from tokenfleet import telemetry
 from tokenfleet.telemetry import Event
 

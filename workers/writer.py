@@ -27,10 +27,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import apps, settlement
+from store.answers import SavedTokens
 from store.engine import is_about_the_data, is_contention
 from store.journal import Journal, JournalUnwritable, Segment
 from store.leases import Leases
-from store.settlement import Deferral, Rejection, SavedTokens
+from store.settlement import Deferral, Rejection
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.telemetry import Event

@@ -445,7 +445,7 @@ def test_a_request_wakes_the_scheduler_at_once(fleet: Fleet, redis: Redis) -> No
 def test_the_loop_outlives_the_loss_of_its_connections(fleet: Fleet, redis: Redis) -> None:
     engine = make_engine(fleet.settings.database_url, application_name="scheduler under test")
     with running(make_scheduler(fleet, redis, engine=engine, tick_seconds=0.05)) as thread:
-        for number in range(3):
+        for number in range(2):
             [account_id] = connect(fleet, 1, f"round-{number}")
             wait_until_published(redis, account_id, 1)
             lost = fleet.column(

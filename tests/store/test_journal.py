@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from store import journal as journals
+from store.answers import SavedTokens
 from store.journal import Journal, JournalUnwritable, Orphan, adopting, orphans, segments, summary
 from store.records import Damage, frame
-from store.settlement import SavedTokens
 from tests.support.racing import race, wait_until
 from tokenfleet.errors import UserError
 from tokenfleet.jobs import AccountId, Epoch

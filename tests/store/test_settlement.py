@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from store import settlement, transitions
+from store.answers import SavedTokens
 from store.keys import Vault
-from store.settlement import Deferral, SavedTokens, SaveResult
+from store.settlement import Deferral, SaveResult
 from tests.support.builders import (
     ACTOR,
     HOUR,

@@ -55,7 +55,7 @@ def test_two_schedulers_and_two_workers_keep_every_account_fresh_and_present_no_
 
 
 def test_a_wiped_redis_costs_a_moment_and_no_token(fleet: Fleet, run: Processes, redis_url: str) -> None:
-    *_, first, second = run.fleet(SCHEDULER, SCHEDULER, WORKER, WORKER, **SHORT_LADDER)
+    _, first, second = run.fleet(SCHEDULER, WORKER, WORKER, **SHORT_LADDER)
     fleet.connect(*ACCOUNTS)
     eventually(lambda: min(fleet.generations().values()) > 1, what="every account was refreshed")
     with Redis.from_url(redis_url) as redis:

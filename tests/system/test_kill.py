@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from sqlalchemy import text
 
@@ -10,7 +12,7 @@ from sandbox.selection import Stage
 from store import records
 from store.journal import segments
 from tests.support.fleet import Fleet, eventually
-from tests.support.processes import SCHEDULER, SHORT_LADDER, WORKER, Processes
+from tests.support.processes import SCHEDULER, SHORT_LADDER, WORKER, Member, Processes
 
 
 @pytest.fixture
@@ -27,6 +29,11 @@ def on_disk(fleet: Fleet) -> dict[str, int]:
     }
 
 
+def in_charge_first(workers: Sequence[Member]) -> list[Member]:
+    """Return the worker that has begun the one job there was, and the other one."""
+    return sorted(workers, key=lambda worker: not worker.events("job.started"))
+
+
 @pytest.mark.parametrize(
     ("stage", "sandbox_config"),
     [
@@ -39,12 +46,12 @@ def on_disk(fleet: Fleet) -> dict[str, int]:
 def test_the_accounts_of_a_killed_worker_are_picked_up_by_another(
     fleet: Fleet, run: Processes, stage: Stage
 ) -> None:
-    scheduler, victim = run.fleet(SCHEDULER, WORKER, **SHORT_LADDER)
+    scheduler, *workers = run.fleet(SCHEDULER, WORKER, WORKER, **SHORT_LADDER)
     with fleet.server.hold(stage=stage):
         ids = fleet.connect(*(f"customer-{number}" for number in range(20)))
         fleet.server.wait_for_held(len(ids))
+        victim, heir = in_charge_first(workers)
         victim.kill()
-    [heir] = run.fleet(WORKER, **SHORT_LADDER)
     eventually(lambda: min(fleet.generations().values()) == 2, what="all are fresh")
     assert fleet.strays() == []
     assert {fleet.row(account_id).status for account_id in ids} == {"active"}
@@ -53,19 +60,18 @@ def test_the_accounts_of_a_killed_worker_are_picked_up_by_another(
     assert ledger.rejected == 0
     assert ledger.rotations_recovered == (len(ids) if stage is Stage.AFTER_DECIDING else 0)
     assert heir.events("job.started")
-    assert scheduler.stop() == 0
+    assert [scheduler.stop(), heir.stop()] == [0, 0]
 
 
 def test_an_answer_that_was_lost_with_its_worker_is_told_as_rotation_lost(
     fleet: Fleet, run: Processes
 ) -> None:
     """The provider rotated, has no grace, and nobody has the successor: only the customer can mend that."""
-    _, victim = run.fleet(SCHEDULER, WORKER, **SHORT_LADDER)
+    _, *workers = run.fleet(SCHEDULER, WORKER, WORKER, **SHORT_LADDER)
     with fleet.server.hold(stage=Stage.AFTER_DECIDING):
         [account_id] = fleet.connect("customer")
         fleet.server.wait_for_held(1)
-        victim.kill()
-    run.fleet(WORKER, **SHORT_LADDER)
+        in_charge_first(workers)[0].kill()
     eventually(lambda: fleet.row(account_id).status == "needs_reauth")
     assert fleet.row(account_id).status_reason == "rotation_lost"
     assert fleet.told(account_id) == ["integrated_account:authentication_error"]

@@ -61,7 +61,18 @@ SENTENCES: Final = {
 @pytest.mark.parametrize(
     ("words", "wrongs"),
     [
-        (WORKER, tuple(SENTENCES)),
+        (
+            WORKER,
+            (
+                "Postgres is away",
+                "no schema",
+                "Redis is away",
+                "another installation's keys",
+                "no journal",
+                "clocks apart",
+                "a port in use",
+            ),
+        ),
         (PLAIN_WORKER, ("Redis is away", "no Postgres named")),
         (
             SCHEDULER,
@@ -70,7 +81,6 @@ SENTENCES: Final = {
                 "no schema",
                 "clocks apart",
                 "a definition with mistakes",
-                "a port in use",
                 "no Postgres named",
             ),
         ),

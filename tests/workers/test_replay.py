@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from store.answers import SavedTokens
 from store.engine import make_async_engine
 from store.journal import Journal, adopting
 from store.keys import Vault
-from store.settlement import SavedTokens
 from tests.support.builders import answer, let_claims_expire, make_accounts, make_app, state_of
 from tests.support.fleet import Fleet, eventually
 from tokenfleet.jobs import AccountId
