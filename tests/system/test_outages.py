@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -55,19 +55,16 @@ def test_answers_outlast_a_postgres_that_is_away_for_longer_than_their_claims(
     """The claims expire meanwhile, so a sibling could ask again: it must not, the answers are already here."""
     members = run.fleet(SCHEDULER, WORKER, WORKER, **SHORT_LADDER)
     workers = members[1:]
-    with fleet.server.hold(stage=Stage.AFTER_DECIDING):
-        ids = fleet.connect(*(f"customer-{number}" for number in range(20)))
-        fleet.server.wait_for_held(len(ids))
-        began = time.monotonic()
-        away = postgres_away(fleet, admin)
-        away.__enter__()
-    try:
+    with ExitStack() as outage:
+        with fleet.server.hold(stage=Stage.AFTER_DECIDING):
+            ids = fleet.connect(*(f"customer-{number}" for number in range(20)))
+            fleet.server.wait_for_held(len(ids))
+            began = time.monotonic()
+            outage.enter_context(postgres_away(fleet, admin))
         eventually(lambda: any(is_unwell(worker, "answers wait in the journal") for worker in workers))
         for member in members:
             eventually(partial(is_unwell, member, "Postgres"), what="each says what is wrong")
         eventually(lambda: time.monotonic() > began + CLAIM_SECONDS, what="the claims have expired")
-    finally:
-        away.__exit__(None, None, None)
     eventually(lambda: min(fleet.generations().values()) == 2, what="the answers are in the database")
     for member in members:
         eventually(member.is_well, what="/healthz says 200 again")
