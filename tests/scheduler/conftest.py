@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from sqlalchemy import Engine
 
 from sandbox.server import SandboxServer
@@ -17,3 +18,10 @@ def fleet(engine: Engine, vault: Vault, settings: Settings, tmp_path: Path) -> I
     """Accounts at a sandbox that nobody asks here: what is claimed stays in the broker's queue."""
     with SandboxServer() as server:
         yield Fleet(engine, vault, settings, server, tmp_path / "providers")
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """An empty Redis, the broker among its duties."""
+    with Redis.from_url(redis_url) as redis:
+        yield redis

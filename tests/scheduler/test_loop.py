@@ -1,146 +1,33 @@
-"""The scheduler's tick and its loop, on real Postgres and real Redis. The broker's queue is read raw."""
+"""What one tick claims and publishes, on real Postgres and real Redis."""
 
 from __future__ import annotations
 
 import base64
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import pytest
 from prometheus_client import REGISTRY
 from redis import Redis
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import text
 
-from embedded.valkey import EmbeddedValkey
-from providers import load_registry
-from sandbox.definition import definition_toml
 from sandbox.tokens import ACCESS_TOKEN_PREFIX, REFRESH_TOKEN_PREFIX
-from scheduler.loop import MAX_WAITING_JOBS, PROBE_SPACING, Scheduler, TickResult
-from scheduler.publisher import Publisher
-from store import apps, schedule
-from store.engine import make_engine
-from store.limits import Budgets
-from tests.support.fleet import Fleet, eventually
-from tokenfleet.broker import make_celery
-from tokenfleet.jobs import MAX_BATCH, REFRESH_QUEUE, AccountId, AppId, Epoch, RefreshJob
-
-NOBODY_LISTENS = "redis://127.0.0.1:1/0"
-
-
-@pytest.fixture
-def redis(redis_url: str) -> Iterator[Redis]:
-    with Redis.from_url(redis_url) as redis:
-        yield redis
-
-
-def make_scheduler(
-    fleet: Fleet, redis: Redis, *, engine: Engine | None = None, **tunables: float
-) -> Scheduler:
-    """One more scheduler of the fleet, on the test's connections unless it is given an engine of its own."""
-    settings = fleet.settings
-    adjusted = settings.tunables.model_copy(update=tunables)
-    publisher = Publisher(make_celery(settings), claim=timedelta(seconds=adjusted.claim_seconds))
-    return Scheduler(engine or fleet.engine, fleet.registry, Budgets(redis), publisher, adjusted)
-
-
-@contextmanager
-def running(scheduler: Scheduler) -> Iterator[threading.Thread]:
-    """Run a scheduler's loop on a thread until the block ends."""
-    thread = threading.Thread(target=scheduler.run, name="scheduler")
-    thread.start()
-    try:
-        yield thread
-    finally:
-        scheduler.stop()
-        thread.join(10)
-        assert not thread.is_alive(), "the scheduler did not stop"
-
-
-def messages(redis: Redis) -> list[Any]:
-    """Return what stands in the broker's queue, oldest first."""
-    raw: Any = redis.lrange(REFRESH_QUEUE, 0, -1)
-    return [json.loads(message) for message in reversed(raw)]
-
-
-def jobs(redis: Redis) -> list[RefreshJob]:
-    """Return the jobs in the broker's queue, oldest first."""
-    bodies = (json.loads(base64.b64decode(message["body"])) for message in messages(redis))
-    return [RefreshJob.parse(arguments) for arguments, _, _ in bodies]
-
-
-def published(redis: Redis) -> list[tuple[AccountId, Epoch]]:
-    """Return every account and epoch in the broker's queue."""
-    return [pair for job in jobs(redis) for pair in job.accounts]
-
-
-def wait_until_published(redis: Redis, account_id: AccountId, epoch: int) -> None:
-    eventually(lambda: (account_id, epoch) in published(redis), within=10, what="it is published")
-
-
-def claims(fleet: Fleet) -> set[tuple[int, int]]:
-    """Return every claimed account and its epoch."""
-    with fleet.engine.connect() as connection:
-        rows = connection.execute(
-            text(
-                "SELECT account_id, claim_epoch FROM tokenfleet.refresh_schedule "
-                "WHERE claimed_until > clock_timestamp()"
-            )
-        )
-        return {(row.account_id, row.claim_epoch) for row in rows}
-
-
-def connect(fleet: Fleet, count: int, prefix: str = "customer") -> list[AccountId]:
-    return fleet.connect(*(f"{prefix}-{number}" for number in range(count)))
-
-
-def execute(fleet: Fleet, statement: str, **parameters: object) -> None:
-    with fleet.engine.begin() as connection:
-        connection.execute(text(statement), parameters)
-
-
-def set_rate(fleet: Fleet, providers: Path, rate: str) -> None:
-    """Give the sandbox's definition a ``[rate]`` table."""
-    definition = definition_toml(fleet.server.url, fleet.server.config)
-    (providers / "sandbox.toml").write_text(f"{definition}\n[rate]\n{rate}\n")
-    fleet.registry = load_registry(providers, allow_http=True)
-
-
-def hold(fleet: Fleet) -> None:
-    """Hold the app, its probe due at once."""
-    with fleet.engine.begin() as connection:
-        began = apps.hold(
-            connection,
-            fleet.app.app_id,
-            "invalid_client",
-            generation=fleet.app.generation,
-            probe_after=timedelta(0),
-        )
-    assert began
-
-
-def at_once(*functions: Callable[[], TickResult]) -> list[TickResult]:
-    """Call ``functions`` on threads that leave together."""
-    barrier = threading.Barrier(len(functions))
-    results: list[TickResult] = []
-
-    def call(function: Callable[[], TickResult]) -> None:
-        barrier.wait()
-        results.append(function())
-
-    threads = [threading.Thread(target=call, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(results) == len(functions)
-    return results
+from scheduler.loop import MAX_WAITING_JOBS, PROBE_SPACING, TickResult
+from store import apps
+from tests.scheduler.stage import (
+    at_once,
+    claims,
+    connect,
+    execute,
+    hold,
+    jobs,
+    make_scheduler,
+    messages,
+    published,
+    set_rate,
+)
+from tests.support.fleet import Fleet
+from tokenfleet.jobs import MAX_BATCH, REFRESH_QUEUE, AccountId, AppId, RefreshJob
 
 
 def test_what_is_due_is_claimed_and_published_and_nothing_else(fleet: Fleet, redis: Redis) -> None:
@@ -326,20 +213,6 @@ def test_nothing_is_claimed_while_too_many_jobs_wait_for_workers(
     assert scheduler.health().status == "healthy"
 
 
-def test_an_idle_scheduler_keeps_its_connections(fleet: Fleet, redis: Redis) -> None:
-    scheduler = make_scheduler(fleet, redis)
-
-    def connections() -> int:
-        stats: Any = redis.info("stats")
-        return int(stats["total_connections_received"])
-
-    scheduler.tick()
-    before = connections()
-    for _ in range(10):
-        scheduler.tick()
-    assert connections() == before
-
-
 def test_an_app_without_a_definition_is_left_alone_and_reported_once(fleet: Fleet, redis: Redis) -> None:
     known = connect(fleet, 3)
     [stranger] = fleet.connect("stranger")
@@ -373,117 +246,3 @@ def test_an_app_without_a_definition_is_left_alone_and_reported_once(fleet: Flee
     assert {account_id for account_id, _ in published(redis)} == set(known)
     assert alarms() == before + 1
     assert fleet.row(stranger).status == "active"
-
-
-def test_claims_that_cannot_be_published_are_given_back_at_once(fleet: Fleet, redis: Redis) -> None:
-    ids = connect(fleet, 150)
-    working = fleet.settings
-    fleet.settings = replace(working, broker_url=NOBODY_LISTENS)
-    scheduler = make_scheduler(fleet, redis)
-    ticking = threading.Thread(target=scheduler.tick)
-    ticking.start()
-    try:
-        eventually(lambda: scheduler.health().status == "unhealthy", what="the scheduler notices")
-        assert scheduler.health().fatal == ("the broker does not answer; nothing is claimed",)
-        assert claims(fleet) == set()
-    finally:
-        scheduler.stop()
-        ticking.join(20)
-    assert not ticking.is_alive()
-    fleet.settings = working
-    make_scheduler(fleet, redis).tick()
-    assert sorted(published(redis)) == [(account_id, 2) for account_id in ids]
-
-
-def test_a_broker_that_goes_away_and_comes_back_is_no_end(fleet: Fleet, redis: Redis, tmp_path: Path) -> None:
-    with EmbeddedValkey(tmp_path / "broker") as broker, Redis.from_url(broker.url) as queue:
-        fleet.settings = replace(fleet.settings, broker_url=broker.url)
-        scheduler = make_scheduler(fleet, redis)
-        assert scheduler.tick() == TickResult(0, 0, False)
-        broker.stop()
-        assert scheduler.tick() == TickResult(0, 0, False)
-        broker.start()
-        [account_id] = fleet.connect("customer")
-        assert scheduler.tick() == TickResult(claimed=1, published=1, more=False)
-        assert published(queue) == [(account_id, 1)]
-
-
-def test_while_redis_is_away_an_apps_pace_is_a_quarter_and_the_health_says_so(
-    fleet: Fleet, redis: Redis, tmp_path: Path
-) -> None:
-    connect(fleet, 50)
-    set_rate(fleet, tmp_path / "providers", "requests_per_second = 0.01\nburst = 8")
-    with Redis.from_url(NOBODY_LISTENS) as away:
-        scheduler = make_scheduler(fleet, away)
-        assert scheduler.tick().claimed == 2
-    assert scheduler.health().status == "degraded"
-    assert len(published(redis)) == 2
-
-
-def test_a_request_wakes_the_scheduler_at_once(fleet: Fleet, redis: Redis) -> None:
-    [account_id] = fleet.connect("customer")
-    execute(fleet, "UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now() + interval '1 hour'")
-    ticks = "tokenfleet_tick_seconds_count"
-    before = REGISTRY.get_sample_value(ticks) or 0.0
-    with running(make_scheduler(fleet, redis, tick_seconds=60)):
-        eventually(lambda: (REGISTRY.get_sample_value(ticks) or 0.0) > before, what="the first tick")
-        delays = []
-        for epoch in range(1, 6):
-            with fleet.engine.begin() as connection:
-                schedule.request_refresh(connection, [account_id])
-            began = time.monotonic()
-            wait_until_published(redis, account_id, epoch)
-            delays.append(time.monotonic() - began)
-            execute(
-                fleet,
-                "UPDATE tokenfleet.refresh_schedule "
-                "SET claimed_until = NULL, next_refresh_at = now() + interval '1 hour'",
-            )
-    assert sorted(delays)[2] < 0.1
-
-
-def test_the_loop_outlives_the_loss_of_its_connections(fleet: Fleet, redis: Redis) -> None:
-    engine = make_engine(fleet.settings.database_url, application_name="scheduler under test")
-    with running(make_scheduler(fleet, redis, engine=engine, tick_seconds=0.05)) as thread:
-        for number in range(2):
-            [account_id] = connect(fleet, 1, f"round-{number}")
-            wait_until_published(redis, account_id, 1)
-            lost = fleet.column(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND application_name = 'scheduler under test'"
-            )
-            assert lost
-        [account_id] = connect(fleet, 1, "last")
-        wait_until_published(redis, account_id, 1)
-        assert thread.is_alive()
-    engine.dispose()
-
-
-def test_the_health_recovers_with_postgres_even_when_nothing_is_due(
-    fleet: Fleet, redis: Redis, servers: dict[str, str]
-) -> None:
-    execute(fleet, "UPDATE tokenfleet.oauth_apps SET paused_until = now() + interval '1 hour'")
-    name = fleet.engine.url.database
-    scheduler = make_scheduler(fleet, redis, tick_seconds=0.05)
-    admin = create_engine(servers["TOKENFLEET_DATABASE_URL"], isolation_level="AUTOCOMMIT")
-    with running(scheduler):
-        eventually(lambda: scheduler.health().status == "healthy")
-        with admin.connect() as connection:
-            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
-            try:
-                connection.execute(
-                    text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"),
-                    {"name": name},
-                )
-                eventually(lambda: scheduler.health().fatal == ("Postgres does not answer",))
-            finally:
-                connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
-        eventually(lambda: scheduler.health().status == "healthy", what="the health recovers")
-    admin.dispose()
-
-
-def test_a_stopped_scheduler_leaves_nothing_half_done(fleet: Fleet, redis: Redis) -> None:
-    scheduler = make_scheduler(fleet, redis)
-    with running(scheduler):
-        connect(fleet, 400)
-    assert set(published(redis)) == claims(fleet)
