@@ -141,8 +141,11 @@ def _client_secret(definition: Provider, file: IO[str] | None) -> Secret | None:
             )
         return None
     if file is not None:
-        text = file.read(MAX_SECRET_CHARACTERS + 1).strip()
         source = "standard input" if file.name in ("-", "<stdin>") else file.name
+        try:
+            text = file.read(MAX_SECRET_CHARACTERS + 1).strip()
+        except UnicodeDecodeError:
+            raise UserError(f"{source} does not hold a client secret: it is not UTF-8 text") from None
     elif sys.stdin.isatty():
         text = click.prompt("Client secret", hide_input=True, err=True).strip()
         source = "your answer"

@@ -47,11 +47,27 @@ def prepare_database(environ: Mapping[str, str]) -> Settings:
     """
     settings = Settings.from_environ(environ)
     if settings.access_ring.primary is None and settings.refresh_ring.primary is None:
+        _refuse_lost_keys(settings)
         fresh = {ring: KeyEncryptionKey.generate(f"{ring.value}-1") for ring in Ring}
         write_keys(settings.home / "keys.json", fresh)
         settings = Settings.from_environ(environ)
     upgrade_database(settings)
     return settings
+
+
+def _refuse_lost_keys(settings: Settings) -> None:
+    """A new key file beside an old database would stand where the backup belongs, and open nothing."""
+    upgrade_database(settings)
+    engine = make_engine(settings.database_url, application_name="tokenfleet db upgrade")
+    try:
+        with engine.connect() as connection:
+            if keys.load_wrapped(connection):
+                raise UserError(
+                    f"{settings.home / 'keys.json'} is missing, and this database's tokens are sealed with its "
+                    "keys: put it back from your backup"
+                )
+    finally:
+        engine.dispose()
 
 
 def upgrade_database(settings: Settings) -> str:

@@ -42,7 +42,8 @@ def generate(output: Path | None, readers: Path | None) -> None:
     """Make a new key-encryption key for each ring and write them to a file.
 
     Once for an installation, before the first `db upgrade` or `accounts import`. An existing file is never
-    overwritten: without its keys nothing in the database can be opened again.
+    overwritten: without its keys nothing in the database can be opened again. With --readers beside an existing
+    key file, only the readers' part of it is written.
 
     \b
     Examples:
@@ -58,6 +59,9 @@ def generate(output: Path | None, readers: Path | None) -> None:
         output = path_from("TOKENFLEET_KEYS_FILE", os.environ) or home_of(os.environ) / "keys.json"
     if readers is not None and readers.absolute() == output.absolute():
         raise click.UsageError("--readers must name another file than --output: readers get one ring only.")
+    if readers is not None and output.exists() and not readers.exists():
+        _write_readers(readers)
+        return
     for path in (output, readers):
         if path is not None and path.exists():
             raise UserError(
@@ -76,6 +80,20 @@ def generate(output: Path | None, readers: Path | None) -> None:
         click.echo("Readers get the list under 'access' only: --readers FILE writes it to a file of its own.")
     if output.absolute() != home_of(os.environ) / "keys.json":
         click.echo(f"Set TOKENFLEET_KEYS_FILE={output.absolute()} for schedulers, workers and commands.")
+
+
+def _write_readers(readers: Path) -> None:
+    """Write the access ring of the configured keys for readers."""
+    from cli.bootstrap import write_keys
+    from cli.session import load_offline_settings
+    from tokenfleet.errors import UserError
+    from tokenfleet_client.envelope import Ring
+
+    primary = load_offline_settings().access_ring.primary
+    if primary is None:
+        raise UserError("the key file holds no access ring: restore it from your backup")
+    write_keys(readers, {Ring.ACCESS: primary})
+    click.echo(f"Wrote the access ring alone to {readers}: give readers that file, never the other one.")
 
 
 @dataclass(frozen=True, slots=True)

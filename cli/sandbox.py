@@ -49,11 +49,19 @@ def sandbox(
     the import format, GET /sandbox/ledger says what was presented twice.
 
     \b
-    Example, in four steps:
-      tokenfleet sandbox --port 9321 --definition > providers/sandbox.toml
+    Example. Both variables are for every process of the fleet, so set them before 'tokenfleet up' too:
+      export TOKENFLEET_PROVIDERS_DIR=$HOME/definitions TOKENFLEET_ALLOW_HTTP_PROVIDERS=true
+      mkdir -p $HOME/definitions
+      tokenfleet sandbox --port 9321 --definition > $HOME/definitions/sandbox.toml
       tokenfleet sandbox --port 9321 &
-      tokenfleet apps set sandbox --client-id sandbox-client --client-secret-file secret.txt
+      echo sandbox-client-secret |
+        tokenfleet apps set sandbox --client-id sandbox-client --client-secret-file -
       curl -s -d '{"count": 10}' http://127.0.0.1:9321/sandbox/grants | tokenfleet accounts import -
+
+    \b
+    A customer revokes, and the provider fails five times:
+      curl -s -d '{"subjects": ["acct-1"]}' http://127.0.0.1:9321/sandbox/revoke
+      curl -s -d '{"rules": [{"kind": "status_500", "count": 5}]}' http://127.0.0.1:9321/sandbox/faults
     """
     secret = client_secret_file.read().strip() if client_secret_file else "sandbox-client-secret"
     config = SandboxConfig(

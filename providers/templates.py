@@ -134,7 +134,10 @@ def url_template(text: str, variables: Mapping[str, VariableRule], *, allow_http
     if not separator or scheme not in ("https", "http"):
         raise ValueError("must begin with https://, or with a variable of kind 'url'")
     if scheme == "http" and not allow_http:
-        raise ValueError("must begin with https://: tokens never travel in the clear")
+        raise ValueError(
+            "must begin with https://: tokens never travel in the clear (for a sandbox, "
+            "TOKENFLEET_ALLOW_HTTP_PROVIDERS=true allows http)"
+        )
     end = _authority_end(pieces, len(scheme) + len(separator), variables)
     return Template(text, pieces, encoded_from=end)
 

@@ -1,8 +1,8 @@
 """A file of accounts as a stream of chunks: JSON Lines or CSV, from a file or a pipe.
 
-Memory does not grow with the file but for one thing: which accounts were seen, 18 to 36 bytes each (25 MB for
-a million). It is kept because two refresh tokens for one account in one import are a mistake that nobody but
-the file's author can solve: we cannot know which of them is live, so the second one is reported and left out.
+Memory does not grow with the file but for one thing: which accounts and refresh tokens were seen, 36 to 72 bytes
+a line (50 MB for a million). Two refresh tokens for one account, or one for two accounts, are a mistake that only
+the file's author can solve: we cannot know which of them is live, so the second line is reported and left out.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def read_chunks(stream: BinaryIO, format: ImportFormat, *, now: datetime) -> Ite
 
 def _chunks(stream: BinaryIO, format: ImportFormat, now: datetime) -> Iterator[Chunk]:
     numbered = _json_lines(stream) if format is ImportFormat.JSON_LINES else _csv_rows(stream)
-    first_lines = FirstLines()
+    first_lines, first_tokens = FirstLines(), FirstLines()
     chunk, size = Chunk(), 0
     for number, length, parse in numbered:
         chunk.last = number
@@ -139,11 +139,18 @@ def _chunks(stream: BinaryIO, format: ImportFormat, now: datetime) -> Iterator[C
         else:
             environment = line.environment or DEFAULT_ENVIRONMENT
             first = first_lines.note((line.provider, environment, line.external_id), number)
+            if first is not None:
+                chunk.bad.append(
+                    BadLine(number, f"is about the same account as line {first}: keep one of them")
+                )
+                continue
+            # One grant under two accounts would be presented twice, and cost both of them the connection.
+            first = first_tokens.note(("token", line.provider, line.refresh_token.reveal()), number)
             if first is None:
                 chunk.lines.append(NumberedLine(number, environment, line))
             else:
                 chunk.bad.append(
-                    BadLine(number, f"is about the same account as line {first}: keep one of them")
+                    BadLine(number, f"has the same refresh token as line {first}: one grant is one account's")
                 )
         if len(chunk.lines) + len(chunk.bad) >= CHUNK_LINES or size >= CHUNK_BYTES:
             yield chunk

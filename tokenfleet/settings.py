@@ -14,7 +14,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,7 @@ from tokenfleet_client.secret import PLACEHOLDER
 
 PREFIX: Final = "TOKENFLEET_"
 DEFAULT_HOME: Final = Path("~/.tokenfleet")
+_EXPECTED: Final = {"bool_parsing": "must be true or false"}
 _NAMES: Final = frozenset(
     PREFIX + name
     for name in (
@@ -69,8 +70,8 @@ class Tunables(BaseModel):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of /metrics and /healthz; 0 turns them off."""
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
-    log_format: str = Field(default="json", pattern="^(json|console)$")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
     allow_http_providers: bool = False
     """Allow definitions with plain http endpoints: for the sandbox and tests, never for production."""
 
@@ -217,7 +218,8 @@ def _tunables(environ: Mapping[str, str], problems: list[str]) -> Tunables:
     except ValidationError as error:
         for detail in error.errors():
             variable = PREFIX + str(detail["loc"][0]).upper()
-            problems.append(f"{variable}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+            expected = _EXPECTED.get(detail["type"]) or detail["msg"][:1].lower() + detail["msg"][1:]
+            problems.append(f"{variable}: {expected}")
         return Tunables()
     _check_ladder(tunables, problems)
     return tunables

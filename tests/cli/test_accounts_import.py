@@ -205,7 +205,7 @@ def test_no_token_is_ever_printed(fleet: Shell, tmp_path: Path, engine: Engine) 
     names = ("provider", "external_id", "access_token", "tenant", "environment", "app", "expires_at", "scope")
     content = "".join(
         [
-            *(line(f"c-{name}", **{name: token, "refresh_token": token}) for name in names),
+            *(line(f"c-{name}", **{name: token, "refresh_token": token + name}) for name in names),
             line("d", **{token: "x"}),
             json.dumps([token]) + "\n",
             f'{{"refresh_token": "{token}\n',

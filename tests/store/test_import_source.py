@@ -29,7 +29,7 @@ HEADER = "provider,external_id,refresh_token"
 
 def line(external_id: str, **fields: Any) -> str:
     return json.dumps(
-        {"provider": "acme", "external_id": external_id, "refresh_token": "refresh-1", **fields}
+        {"provider": "acme", "external_id": external_id, "refresh_token": f"refresh-{external_id}", **fields}
     )
 
 
@@ -98,7 +98,7 @@ def test_the_first_line_is_remembered_across_chunks() -> None:
 
 
 def test_accounts_of_other_providers_or_environments_are_others() -> None:
-    text = [line("a"), line("a", provider="other"), line("a", environment="staging")]
+    text = [line("a"), line("a", provider="other"), line("a", environment="staging", refresh_token="other")]
     assert len(read("\n".join(text)).lines) == 3
 
 
@@ -215,3 +215,9 @@ def test_a_stream_that_breaks_is_told_as_a_whole() -> None:
 
     with pytest.raises(UnreadableImport, match=r"it cannot be read to its end \(Input/output error\)"):
         list(read_chunks(io.BufferedReader(Broken()), ImportFormat.JSON_LINES, now=NOW))
+
+
+def test_one_refresh_token_for_two_accounts_is_refused_without_repeating_it() -> None:
+    chunk = read("\n".join([line("a", refresh_token="same"), line("b", refresh_token="same"), line("c")]))
+    assert [numbered.line.external_id for numbered in chunk.lines] == ["a", "c"]
+    assert chunk.bad == [BadLine(2, "has the same refresh token as line 1: one grant is one account's")]
