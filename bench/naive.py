@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from typing import Any, Final
 
 import httpx
+import psycopg
 from celery import Celery
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from psycopg_pool import ConnectionPool
 from redis import Redis
 
 KEY: Final = bytes(32)
+_own = threading.local()
 app = Celery("naive", broker=os.environ.get("NAIVE_REDIS"))
 app.conf.update(
     task_ignore_result=True,
@@ -28,9 +30,12 @@ app.conf.update(
 )
 
 
-@functools.cache
-def _pool() -> ConnectionPool[Any]:
-    return ConnectionPool(os.environ["NAIVE_DATABASE"], min_size=1, max_size=16, open=True)
+def _postgres() -> psycopg.Connection[Any]:
+    """Return this thread's connection."""
+    connection: psycopg.Connection[Any] | None = getattr(_own, "connection", None)
+    if connection is None:
+        connection = _own.connection = psycopg.connect(os.environ["NAIVE_DATABASE"], autocommit=True)
+    return connection
 
 
 @functools.cache
@@ -47,22 +52,20 @@ def _http() -> httpx.Client:
 def refresh(account: int) -> None:
     """Refresh one account under its lock."""
     with _redis().lock(f"naive:{account}", timeout=60):
-        with _pool().connection() as connection:
-            row = connection.execute("SELECT refresh_token FROM floor WHERE id = %s", [account]).fetchone()
+        row = _postgres().execute("SELECT refresh_token FROM floor WHERE id = %s", [account]).fetchone()
         assert row is not None
         cipher = AESGCM(KEY)
         token = cipher.decrypt(row[0][:12], row[0][12:], None).decode()
         form = {"grant_type": "refresh_token", "refresh_token": token, "client_id": "bench"}
         answer = _http().post(os.environ["NAIVE_ENDPOINT"], data=form).json()
         nonce, second = os.urandom(12), os.urandom(12)
-        with _pool().connection() as connection:
-            connection.execute(
-                "UPDATE floor SET access_token = %s, refresh_token = %s, "
-                "expires_at = now() + %s * interval '1 second' WHERE id = %s",
-                [
-                    nonce + cipher.encrypt(nonce, answer["access_token"].encode(), None),
-                    second + cipher.encrypt(second, answer["refresh_token"].encode(), None),
-                    answer["expires_in"],
-                    account,
-                ],
-            )
+        _postgres().execute(
+            "UPDATE floor SET access_token = %s, refresh_token = %s, "
+            "expires_at = now() + %s * interval '1 second' WHERE id = %s",
+            [
+                nonce + cipher.encrypt(nonce, answer["access_token"].encode(), None),
+                second + cipher.encrypt(second, answer["refresh_token"].encode(), None),
+                answer["expires_in"],
+                account,
+            ],
+        )

@@ -80,6 +80,8 @@ def set_app(
     from store import apps as registrations
     from store.keys import open_vault
 
+    if not client_id.strip():
+        raise click.UsageError("--client-id is empty: give what the provider calls your client.")
     settings = load_settings()
     definition = load_providers(settings).get(provider)
     variables = _variables(definition, assignments, allow_http=settings.tunables.allow_http_providers)

@@ -166,7 +166,10 @@ CONTRADICTIONS = {
     "plain http": (
         {"refresh": 'endpoint = "http://auth.example.com/token"'},
         "",
-        "refresh.endpoint must begin with https://: tokens never travel in the clear",
+        (
+            "refresh.endpoint must begin with https://: tokens never travel in the clear (for a sandbox, "
+            "TOKENFLEET_ALLOW_HTTP_PROVIDERS=true allows http)"
+        ),
     ),
     "body of a GET": (
         {"refresh": 'endpoint = "https://auth.example.com/token"\nmethod = "GET"\nbody = "json"'},
