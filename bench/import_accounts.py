@@ -27,27 +27,11 @@ from typing import Any, Final
 import psutil
 import psycopg
 
+from bench.definition import definition
 from embedded.environment import Environment
 
 COMMAND: Final = [sys.executable, "-m", "cli"]
 PROVIDER: Final = "bench"
-DEFINITION: Final = """
-name = "bench"
-display_name = "Benchmark endpoint"
-category = "other"
-documentation = "https://example.com/bench"
-confidence = "high"
-checked = 2026-11-21
-
-[client]
-authentication = "client_secret_post"
-
-[refresh]
-endpoint = "https://bench.invalid/token"
-
-[rotation]
-policy = "always"
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +123,7 @@ def prepare(home: Path, servers: dict[str, str]) -> dict[str, str]:
     """Make keys, schema, a provider and its app; returns the environment of the commands."""
     providers = home / "providers"
     providers.mkdir()
-    (providers / "bench.toml").write_text(DEFINITION)
+    (providers / "bench.toml").write_text(definition("https://bench.invalid/token"))
     environ = {
         **os.environ,
         **servers,

@@ -29,6 +29,7 @@ import psutil
 import psycopg
 from redis import Redis
 
+from bench.definition import definition
 from bench.floor import CREATE, seal
 from bench.stand_in import first_refresh_token
 from embedded.environment import Environment
@@ -37,24 +38,6 @@ HERE: Final = Path(__file__).parent
 NAIVE_WARM_UP_SECONDS: Final = 20.0
 """Dozens of prefork children import and connect before the first refresh; that is not held against them."""
 COMMAND: Final = [sys.executable, "-m", "cli"]
-
-DEFINITION: Final = """
-name = "bench"
-display_name = "Benchmark endpoint"
-category = "other"
-documentation = "https://example.com/bench"
-confidence = "high"
-checked = 2026-11-21
-
-[client]
-authentication = "client_secret_post"
-
-[refresh]
-endpoint = "http://127.0.0.1:{port}/token"
-
-[rotation]
-policy = "always"
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +141,7 @@ class Bench:
         with self.endpoint() as port, contextlib.ExitStack() as stack:
             providers = self.home / "providers"
             providers.mkdir(exist_ok=True)
-            (providers / "bench.toml").write_text(DEFINITION.format(port=port))
+            (providers / "bench.toml").write_text(definition(f"http://127.0.0.1:{port}/token"))
             environ = self.environ | {
                 "TOKENFLEET_HOME": str(self.home),
                 "TOKENFLEET_PROVIDERS_DIR": str(providers),
