@@ -57,7 +57,7 @@ class Point:
     when: When
     meaning: str
     loses_answer: bool = False
-    depth: int = 30
+    depth: int = 12
     counts: Callable[..., bool] | None = None
 
 

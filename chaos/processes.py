@@ -34,6 +34,8 @@ class Child:
     pid: int = 0
     exit_code: int | None = None
     ended: float | None = None
+    killed: float | None = None
+    """When the harness sent it SIGKILL, if it did."""
     stopped: float | None = None
     """When it was frozen, if it is."""
 
@@ -139,6 +141,8 @@ class Processes:
         with self._changed:
             # The zygote reaps before it tells, but pids come round only after some 30,000 others.
             if child.is_alive:
+                if number == signal.SIGKILL:
+                    child.killed = time.time()
                 with suppress(ProcessLookupError):
                     os.kill(child.pid, number)
 

@@ -110,7 +110,7 @@ class Stage:
         with self.engine.begin() as connection:
             now = database_now(connection)
         importer = Importer(self.engine, self.vault, self._rules_of, actor=OPERATOR)
-        chunks = read_chunks(io.BytesIO(lines), ImportFormat("jsonl"), now=now)
+        chunks = read_chunks(io.BytesIO(lines), ImportFormat.JSON_LINES, now=now)
         bad = sum(report.tally.bad for report in importer.run(chunks))
         if bad:
             raise AssertionError(f"{bad} lines of the sandbox's own were not imported")

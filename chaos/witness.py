@@ -10,8 +10,8 @@ fingerprints, never a token.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import inspect
 import mmap
 import os
 import threading
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 WITNESS_BYTES: Final = 64 * 1024 * 1024
 """Room for a million lines. The file is sparse: what is not written takes no disk."""
+
+_PORTION_BYTES: Final = 65536
 
 
 class Step(StrEnum):
@@ -82,13 +84,16 @@ class Witness:
 
 def read(path: Path) -> Iterator[Line]:
     """Yield the whole lines of a witness; what the end of the process cut off in the middle is left out."""
+    rest = b""
     with path.open("rb") as file:
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                return
-            with contextlib.suppress(ValueError):
-                at, step, account_id, epoch, token = raw.decode("ascii").split()
+        while portion := file.read(_PORTION_BYTES):
+            written = portion.partition(b"\0")[0]
+            *lines, rest = (rest + written).split(b"\n")
+            for line in lines:
+                at, step, account_id, epoch, token = line.decode("ascii").split()
                 yield Line(float(at), Step(step), int(account_id), int(epoch), token)
+            if len(written) < len(portion):
+                return
 
 
 def fingerprint(request: TokenRequest) -> str:
@@ -154,7 +159,7 @@ SEAMS: Final = {
 
 def _wrap(target: str, around: Callable[..., Any]) -> None:
     holder, name, original = resolve(target)
-    if _is_async(original):
+    if inspect.iscoroutinefunction(original):
 
         async def later(*args: Any, **named: Any) -> Any:
             return await around(original, *args, **named)
@@ -166,9 +171,3 @@ def _wrap(target: str, around: Callable[..., Any]) -> None:
             return around(original, *args, **named)
 
         setattr(holder, name, at_once)
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    import inspect
-
-    return inspect.iscoroutinefunction(function)
