@@ -14,13 +14,14 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
 from chaos import table
 from chaos.campaign import Campaign, deaths
-from chaos.faults import Fault, all_faults
+from chaos.faults import DieAtPoint, Fault, all_deaths, all_other_faults
 from chaos.points import Role
 from chaos.stage import Stage
 from chaos.verdict import Verdict, judge
@@ -44,37 +45,31 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="keep logs and witnesses there")
     parser.add_argument("--list", action="store_true", help="list the rows")
     arguments = parser.parse_args()
-    faults = all_faults()
+    every: list[Fault | DieAtPoint] = [*all_deaths(), *all_other_faults()]
+    rows = {row.name: row for row in every}
     if arguments.list:
-        for fault in faults:
-            print(f"{fault.name:24} {fault.title}")
+        for row in rows.values():
+            print(f"{row.name:24} {row.title}")
         return 0
     try:
-        faults = _chosen(faults, arguments.only)
+        if unknown := sorted(set(arguments.only or ()) - rows.keys()):
+            raise UserError(f"no such row: {', '.join(unknown)}; --list shows them all")
+        rows = {name: row for name, row in rows.items() if not arguments.only or name in arguments.only}
         seed = secrets.randbelow(1_000_000) if arguments.seed is None else arguments.seed
-        verdict = _run(faults, seed, arguments)
+        verdict = _run(rows, seed, arguments)
     except UserError as error:
         print(f"chaos: {error}", file=sys.stderr)
         return 2
     if arguments.json:
         result = {"seed": seed, "held": verdict.held, "problems": list(verdict.problems)}
-        rows = [asdict(row) for row in (*verdict.rows, verdict.total)]
-        arguments.json.write_text(json.dumps(result | {"rows": rows}, indent=2) + "\n")
+        table_rows = [asdict(row) for row in (*verdict.rows, verdict.total)]
+        arguments.json.write_text(json.dumps(result | {"rows": table_rows}, indent=2) + "\n")
     return 0 if verdict.held else 1
 
 
-def _chosen(faults: list[Fault], names: list[str] | None) -> list[Fault]:
-    if not names:
-        return faults
-    known = {fault.name: fault for fault in faults}
-    if unknown := sorted(set(names) - known.keys()):
-        raise UserError(f"no such row: {', '.join(unknown)}; --list shows them all")
-    return [known[name] for name in names]
-
-
-def _run(faults: list[Fault], seed: int, arguments: argparse.Namespace) -> Verdict:
+def _run(rows: Mapping[str, Fault | DieAtPoint], seed: int, arguments: argparse.Namespace) -> Verdict:
     print(
-        f"seed {seed}: {len(faults)} faults, {arguments.accounts:,} accounts with tokens of 60 s, "
+        f"seed {seed}: {len(rows)} faults, {arguments.accounts:,} accounts with tokens of 60 s, "
         f"{arguments.seconds:.0f} s",
         flush=True,
     )
@@ -83,16 +78,23 @@ def _run(faults: list[Fault], seed: int, arguments: argparse.Namespace) -> Verdi
         home = Path(directory)
         try:
             with Stage(home, accounts=arguments.accounts, seed=seed) as stage:
-                campaign = Campaign(stage, faults, seed=seed, seconds=arguments.seconds, say=_say)
+                campaign = Campaign(
+                    stage,
+                    [row for row in rows.values() if isinstance(row, DieAtPoint)],
+                    [row for row in rows.values() if isinstance(row, Fault)],
+                    seed=seed,
+                    seconds=arguments.seconds - (time.monotonic() - began),
+                    say=_say,
+                )
                 evidence = campaign.run()
                 killed = deaths(stage)
         finally:
             if arguments.keep:
                 _keep(home, arguments.keep)
     verdict = judge(evidence)
-    rank = campaign.order
-    rows = sorted(verdict.rows, key=lambda row: rank.get(row.name, len(rank)))
-    verdict = Verdict(rows, verdict.total, verdict.problems)
+    rank = {name: number for number, name in enumerate(rows)}
+    ordered = sorted(verdict.rows, key=lambda row: rank.get(row.name, len(rank)))
+    verdict = replace(verdict, rows=ordered)
     print()
     print(*table.lines(verdict), sep="\n")
     print(

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from chaos.crew import Crew
-from chaos.customers import SAMPLE_EVERY_SECONDS, SIGN_IN_EVERY_SECONDS, Customers, Reader, Repeatedly
+from chaos.customers import (
+    SAMPLE_EVERY_SECONDS,
+    SIGN_IN_EVERY_SECONDS,
+    SPREAD_STEP_SECONDS,
+    Customers,
+    Reader,
+    Repeatedly,
+    Spread,
+)
 from chaos.evidence import gather
-from chaos.faults import DieAtPoint, Fault, Scene
+from chaos.faults import DieAtPoint, Fault, Scene, die_together
 from chaos.points import Role
 from chaos.stage import CLAIM_SECONDS, Stage
 from chaos.verdict import Evidence, Window
@@ -20,11 +30,13 @@ from tokenfleet.jobs import AccountId
 
 SETTLE_SECONDS: Final = 60.0
 """How long at most the fleet may take to finish, once nothing breaks any more."""
-SETTLING_SHARE: Final = 12.0
-"""Seconds of a run's time that are kept for it."""
-QUIET_SECONDS: Final = 1.5 * CLAIM_SECONDS
-SPREAD_SECONDS: Final = 12.0
-"""Accounts are made due one after another over so long: a fleet's ordinary load, no herd."""
+RESERVED_SECONDS: Final = 20.0
+"""Of a run's time, kept for settling and judging."""
+QUIET_SECONDS: Final = 1.25 * CLAIM_SECONDS
+MOST_VICTIMS: Final = 7
+SETTLING: Final = "settling"
+PHASE_SECONDS: Final = 10.0
+"""So long is the shortest phase of deaths; rows are put together until each gets as much."""
 
 _UNSETTLED: Final = """
     SELECT a.id FROM tokenfleet.accounts a
@@ -35,17 +47,23 @@ _UNSETTLED: Final = """
 
 
 class Campaign:
-    """Performs ``faults`` on a stage. Everything that is chosen follows from ``seed``."""
+    """Performs the rows on a stage. Everything that is chosen follows from ``seed``."""
 
     def __init__(
-        self, stage: Stage, faults: Sequence[Fault], *, seed: int, seconds: float, say: Callable[[str], None]
+        self,
+        stage: Stage,
+        deaths: Sequence[DieAtPoint],
+        others: Sequence[Fault],
+        *,
+        seed: int,
+        seconds: float,
+        say: Callable[[str], None],
     ) -> None:
         self._stage = stage
-        self._faults = list(faults)
-        random.Random(seed).shuffle(self._faults)
-        self._rank = {fault.name: rank for rank, fault in enumerate(faults)}
+        self._deaths = list(deaths)
+        self._others = list(others)
         self._seed = seed
-        self._seconds = seconds
+        self._ends = time.monotonic() + seconds - RESERVED_SECONDS
         self._say = say
         self._crew = Crew(stage)
         self._windows: list[Window] = []
@@ -56,103 +74,105 @@ class Campaign:
         stage.sign_in(stage.subjects)
         stage.learn_ids()
         self._crew.wait_until_working()
-        self._spread()
         scene = Scene(stage, self._crew)
         reader, customers = Reader(stage), Customers(stage)
-        around = [
-            Repeatedly(reader, SAMPLE_EVERY_SECONDS, "reader"),
-            Repeatedly(customers, SIGN_IN_EVERY_SECONDS, "customers"),
-        ]
-        for each in around:
+        reading = Repeatedly(reader, SAMPLE_EVERY_SECONDS, "reader")
+        signing_in = Repeatedly(customers, SIGN_IN_EVERY_SECONDS, "customers")
+        spreading = Repeatedly(Spread(stage), SPREAD_STEP_SECONDS, "spread")
+        for each in (reading, signing_in, spreading):
             each.start()
-        weights = sum(fault.weight for fault in self._faults)
-        ends = time.monotonic() + self._seconds - SETTLING_SHARE
-        for number, fault in enumerate(self._faults, start=1):
-            # What is left is divided among those that are left: one that took longer costs all others a little.
-            share = max(ends - time.monotonic(), 0.0) * fault.weight / weights
-            weights -= fault.weight
-            self._perform(scene, fault, share, number)
+        self._break_everything(scene)
         self._say("nothing breaks any more: waiting until every account is settled")
         began, before = time.time(), stage.provider.totals().refreshes
-        around[1].stop()
+        signing_in.stop()
+        spreading.stop()
+        t = time.time()
         unsettled = self._settle()
-        around[0].stop()
+        self._say(f"settled {time.time() - t:.1f}")
+        t = time.time()
+        reading.stop()
         exit_codes = self._crew.stop()
-        quiet = Window("settling", "nothing breaks any more", began, time.time(), 0, 0)
-        refreshes = stage.provider.totals().refreshes - before
-        self._windows.append(quiet)
-        windows = [self._counted(window) for window in self._windows]
-        windows[-1] = Window(quiet.name, quiet.title, quiet.began, quiet.ended, 0, refreshes)
-        evidence = gather(scene, windows, reader.samples, unsettled=unsettled)
+        self._say(f"stopped {time.time() - t:.1f}")
+        t = time.time()
+        refreshes = stage.provider.totals().refreshes
+        self._windows.append(
+            Window(SETTLING, "nothing breaks any more", began, time.time(), 0, refreshes - before)
+        )
         for child in self._crew.unexpected:
             self._say(f"a {child.order.role} ended by itself with {child.exit_code}")
         if any(exit_codes):
             self._say(f"exit codes at the end: {sorted(set(exit_codes))}")
-        return evidence
+        windows = [self._with_deaths(window) for window in self._windows]
+        return gather(scene, windows, reader.samples, refreshes=refreshes, unsettled=unsettled)
 
-    @property
-    def order(self) -> dict[str, int]:
-        """The rank of each row in the table; rows are performed in another order."""
-        return self._rank
+    def _break_everything(self, scene: Scene) -> None:
+        """Perform every row, in an order of the seed's, the deaths in groups."""
+        chance = random.Random(self._seed)
+        deaths = chance.sample(self._deaths, len(self._deaths))
+        weights = sum(fault.weight for fault in self._others) + len(deaths)
+        share = max(self._ends - time.monotonic(), 0.0) / weights
+        size = min(math.ceil(PHASE_SECONDS / max(share, 0.1)), MOST_VICTIMS)
+        groups = -(-len(deaths) // size)
+        phases: list[Fault | list[DieAtPoint]] = [
+            *self._others,
+            *(deaths[number::groups] for number in range(groups)),
+        ]
+        chance.shuffle(phases)
+        for phase in phases:
+            weight = len(phase) if isinstance(phase, list) else phase.weight
+            # What is left is divided among those that are left: one that took longer costs the others a little.
+            seconds = max(self._ends - time.monotonic(), 0.0) * weight / weights
+            weights -= weight
+            self._perform(scene, phase, seconds)
 
-    def _perform(self, scene: Scene, fault: Fault, seconds: float, number: int) -> None:
-        began, before = time.time(), self._stage.provider.totals().refreshes
+    def _perform(self, scene: Scene, phase: Fault | list[DieAtPoint], seconds: float) -> None:
+        rows = phase if isinstance(phase, list) else [phase]
+        began, before, injected = time.time(), self._stage.provider.totals().refreshes, 0
         # A generator of its own, so that --only meets the same choices as the whole run.
-        injected = fault.run(scene, random.Random(f"{self._seed}/{fault.name}"), seconds) or 0
-        refreshes = self._stage.provider.totals().refreshes - before
-        window = Window(fault.name, fault.title, began, time.time(), injected, refreshes)
-        self._windows.append(window)
-        shown = self._counted(window)
-        self._say(
-            f"{number:2}/{len(self._faults)}  {fault.title:43} {shown.injected:5,} times, "
-            f"{refreshes:7,} refreshes in {window.ended - began:4.1f} s"
-        )
+        chance = random.Random(f"{self._seed}/{rows[0].name}")
+        if isinstance(phase, list):
+            die_together(phase, scene, chance, seconds)
+        else:
+            injected = phase.run(scene, chance, seconds)
+        ended, refreshes = time.time(), self._stage.provider.totals().refreshes - before
+        for row in rows:
+            window = Window(row.name, row.title, began, ended, injected, refreshes)
+            self._windows.append(window)
+            self._say(f"{ended - began:5.1f} s  {row.title:46} {self._with_deaths(window).injected:5,} times")
 
-    def _counted(self, window: Window) -> Window:
+    def _with_deaths(self, window: Window) -> Window:
         """Return ``window`` with the deaths at its point, which are known by the victims' exit codes."""
-        fault = next((each for each in self._faults if each.name == window.name), None)
-        if not isinstance(fault, DieAtPoint):
-            return window
-        deaths = sum(
-            child.was_killed and child.order.point == fault.point.name
-            for child in self._stage.processes.children
-        )
-        return Window(window.name, window.title, window.began, window.ended, deaths, window.refreshes)
-
-    def _spread(self) -> None:
-        """Make the accounts' due moments as even as they are in a fleet that has run for long."""
-        ids = list(self._stage.ids.values())
-        began = time.monotonic()
-        step = max(len(ids) // int(SPREAD_SECONDS / 0.1), 1)
-        for start in range(0, len(ids), step):
-            self._stage.ask_for_refresh(ids[start : start + step])
-            self._crew.tend()
-            time.sleep(max(0.0, began + SPREAD_SECONDS * start / len(ids) - time.monotonic()))
+        for fault in self._deaths:
+            if fault.name == window.name:
+                return replace(window, injected=deaths_at(self._stage, fault.point.name))
+        return window
 
     def _settle(self) -> int:
         """Wait until every account was refreshed, or flipped, after the last fault; returns how many were not."""
         self._wait(QUIET_SECONDS)
         mark = time.time()
         ends = time.monotonic() + SETTLE_SECONDS
-        asked: set[object] = set()
         while True:
             try:
                 unsettled = self._stage.column(_UNSETTLED, mark=mark)
-                new = [AccountId(int(str(each))) for each in unsettled if each not in asked]
-                asked.update(unsettled)
-                if new:
-                    self._stage.ask_for_refresh(new)
+                # Without this, whoever failed last would wait out its backoff, some minutes.
+                self._stage.ask_for_refresh([AccountId(int(str(each))) for each in unsettled])
             except SQLAlchemyError:
                 unsettled = [None]
             if not unsettled or time.monotonic() >= ends:
                 return len(unsettled)
-            self._wait(0.3)
+            self._wait(1.0)
 
     def _wait(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             self._crew.tend()
             time.sleep(0.02)
+
+
+def deaths_at(stage: Stage, point: str) -> int:
+    """Return how many processes have killed themselves at a point."""
+    return sum(child.was_killed and child.order.point == point for child in stage.processes.children)
 
 
 def deaths(stage: Stage) -> dict[Role, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,8 @@ _LOWEST: Final = text("""
     SELECT min(EXTRACT(epoch FROM expires_at - clock_timestamp()))::float
     FROM tokenfleet_v1.access_tokens WHERE status = 'active'
 """)
+SPREAD_SECONDS: Final = 14.0
+SPREAD_STEP_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,26 @@ class Customers:
         except (SQLAlchemyError, UserError):
             # Postgres is away. Who signed in and was not imported is asked to sign in again.
             return
+
+
+class Spread:
+    """Operators who ask for the first refreshes, one account after another.
+
+    All accounts were imported at once; so their due moments become as even as those of a fleet that has run
+    for long.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._left = list(stage.ids.values())
+        self._step = max(round(len(self._left) * SPREAD_STEP_SECONDS / SPREAD_SECONDS), 1)
+
+    def __call__(self) -> None:
+        """Ask for some more."""
+        if self._left:
+            with suppress(SQLAlchemyError):
+                self._stage.ask_for_refresh(self._left[-self._step :])
+                del self._left[-self._step :]
 
 
 class Reader:

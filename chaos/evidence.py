@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import text
 
@@ -76,7 +76,7 @@ def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dic
         key = line.account_id, line.epoch
         match line.step:
             case Step.SENT:
-                presentation = Presentation(line.account_id, line.at)
+                presentation = Presentation(line.account_id, child.order.number, line.at)
                 tokens[line.token].append(presentation)
                 unsaved[key] = presentation
                 last_request[line.account_id] = max(last_request.get(line.account_id, 0.0), line.at)
@@ -102,12 +102,13 @@ def gather(
     windows: Sequence[Window],
     samples: Sequence[Sample],
     *,
+    refreshes: int,
     unsettled: int,
 ) -> Evidence:
     """Return the evidence of a run whose processes have all ended, after telling the ledger what died with them."""
     stage = scene.stage
     stage.learn_ids()
-    names = {account_id: subject for subject, account_id in stage.ids.items()}
+    names = {int(account_id): subject for subject, account_id in stage.ids.items()}
     recorded = read_witnesses(stage.processes.children)
     suspects = {each.refresh_token_sha256 for each in stage.provider.violations()}
     died_with_process = [
@@ -117,10 +118,7 @@ def gather(
     ]
     stage.provider.declare_lost(died_with_process)
 
-    def first_asked(subject: str, token: str) -> Loss:
-        presentations = recorded.tokens.get(token)
-        return Loss(subject, presentations[0].at if presentations else windows[-1].began)
-
+    archive = Archive(stage, recorded, windows[0].began)
     with stage.engine.connect() as connection:
         flips = [Flip(row.external_id, row.at, row.reason) for row in connection.execute(_FLIPS)]
         due = Counter[tuple[str, str]]()
@@ -135,20 +133,76 @@ def gather(
                 told[row.external_id, row.event_type] += row.times
     return Evidence(
         windows=windows,
+        refreshes=refreshes,
         violations=[
-            first_asked(each.subject, each.refresh_token_sha256) for each in stage.provider.violations()
+            archive.loss(each.subject, each.refresh_token_sha256) for each in stage.provider.violations()
         ],
-        strays=[
-            Loss(subject, recorded.last_request.get(stage.ids[subject], windows[0].began))
-            for subject in strays(stage)
-        ],
-        losses=[first_asked(each.subject, each.refresh_token_sha256) for each in stage.provider.losses()],
-        flips=flips,
+        strays=[archive.last(subject) for subject in strays(stage)],
+        losses=[archive.loss(each.subject, each.refresh_token_sha256) for each in stage.provider.losses()],
+        flips=[replace(flip, story=archive.story_of_account(flip.subject)) for flip in flips],
         revocations=scene.revocations,
         samples=[(sample.at, sample.lowest) for sample in samples],
         ill_told=ill_told(due, told),
         unsettled=unsettled,
     )
+
+
+class Archive:
+    """Looks up who did what with a refresh token."""
+
+    def __init__(self, stage: Stage, recorded: Recorded, began: float) -> None:
+        self._stage = stage
+        self._recorded = recorded
+        self._began = began
+        self._of_account: dict[int, list[Presentation]] = defaultdict(list)
+        for presentations in recorded.tokens.values():
+            for each in presentations:
+                self._of_account[each.account_id].append(each)
+
+    def loss(self, subject: str, token: str) -> Loss:
+        """Return what is to be said of the refresh token of that fingerprint."""
+        presentations = self._recorded.tokens.get(token)
+        if not presentations:
+            return Loss(subject, self._began)
+        rows = (self._row(each.process) for each in presentations)
+        row = next((row for row in rows if row is not None), None)
+        return Loss(subject, presentations[0].at, row, f"{subject}: {self._story(presentations)}")
+
+    def last(self, subject: str) -> Loss:
+        """Return what is to be said of an account by its last request."""
+        presentations = sorted(self._of_account[self._stage.ids[subject]], key=lambda each: each.at)
+        if not presentations:
+            return Loss(subject, self._began)
+        last = presentations[-1]
+        return Loss(
+            subject, last.at, self._row(last.process), f"{subject}: {self._story(presentations[-3:])}"
+        )
+
+    def story_of_account(self, subject: str) -> str:
+        """Return the latest requests about an account."""
+        presentations = sorted(self._of_account[self._stage.ids[subject]], key=lambda each: each.at)
+        return f": {self._story(presentations[-4:])}"
+
+    def _row(self, process: int) -> str | None:
+        order = self._stage.processes.children[process].order
+        if order.point is None:
+            return None
+        return "worker.frozen" if order.deed is Deed.FREEZE else f"{order.role}.{order.point}"
+
+    def _story(self, presentations: Sequence[Presentation]) -> str:
+        return "; ".join(self._sentence(each) for each in presentations)
+
+    def _sentence(self, each: Presentation) -> str:
+        child = self._stage.processes.children[each.process]
+        who = f"worker {each.process}"
+        if child.order.point is not None:
+            who += f" ({child.order.deed} at {child.order.point})"
+        words = f"{who} asked at {each.at - self._began:.2f} s"
+        if each.gone is not None:
+            words += f", was gone at {each.gone - self._began:.2f} s"
+        if each.saved is not None:
+            words += f", saved at {each.saved - self._began:.2f} s"
+        return words
 
 
 def strays(stage: Stage) -> list[str]:

@@ -6,6 +6,7 @@ what it breaks it mends before it returns.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import resource
@@ -22,7 +23,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from chaos.crew import Aim, Crew, at_point
+from chaos.crew import Aim, Crew
 from chaos.orders import Deed
 from chaos.points import Point, Role, of
 from chaos.stage import CLAIM_SECONDS, Stage
@@ -66,54 +67,69 @@ class Fault(ABC):
     """Its share of the run's time, compared with the others."""
 
     @abstractmethod
-    def run(self, scene: Scene, chance: random.Random, seconds: float) -> int | None:
-        """Do it for ``seconds``; return how many times, or None where deaths are counted instead."""
+    def run(self, scene: Scene, chance: random.Random, seconds: float) -> int:
+        """Do it for ``seconds``; return how many times."""
 
 
-class DieAtPoint(Fault):
-    """Victims kill themselves with SIGKILL, exactly at their point."""
+class DieAtPoint:
+    """A row: victims kill themselves with SIGKILL, exactly at their point.
+
+    Several such rows are performed together, each with a victim of its own: while one dies, others start.
+    """
+
+    stir_every_seconds: ClassVar[float] = 1.0
 
     def __init__(self, point: Point) -> None:
         self.name = f"{point.role}.{point.name}"
         self.title = f"{point.role} killed: {point.meaning}"
         self.point = point
 
-    def run(self, scene: Scene, chance: random.Random, seconds: float) -> None:
-        scene.crew.aim(self.point.role, at_point(self.point.name, chance))
-        self.pass_time(scene, chance, seconds)
-        scene.crew.stand_down()
+    def aim(self, chance: random.Random) -> Aim:
+        """Return what the next victim is armed with."""
+        return Aim(self.point, chance.randint(1, self.point.depth))
 
-    def pass_time(self, scene: Scene, chance: random.Random, seconds: float) -> None:
-        """Let victims die for ``seconds``."""
-        scene.pass_time(seconds)
+    def stir(self, scene: Scene, chance: random.Random) -> None:
+        """Make happen what leads to the point, where the ordinary load does not."""
 
 
 class DieWhileAccountsMove(DieAtPoint):
     """The same, while customers revoke their grants, so that accounts change their status."""
 
-    AT_ONCE: ClassVar[int] = 6
+    stir_every_seconds = 0.15
+    AT_ONCE: ClassVar[int] = 4
 
-    def pass_time(self, scene: Scene, chance: random.Random, seconds: float) -> None:
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            leaving = chance.sample(scene.leavers, min(self.AT_ONCE, len(scene.leavers)))
-            at = time.time()
-            scene.revocations += [(subject, at) for subject in scene.stage.provider.revoke(leaving)]
-            scene.stage.ask_for_refresh([scene.stage.ids[subject] for subject in leaving])
-            scene.pass_time(0.15)
+    def stir(self, scene: Scene, chance: random.Random) -> None:
+        leaving = chance.sample(scene.leavers, min(self.AT_ONCE, len(scene.leavers)))
+        at = time.time()
+        scene.revocations += [(subject, at) for subject in scene.stage.provider.revoke(leaving)]
+        scene.stage.ask_for_refresh([scene.stage.ids[subject] for subject in leaving])
 
 
 class DieWhilePublishing(DieAtPoint):
-    """The same, while somebody asks for so many refreshes at once that each tick has several jobs."""
+    """The same, while somebody asks for so many refreshes at once that a tick has several jobs."""
 
-    AT_ONCE: ClassVar[int] = 500
+    stir_every_seconds = 0.4
+    AT_ONCE: ClassVar[int] = 400
 
-    def pass_time(self, scene: Scene, chance: random.Random, seconds: float) -> None:
+    def stir(self, scene: Scene, chance: random.Random) -> None:
         ids = list(scene.stage.ids.values())
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            scene.stage.ask_for_refresh(chance.sample(ids, min(self.AT_ONCE, len(ids))))
-            scene.pass_time(0.3)
+        scene.stage.ask_for_refresh(chance.sample(ids, min(self.AT_ONCE, len(ids))))
+
+
+def die_together(faults: Sequence[DieAtPoint], scene: Scene, chance: random.Random, seconds: float) -> None:
+    """Perform ``faults`` for ``seconds``, all at once."""
+    # A generator for each, so that a row's choices do not depend on its company.
+    chances = {fault: random.Random(chance.random()) for fault in faults}
+    scene.crew.aim(*(functools.partial(fault.aim, chances[fault]) for fault in faults))
+    due = dict.fromkeys(faults, 0.0)
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        for fault in faults:
+            if time.monotonic() >= due[fault]:
+                due[fault] = time.monotonic() + fault.stir_every_seconds
+                fault.stir(scene, chances[fault])
+        scene.pass_time(TEND_SECONDS)
+    scene.crew.stand_down()
 
 
 class DieAnytime(Fault):
@@ -132,11 +148,12 @@ class DieAnytime(Fault):
 
 
 class Freeze(Fault):
-    """A worker stops itself (SIGSTOP) at a point, sleeps through its lease and its claim, and goes on."""
+    """Workers stop themselves (SIGSTOP) at a point, sleep through lease and claim, and go on."""
 
     name = "worker.frozen"
     title = "worker frozen past its claim"
-    weight = 2.0
+    weight = 4.0
+    AT_ONCE: ClassVar[int] = 2
 
     def run(self, scene: Scene, chance: random.Random, seconds: float) -> int:
         points = of(Role.WORKER)
@@ -145,28 +162,24 @@ class Freeze(Fault):
             point = chance.choice(points)
             return Aim(point, chance.randint(1, point.depth), Deed.FREEZE)
 
-        count = 0
-        ends = time.monotonic() + max(seconds, FROZEN_SECONDS + 2)
-        scene.crew.aim(Role.WORKER, aim)
-        while time.monotonic() < ends:
+        first = len(scene.stage.processes.children)
+        woken: set[int] = set()
+        ends = time.monotonic() + seconds - FROZEN_SECONDS
+        sources = [functools.partial(aim) for _ in range(self.AT_ONCE)]
+        scene.crew.aim(*sources)
+        while True:
             scene.pass_time(0.1)
-            count += self._wake(scene, FROZEN_SECONDS)
-        scene.crew.stand_down()
-        while scene.crew.frozen():
-            scene.pass_time(0.1)
-            count += self._wake(scene, FROZEN_SECONDS)
-        return count
-
-    def _wake(self, scene: Scene, frozen_seconds: float) -> int:
-        due = [
-            child
-            for child in scene.crew.frozen()
-            if child.stopped is not None and time.time() - child.stopped >= frozen_seconds
-        ]
-        for child in due:
-            scene.stage.processes.signal(child, signal.SIGCONT)
-            scene.crew.dismiss(child)
-        return len(due)
+            if time.monotonic() >= ends:
+                scene.crew.stand_down()
+            frozen = [child for child in scene.stage.processes.children[first:] if child.stopped is not None]
+            for child in frozen:
+                if child.stopped is not None and time.time() - child.stopped >= FROZEN_SECONDS:
+                    woken.add(child.order.number)
+                    scene.stage.processes.signal(child, signal.SIGCONT)
+                    # It finishes what it held, as any process that is told to stop.
+                    scene.stage.processes.signal(child, signal.SIGTERM)
+            if not frozen and time.monotonic() >= ends:
+                return len(woken)
 
 
 class Strike(Fault):
@@ -269,7 +282,8 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _deaths() -> Iterator[Fault]:
+def all_deaths() -> Iterator[DieAtPoint]:
+    """Yield a row for every point."""
     kinds: dict[str, type[DieAtPoint]] = {
         "outbox.before": DieWhileAccountsMove,
         "outbox.after": DieWhileAccountsMove,
@@ -280,10 +294,9 @@ def _deaths() -> Iterator[Fault]:
             yield kinds.get(point.name, DieAtPoint)(point)
 
 
-def all_faults() -> list[Fault]:
-    """Return every row, in the order of the table."""
+def all_other_faults() -> list[Fault]:
+    """Return the rows that are performed one by one."""
     return [
-        *_deaths(),
         DieAnytime(),
         Freeze(),
         Strike("redis.flushed", "Redis flushed (FLUSHALL)", _flush_redis, pause=(0.5, 2.0)),
@@ -309,7 +322,7 @@ def all_faults() -> list[Fault]:
         ),
         Misbehave(
             "provider.late_answer", "provider answers after the timeout",
-            FaultRule(kind=FaultKind.SLOW, probability=0.02, seconds=3.0),
+            FaultRule(kind=FaultKind.SLOW, probability=0.02, seconds=4.0),
         ),
         Strike("journal.full", "journal's disk full for a while", _fill_journal_disk, pause=(0.5, 1.0)),
     ]  # fmt: skip

@@ -57,7 +57,7 @@ class Point:
     when: When
     meaning: str
     loses_answer: bool = False
-    depth: int = 12
+    depth: int = 8
     counts: Callable[..., bool] | None = None
 
 
@@ -74,18 +74,18 @@ _BEFORE, _AFTER = When.BEFORE, When.AFTER
 
 _TABLE: Final = (
     # Hop 2 and 3, in the scheduler.
-    Point("claim.before", _S, "store.schedule:claim_due", _AFTER, "claimed, not committed", depth=8),
-    Point("claim.after", _S, "scheduler.loop:Scheduler._give_back", _BEFORE, "committed, not cut into jobs", depth=8),
+    Point("claim.before", _S, "store.schedule:claim_due", _AFTER, "claimed, not committed", depth=3),
+    Point("claim.after", _S, "scheduler.loop:Scheduler._give_back", _BEFORE, "committed, not cut into jobs", depth=3),
     Point("publish.before", _S, "scheduler.publisher:Publisher.publish", _BEFORE, "nothing published",
-          depth=4, counts=_something),
+          depth=2, counts=_something),
     Point("publish.within", _S, "scheduler.publisher:Publisher.publish", When.WITHIN, "half of the jobs published",
           depth=1, counts=_several),
     Point("publish.after", _S, "scheduler.publisher:Publisher.publish", _AFTER, "everything published",
-          depth=4, counts=_something),
+          depth=2, counts=_something),
     # Hop 4.
-    Point("lease.before", _W, "store.leases:Leases.take", _BEFORE, "no lease taken", depth=4),
-    Point("lease.after", _W, "store.leases:Leases.take", _AFTER, "leases taken, not started", depth=4),
-    Point("start.before", _W, "store.schedule:start", _AFTER, "started, not committed", depth=4),
+    Point("lease.before", _W, "store.leases:Leases.take", _BEFORE, "no lease taken", depth=2),
+    Point("lease.after", _W, "store.leases:Leases.take", _AFTER, "leases taken, not started", depth=2),
+    Point("start.before", _W, "store.schedule:start", _AFTER, "started, not committed", depth=2),
     Point("start.after", _W, "workers.refresh:Refresher._perform", _BEFORE, "start committed"),
     # Hop 5.
     Point("request.before", _W, "providers.transport:_Ask.leave", _BEFORE, "nothing on the wire"),
@@ -99,21 +99,21 @@ _TABLE: Final = (
     Point("seal.after", _W, "workers.attempt:Asker._seal", _AFTER, "sealed", loses_answer=True),
     Point("journal.before", _W, "store.journal:Journal.append", _BEFORE, "not journalled", loses_answer=True),
     Point("journal.after", _W, "store.journal:Journal.append", _AFTER, "journalled"),
-    Point("sync.before", _W, "store.journal:Journal.sync", _BEFORE, "journal not synced", depth=8),
-    Point("sync.after", _W, "store.journal:Journal.sync", _AFTER, "journal synced", depth=8),
+    Point("sync.before", _W, "store.journal:Journal.sync", _BEFORE, "journal not synced", depth=3),
+    Point("sync.after", _W, "store.journal:Journal.sync", _AFTER, "journal synced", depth=3),
     # Hop 7 and 8.
-    Point("commit.before", _W, "workers.writer:GroupWriter._apply", _AFTER, "written, not committed", depth=8),
-    Point("commit.after", _W, "workers.writer:GroupWriter._after_commit", _BEFORE, "committed", depth=8),
+    Point("commit.before", _W, "workers.writer:GroupWriter._apply", _AFTER, "written, not committed", depth=3),
+    Point("commit.after", _W, "workers.writer:GroupWriter._after_commit", _BEFORE, "committed", depth=3),
     Point("outbox.before", _W, "store.transitions:apply", _BEFORE, "status not moved", depth=1),
     Point("outbox.after", _W, "store.transitions:apply", _AFTER, "event in outbox, not committed", depth=1),
     # What follows.
     Point("release.before", _W, "store.leases:Leases.give_back", _BEFORE, "lease not given back",
-          depth=8, counts=_something),
+          depth=3, counts=_something),
     Point("release.after", _W, "store.leases:Leases.give_back", _AFTER, "lease given back",
-          depth=8, counts=_something),
-    Point("task.returned", _W, "workers.engine:Engine.run", _AFTER, "task returned", depth=4),
-    Point("ack.before", _W, "kombu.transport.redis:QoS.ack", _BEFORE, "not acknowledged", depth=4),
-    Point("ack.after", _W, "kombu.transport.redis:QoS.ack", _AFTER, "acknowledged", depth=4),
+          depth=3, counts=_something),
+    Point("task.returned", _W, "workers.engine:Engine.run", _AFTER, "task returned", depth=2),
+    Point("ack.before", _W, "kombu.transport.redis:QoS.ack", _BEFORE, "not acknowledged", depth=2),
+    Point("ack.after", _W, "kombu.transport.redis:QoS.ack", _AFTER, "acknowledged", depth=2),
 )  # fmt: skip
 
 POINTS: Final[Mapping[str, Point]] = MappingProxyType({point.name: point for point in _TABLE})

@@ -149,5 +149,3 @@ class Provider:
         if response.status != 200:
             raise UserError(f"the sandbox refuses {method} {path}: {answer[:300].decode(errors='replace')}")
         return answer
-
-

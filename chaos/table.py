@@ -7,12 +7,12 @@ from typing import Final
 
 from chaos.verdict import Row, Verdict
 
-TITLE_WIDTH: Final = 43
+TITLE_WIDTH: Final = 45
 _HEADS: Final = (
     ("", "times", "refreshes", "presented", "", "lost by", "false", "under"),
     ("fault", "done", "meanwhile", "twice", "lost", "physics", "re-auths", "30 s"),
 )
-_WIDTHS: Final = (6, 10, 10, 5, 8, 9, 7)
+_WIDTHS: Final = (6, 10, 10, 5, 8, 9, 6)
 
 
 def lines(verdict: Verdict) -> Iterator[str]:
@@ -29,6 +29,8 @@ def lines(verdict: Verdict) -> Iterator[str]:
         yield "Held: nothing was presented twice, nothing was lost, nobody was bothered for nothing."
     for problem in verdict.problems:
         yield f"FAILED: {problem}."
+    for story in verdict.stories:
+        yield f"  {story}"
 
 
 def _row(row: Row) -> str:

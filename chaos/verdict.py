@@ -11,14 +11,14 @@ else has to sign in again has been *bothered for nothing*.
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 PROMISED_SECONDS: Final = 30.0
 """G1: an active account's token always has at least so long to live."""
+STORIES: Final = 8
 
 
 @dataclass(slots=True)
@@ -26,6 +26,8 @@ class Presentation:
     """One request of one process. Moments are POSIX seconds."""
 
     account_id: int
+    process: int
+    """Which process, in the order of their starts."""
     at: float
     saved: float | None = None
     """When its answer was in the journal or in the database."""
@@ -35,7 +37,7 @@ class Presentation:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One row's time: what was done, and what the ledger counted meanwhile."""
+    """One row's time: what was done, and what the ledger counted meanwhile. Windows may overlap."""
 
     name: str
     title: str
@@ -52,14 +54,20 @@ class Flip:
     subject: str
     at: float
     reason: str
+    story: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """An answer that the ledger counts as lost: ``at`` is when its refresh token was first presented."""
+    """A refresh token of which something is to be said: ``at`` is when it was first presented.
+
+    ``row`` is the row whose victim held it, None when no victim did; ``story`` tells who did what, for people.
+    """
 
     subject: str
     at: float
+    row: str | None = None
+    story: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,8 @@ class Evidence:
     """Everything that is judged."""
 
     windows: Sequence[Window]
+    refreshes: int
+    """All of the run."""
     violations: Sequence[Loss]
     """Presentations that the ledger holds against us; ``at`` as of a loss."""
     strays: Sequence[Loss]
@@ -105,7 +115,9 @@ class Verdict:
 
     rows: Sequence[Row]
     total: Row
-    problems: Sequence[str] = field(default_factory=tuple)
+    problems: Sequence[str] = ()
+    stories: Sequence[str] = ()
+    """What happened to some of those that make it fail."""
 
     @property
     def held(self) -> bool:
@@ -132,40 +144,46 @@ def taken_by_physics(presentations: Sequence[Presentation], *, held_against_us: 
 
 def judge(evidence: Evidence) -> Verdict:
     """Return the table and what is wrong. The last window is the time without faults."""
-    rows = [Row(each.name, each.title, each.injected, each.refreshes) for each in evidence.windows]
-    begins = [window.began for window in evidence.windows]
+    rows = {each.name: Row(each.name, each.title, each.injected, each.refreshes) for each in evidence.windows}
 
-    def row_of(at: float) -> Row:
-        return rows[max(bisect.bisect_right(begins, at) - 1, 0)]
+    def row_of(at: float, name: str | None = None) -> Row:
+        if name in rows:
+            return rows[name]
+        begun = [window for window in evidence.windows if window.began <= at]
+        return rows[max(begun or evidence.windows[:1], key=lambda window: window.began).name]
 
     for violation in evidence.violations:
-        row_of(violation.at).presented_twice += 1
+        row_of(violation.at, violation.row).presented_twice += 1
     for stray in evidence.strays:
-        row_of(stray.at).lost += 1
+        row_of(stray.at, stray.row).lost += 1
     for loss in evidence.losses:
-        row_of(loss.at).lost_by_physics += 1
+        row_of(loss.at, loss.row).lost_by_physics += 1
     false, unrecorded = _match(evidence)
     for flip in false:
         row_of(flip.at).false_reauths += 1
-    for row, window in zip(rows, evidence.windows, strict=True):
-        row.under_promise_seconds = longest_under(evidence.samples, window.began, window.ended)
+    for window in evidence.windows:
+        under = longest_under(evidence.samples, window.began, window.ended)
+        rows[window.name].under_promise_seconds = under
+    everything = list(rows.values())
     total = Row(
         "total",
         "all",
-        sum(row.injected for row in rows),
-        sum(row.refreshes for row in rows),
-        sum(row.presented_twice for row in rows),
-        sum(row.lost for row in rows),
-        sum(row.lost_by_physics for row in rows),
-        sum(row.false_reauths for row in rows),
-        max((row.under_promise_seconds for row in rows), default=0.0),
+        sum(row.injected for row in everything),
+        evidence.refreshes,
+        sum(row.presented_twice for row in everything),
+        sum(row.lost for row in everything),
+        sum(row.lost_by_physics for row in everything),
+        sum(row.false_reauths for row in everything),
+        max((row.under_promise_seconds for row in everything), default=0.0),
     )
-    return Verdict(rows, total, tuple(_problems(evidence, total, unrecorded)))
+    stories = [loss.story for loss in (*evidence.violations, *evidence.strays) if loss.story]
+    stories += [f"{flip.subject}: told to sign in again ({flip.reason}){flip.story}" for flip in false]
+    stories += [loss.story for loss in unrecorded if loss.story]
+    problems = tuple(_problems(evidence, total, unrecorded))
+    return Verdict(everything, total, problems, tuple(stories[:STORIES]))
 
 
-def longest_under(
-    samples: Iterable[tuple[float, float | None]], began: float, ended: float
-) -> float:
+def longest_under(samples: Iterable[tuple[float, float | None]], began: float, ended: float) -> float:
     """Return the longest time within the window in which a reader saw less life than is promised, in seconds.
 
     Moments at which nobody could look count as the ones before them.
@@ -237,9 +255,7 @@ def _names(losses: Sequence[Loss]) -> str:
     return f"; not recorded: {', '.join(sorted({loss.subject for loss in losses})[:10])}"
 
 
-def ill_told(
-    due: Mapping[tuple[str, str], int], told: Mapping[tuple[str, str], int]
-) -> list[str]:
+def ill_told(due: Mapping[tuple[str, str], int], told: Mapping[tuple[str, str], int]) -> list[str]:
     """Return a sentence for each customer and event type whose events are not as many as the transitions.
 
     Both map (subject, event type) to a count: ``due`` of transitions in the history, ``told`` of rows in the

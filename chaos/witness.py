@@ -143,17 +143,17 @@ def install(witness: Witness) -> None:
                     witness.note(Step.COMMITTED, result.account_id, result.epoch)
         return await original(*args, **named)
 
-    for target, around in SEAMS.items():
-        _wrap(target, {"perform": perform, "ask": ask, "leave": leave, "append": append, "commit": after_commit}[around])
+    for target, around in zip(SEAMS, (perform, ask, leave, append, after_commit), strict=True):
+        _wrap(target, around)
 
 
-SEAMS: Final = {
-    "workers.attempt:Asker.perform": "perform",
-    "providers.transport:Transport.ask": "ask",
-    "providers.transport:_Ask.leave": "leave",
-    "store.journal:Journal.append": "append",
-    "workers.writer:GroupWriter._after_commit": "commit",
-}
+SEAMS: Final = (
+    "workers.attempt:Asker.perform",
+    "providers.transport:Transport.ask",
+    "providers.transport:_Ask.leave",
+    "store.journal:Journal.append",
+    "workers.writer:GroupWriter._after_commit",
+)
 """Where production code takes the steps that are written down."""
 
 

@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from chaos import points, witness
 from chaos.orders import Deed, Notice, Order, State
@@ -48,8 +48,8 @@ def main() -> None:
     """Import, then fork children as ordered until standard input is closed."""
     for module in MODULES:
         importlib.import_module(module)
-    if len(os.listdir("/proc/self/task")) != 1:
-        raise RuntimeError("a module that was imported has started a thread: a fork of this process is unsound")
+    if len(list(Path("/proc/self/task").iterdir())) != 1:
+        raise RuntimeError("a module has started a thread: a fork of this process is unsound")
     gc.collect()
     gc.freeze()
     _serve()
@@ -127,7 +127,7 @@ def _live(order: Order) -> int:
     return code if isinstance(code, int) else 0
 
 
-def arm(order: Order, seen: Witness) -> NoReturn | None:
+def arm(order: Order, seen: Witness) -> None:
     """Let this process die, or freeze, at the point that ``order`` names."""
     assert order.point is not None
     number = signal.SIGKILL if order.deed is Deed.DIE else signal.SIGSTOP
@@ -140,7 +140,6 @@ def arm(order: Order, seen: Witness) -> NoReturn | None:
             time.sleep(60)
 
     points.install(points.POINTS[order.point], strike, nth=order.nth)
-    return None
 
 
 def _look_after_children() -> None:
