@@ -35,6 +35,7 @@ RESERVED_SECONDS: Final = 20.0
 QUIET_SECONDS: Final = 1.25 * CLAIM_SECONDS
 MOST_VICTIMS: Final = 7
 SETTLING: Final = "settling"
+LEAST_PHASE_SECONDS: Final = 4.0
 PHASE_SECONDS: Final = 10.0
 """So long is the shortest phase of deaths; rows are put together until each gets as much."""
 
@@ -109,8 +110,8 @@ class Campaign:
         """Perform every row, in an order of the seed's, the deaths in groups."""
         chance = random.Random(self._seed)
         deaths = chance.sample(self._deaths, len(self._deaths))
-        weights = sum(fault.weight for fault in self._others) + len(deaths)
-        share = max(self._ends - time.monotonic(), 0.0) / weights
+        everything = max(self._ends - time.monotonic(), 0.0)
+        share = everything / (len(deaths) + len(self._others))
         size = min(math.ceil(PHASE_SECONDS / max(share, 0.1)), MOST_VICTIMS)
         groups = -(-len(deaths) // size)
         phases: list[Fault | list[DieAtPoint]] = [
@@ -118,11 +119,16 @@ class Campaign:
             *(deaths[number::groups] for number in range(groups)),
         ]
         chance.shuffle(phases)
-        for phase in phases:
-            weight = len(phase) if isinstance(phase, list) else phase.weight
-            # What is left is divided among those that are left: one that took longer costs the others a little.
-            seconds = max(self._ends - time.monotonic(), 0.0) * weight / weights
-            weights -= weight
+        while phases:
+            phase = phases.pop()
+            if isinstance(phase, list):
+                # What the others leave, divided among the deaths that are still to come.
+                kept = sum(max(each.least_seconds, share) for each in phases if isinstance(each, Fault))
+                still = len(phase) + sum(len(each) for each in phases if isinstance(each, list))
+                rest = self._ends - time.monotonic() - kept
+                seconds = max(rest * len(phase) / still, LEAST_PHASE_SECONDS)
+            else:
+                seconds = max(phase.least_seconds, share)
             self._perform(scene, phase, seconds)
 
     def _perform(self, scene: Scene, phase: Fault | list[DieAtPoint], seconds: float) -> None:
@@ -159,6 +165,11 @@ class Campaign:
                 self._stage.ask_for_refresh([AccountId(int(str(each))) for each in unsettled])
             except SQLAlchemyError:
                 unsettled = [None]
+            if time.monotonic() > ends - SETTLE_SECONDS + 12 and int(time.monotonic()) % 5 == 0:
+                with self._stage.engine.connect() as c:
+                    from sqlalchemy import text
+                    for row in c.execute(text("select now(), a.status, t.generation, t.obtained_at, s.* from tokenfleet.accounts a join tokenfleet.token_sets t on t.account_id=a.id join tokenfleet.refresh_schedule s on s.account_id=a.id where a.id = any(:ids) limit 2"), {"ids": unsettled[:2]}):
+                        print(len(unsettled), row)
             if not unsettled or time.monotonic() >= ends:
                 return len(unsettled)
             self._wait(1.0)

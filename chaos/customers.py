@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -113,9 +112,8 @@ class Spread:
     def __call__(self) -> None:
         """Ask for some more."""
         if self._left:
-            with suppress(SQLAlchemyError):
-                self._stage.ask_for_refresh(self._left[-self._step :])
-                del self._left[-self._step :]
+            self._stage.ask_for_refresh(self._left[-self._step :])
+            del self._left[-self._step :]
 
 
 class Reader:

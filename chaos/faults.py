@@ -63,8 +63,8 @@ class Fault(ABC):
 
     name: str
     title: str
-    weight: ClassVar[float] = 1.0
-    """Its share of the run's time, compared with the others."""
+    least_seconds: float = 2.0
+    """So long at least; more in a long run."""
 
     @abstractmethod
     def run(self, scene: Scene, chance: random.Random, seconds: float) -> int:
@@ -152,8 +152,8 @@ class Freeze(Fault):
 
     name = "worker.frozen"
     title = "worker frozen past its claim"
-    weight = 4.0
-    AT_ONCE: ClassVar[int] = 2
+    least_seconds = FROZEN_SECONDS + 2.5
+    AT_ONCE: ClassVar[int] = 3
 
     def run(self, scene: Scene, chance: random.Random, seconds: float) -> int:
         points = of(Role.WORKER)
@@ -185,8 +185,6 @@ class Freeze(Fault):
 class Strike(Fault):
     """Something happens to a server every few seconds."""
 
-    weight = 1.5
-
     def __init__(
         self,
         name: str,
@@ -194,10 +192,12 @@ class Strike(Fault):
         act: Callable[[Scene, random.Random], None],
         *,
         pause: tuple[float, float],
+        least_seconds: float,
         mend: Callable[[Scene], None] = lambda _: None,
     ) -> None:
         self.name, self.title = name, title
         self._act, self._mend, self._pause = act, mend, pause
+        self.least_seconds = least_seconds
 
     def run(self, scene: Scene, chance: random.Random, seconds: float) -> int:
         ends, count = time.monotonic() + seconds, 0
@@ -299,14 +299,14 @@ def all_other_faults() -> list[Fault]:
     return [
         DieAnytime(),
         Freeze(),
-        Strike("redis.flushed", "Redis flushed (FLUSHALL)", _flush_redis, pause=(0.5, 2.0)),
-        Strike("redis.restarted", "Redis killed and started again", _restart_redis, pause=(1.0, 3.0)),
-        Strike("redis.frozen", "Redis frozen for 2 to 4 s", _freeze_redis, pause=(1.0, 2.0)),
+        Strike("redis.flushed", "Redis flushed (FLUSHALL)", _flush_redis, pause=(0.5, 2.0), least_seconds=3),
+        Strike("redis.restarted", "Redis killed and started again", _restart_redis, pause=(1.0, 3.0), least_seconds=4),
+        Strike("redis.frozen", "Redis frozen for 2 to 4 s", _freeze_redis, pause=(1.0, 2.0), least_seconds=5),
         Strike(
-            "postgres.restarted", "Postgres stopped at once, restarted", _restart_postgres, pause=(3.0, 5.0)
+            "postgres.restarted", "Postgres stopped at once, restarted", _restart_postgres, pause=(3.0, 5.0), least_seconds=6
         ),
         Strike(
-            "postgres.disconnected", "Postgres drops all connections", _disconnect_postgres, pause=(0.3, 1.5)
+            "postgres.disconnected", "Postgres drops all connections", _disconnect_postgres, pause=(0.3, 1.5), least_seconds=3
         ),
         Misbehave(
             "provider.reset_before", "provider resets, not acted on",
@@ -324,5 +324,5 @@ def all_other_faults() -> list[Fault]:
             "provider.late_answer", "provider answers after the timeout",
             FaultRule(kind=FaultKind.SLOW, probability=0.02, seconds=4.0),
         ),
-        Strike("journal.full", "journal's disk full for a while", _fill_journal_disk, pause=(0.5, 1.0)),
+        Strike("journal.full", "journal's disk full for a while", _fill_journal_disk, pause=(0.5, 1.0), least_seconds=3),
     ]  # fmt: skip

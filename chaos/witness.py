@@ -83,7 +83,12 @@ class Witness:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """Yield the whole lines of a witness; what the end of the process cut off in the middle is left out."""
+    """Yield the whole lines of a witness; what the end of the process cut off in the middle is left out.
+
+    A process that died before it had a witness has done nothing that counts.
+    """
+    if not path.exists():
+        return
     rest = b""
     with path.open("rb") as file:
         while portion := file.read(_PORTION_BYTES):

@@ -84,13 +84,12 @@ class Hops:
     def tell_the_ledger(self, subject: str, victim: Child) -> bool:
         """Declare what died with the victim, judged by its own witness; returns whether there was anything."""
         recorded = evidence.read_witnesses([victim])
-        return any(
-            [
-                self.fleet.server.declare_lost(subject, token)
-                for token, presentations in recorded.tokens.items()
-                if verdict.taken_by_physics(presentations, held_against_us=False)
-            ]
-        )
+        gone = [
+            token
+            for token, presentations in recorded.tokens.items()
+            if verdict.taken_by_physics(presentations, held_against_us=False)
+        ]
+        return sum(self.fleet.server.declare_lost(subject, token) for token in gone) > 0
 
 
 def has_struck(child: Child) -> bool:
