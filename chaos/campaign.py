@@ -168,7 +168,13 @@ class Campaign:
             if time.monotonic() > ends - SETTLE_SECONDS + 12 and int(time.monotonic()) % 5 == 0:
                 with self._stage.engine.connect() as c:
                     from sqlalchemy import text
-                    for row in c.execute(text("select now(), a.status, t.generation, t.obtained_at, s.* from tokenfleet.accounts a join tokenfleet.token_sets t on t.account_id=a.id join tokenfleet.refresh_schedule s on s.account_id=a.id where a.id = any(:ids) limit 2"), {"ids": unsettled[:2]}):
+
+                    for row in c.execute(
+                        text(
+                            "select now(), a.status, t.generation, t.obtained_at, s.* from tokenfleet.accounts a join tokenfleet.token_sets t on t.account_id=a.id join tokenfleet.refresh_schedule s on s.account_id=a.id where a.id = any(:ids) limit 2"
+                        ),
+                        {"ids": unsettled[:2]},
+                    ):
                         print(len(unsettled), row)
             if not unsettled or time.monotonic() >= ends:
                 return len(unsettled)

@@ -75,12 +75,12 @@ _BEFORE, _AFTER = When.BEFORE, When.AFTER
 _TABLE: Final = (
     # Hop 2 and 3, in the scheduler.
     Point("claim.before", _S, "store.schedule:claim_due", _AFTER, "claimed, not committed", depth=3),
-    Point("claim.after", _S, "scheduler.loop:Scheduler._give_back", _BEFORE, "committed, not cut into jobs", depth=3),
+    Point("claim.after", _S, "scheduler.loop:Scheduler._give_back", _BEFORE, "claimed, no jobs yet", depth=3),
     Point("publish.before", _S, "scheduler.publisher:Publisher.publish", _BEFORE, "nothing published",
           depth=2, counts=_something),
-    Point("publish.within", _S, "scheduler.publisher:Publisher.publish", When.WITHIN, "half of the jobs published",
+    Point("publish.within", _S, "scheduler.publisher:Publisher.publish", When.WITHIN, "half of them published",
           depth=1, counts=_several),
-    Point("publish.after", _S, "scheduler.publisher:Publisher.publish", _AFTER, "everything published",
+    Point("publish.after", _S, "scheduler.publisher:Publisher.publish", _AFTER, "all published",
           depth=2, counts=_something),
     # Hop 4.
     Point("lease.before", _W, "store.leases:Leases.take", _BEFORE, "no lease taken", depth=2),
@@ -105,7 +105,7 @@ _TABLE: Final = (
     Point("commit.before", _W, "workers.writer:GroupWriter._apply", _AFTER, "written, not committed", depth=3),
     Point("commit.after", _W, "workers.writer:GroupWriter._after_commit", _BEFORE, "committed", depth=3),
     Point("outbox.before", _W, "store.transitions:apply", _BEFORE, "status not moved", depth=1),
-    Point("outbox.after", _W, "store.transitions:apply", _AFTER, "event in outbox, not committed", depth=1),
+    Point("outbox.after", _W, "store.transitions:apply", _AFTER, "event not committed", depth=1),
     # What follows.
     Point("release.before", _W, "store.leases:Leases.give_back", _BEFORE, "lease not given back",
           depth=3, counts=_something),

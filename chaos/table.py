@@ -7,7 +7,7 @@ from typing import Final
 
 from chaos.verdict import Row, Verdict
 
-TITLE_WIDTH: Final = 45
+TITLE_WIDTH: Final = 44
 _HEADS: Final = (
     ("", "times", "refreshes", "presented", "", "lost by", "false", "under"),
     ("fault", "done", "meanwhile", "twice", "lost", "physics", "re-auths", "30 s"),
@@ -44,7 +44,7 @@ def _row(row: Row) -> str:
         f"{row.false_reauths:,}",
         f"{row.under_promise_seconds:.0f} s",
     )
-    return _line(row.title, cells) + (" <--" if bad else "")
+    return _line(row.title, cells) + (" !" if bad else "")
 
 
 def _line(title: str, cells: tuple[str, ...]) -> str:
