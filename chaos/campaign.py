@@ -42,8 +42,7 @@ PHASE_SECONDS: Final = 10.0
 _UNSETTLED: Final = """
     SELECT a.id FROM tokenfleet.accounts a
     JOIN tokenfleet.token_sets t ON t.account_id = a.id
-    JOIN tokenfleet.refresh_schedule s ON s.account_id = a.id
-    WHERE a.status = 'active' AND (t.obtained_at < to_timestamp(:mark) OR s.claimed_until IS NOT NULL)
+    WHERE a.status = 'active' AND t.obtained_at < to_timestamp(:mark)
 """
 
 
@@ -87,14 +86,9 @@ class Campaign:
         began, before = time.time(), stage.provider.totals().refreshes
         signing_in.stop()
         spreading.stop()
-        t = time.time()
         unsettled = self._settle()
-        self._say(f"settled {time.time() - t:.1f}")
-        t = time.time()
         reading.stop()
         exit_codes = self._crew.stop()
-        self._say(f"stopped {time.time() - t:.1f}")
-        t = time.time()
         refreshes = stage.provider.totals().refreshes
         self._windows.append(
             Window(SETTLING, "nothing breaks any more", began, time.time(), 0, refreshes - before)
@@ -165,17 +159,6 @@ class Campaign:
                 self._stage.ask_for_refresh([AccountId(int(str(each))) for each in unsettled])
             except SQLAlchemyError:
                 unsettled = [None]
-            if time.monotonic() > ends - SETTLE_SECONDS + 12 and int(time.monotonic()) % 5 == 0:
-                with self._stage.engine.connect() as c:
-                    from sqlalchemy import text
-
-                    for row in c.execute(
-                        text(
-                            "select now(), a.status, t.generation, t.obtained_at, s.* from tokenfleet.accounts a join tokenfleet.token_sets t on t.account_id=a.id join tokenfleet.refresh_schedule s on s.account_id=a.id where a.id = any(:ids) limit 2"
-                        ),
-                        {"ids": unsettled[:2]},
-                    ):
-                        print(len(unsettled), row)
             if not unsettled or time.monotonic() >= ends:
                 return len(unsettled)
             self._wait(1.0)
