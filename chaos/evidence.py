@@ -10,10 +10,10 @@ from sqlalchemy import text
 
 from chaos import witness
 from chaos.customers import Sample
-from chaos.faults import Scene
 from chaos.orders import Deed
 from chaos.points import Role
 from chaos.processes import Child
+from chaos.scene import Scene
 from chaos.stage import Stage
 from chaos.verdict import Evidence, Flip, Loss, Presentation, Window, ill_told, taken_by_physics
 from chaos.witness import Step
