@@ -7,8 +7,9 @@ Promises, each one tested against raw sockets:
 * Whether the request left is observed, not guessed. Names of exceptions cannot tell: the HTTP client reports
   a disconnect in mid-request as a connect timeout. The body tells us when it is handed to the socket.
 * An answer that reached this machine in time is not thrown away by a clock. When time is over, the connection
-  is aborted instead of the task being cancelled: what was read by then is still an answer. The event loops
-  read their sockets before they run their timers, so this holds after a machine was paused, too.
+  is aborted instead of the task being cancelled: what was read by then is still an answer. What lies unread in
+  the socket is read first: a process that was stopped and goes on (``SIGCONT`` interrupts the polling of
+  sockets) runs its timers before it has looked at what came in meanwhile.
 * An answer belongs to its request: a connection on which anything arrived unasked is not used again.
 
 Proxies, netrc and cookies are not for token endpoints: ``HTTP_PROXY`` and ``~/.netrc`` are ignored, cookies
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Failure", "FailureKind", "Transport", "boottime"]
 
 MAX_BODY_BYTES: Final = 1024 * 1024
+LAST_READ_SECONDS: Final = 0.25
+"""How long an answer that lies in the socket at the end of its time may take to be read."""
 CONNECT_SHARE: Final = 0.5
 """How much of its time an exchange may spend on getting a connection. A request that left with a moment to
 spare would be an answer lost, and perhaps a refresh token spent, for nothing."""
@@ -121,6 +124,13 @@ class _Ask:
         raise _NotSentError(code)
 
     def _on_deadline(self) -> None:
+        protocol = self.connection.protocol if self.connection is not None else None
+        if self.left and protocol is not None and _has_input(protocol):
+            self._timer = self._loop.call_later(LAST_READ_SECONDS, self._give_up)
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
         self.time_is_over = True
         self.abort()
 

@@ -11,7 +11,7 @@ from redis import Redis
 from providers import load_registry
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
-from store.engine import check_ready, make_engine
+from store.engine import IDLE_IN_TRANSACTION_MS, check_ready, make_engine
 from store.limits import Budgets
 from tokenfleet import telemetry
 from tokenfleet.broker import make_celery
@@ -29,7 +29,11 @@ def serve(settings: Settings) -> None:
     tunables = settings.tunables
     registry = load_registry(settings.providers_dir, allow_http=tunables.allow_http_providers)
     name = process_name()
-    engine = make_engine(settings.database_url, application_name=f"tokenfleet scheduler {name}")
+    engine = make_engine(
+        settings.database_url,
+        application_name=f"tokenfleet scheduler {name}",
+        idle_in_transaction_ms=IDLE_IN_TRANSACTION_MS,
+    )
     check_ready(engine, max_clock_skew=timedelta(seconds=tunables.max_clock_skew_seconds))
     publisher = Publisher(
         make_celery(settings),

@@ -24,19 +24,26 @@ STATEMENT_TIMEOUT_MS: Final = 30_000
 LOCK_TIMEOUT_MS: Final = 10_000
 CONNECT_TIMEOUT_SECONDS: Final = 5
 TCP_USER_TIMEOUT_MS: Final = 10_000
+IDLE_IN_TRANSACTION_MS: Final = 5_000
+"""After so long Postgres ends the session of a scheduler or worker that was frozen in the middle of a transaction:
+the rows it has locked would be out of everybody's reach for as long as it sleeps. Not for commands, which may page
+through a result at a person's pace."""
 
 SCHEMA_REVISION: Final = "0001"
 """What this release needs; a test compares it with the newest migration. Workers read it here, because loading
 Alembic for it would cost each of them 5 MB."""
 
 
-def _connect_args(application_name: str, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> dict[str, Any]:
+def _connect_args(
+    application_name: str, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS, idle_in_transaction_ms: int = 0
+) -> dict[str, Any]:
     return {
         "application_name": application_name,
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         # READ COMMITTED whatever the database defaults to: our guarded updates wait for a competitor and then
         # judge the row that it left; at a higher level they would fail.
         "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={lock_timeout_ms} "
+        f"-c idle_in_transaction_session_timeout={idle_in_transaction_ms} "
         r"-c timezone=UTC -c default_transaction_isolation=read\ committed",
         # Keepalives are silent while something sent is unacknowledged: after a failover a commit would hang on.
         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
@@ -56,14 +63,19 @@ def _send_arrays_in_binary(_: object, pooled: ConnectionPoolEntry) -> None:
     driver.adapters.register_dumper(list, ListBinaryDumper)
 
 
-def make_engine(url: str, *, application_name: str, pool_size: int = 2) -> Engine:
-    """Return a synchronous engine for commands and the scheduler. Connects on first use."""
+def make_engine(
+    url: str, *, application_name: str, pool_size: int = 2, idle_in_transaction_ms: int = 0
+) -> Engine:
+    """Return a synchronous engine for commands and the scheduler. Connects on first use.
+
+    A transaction that its process leaves idle for ``idle_in_transaction_ms`` is ended; 0 is never.
+    """
     engine = create_engine(
         url,
         pool_size=pool_size,
         pool_pre_ping=True,
         hide_parameters=True,
-        connect_args=_connect_args(application_name),
+        connect_args=_connect_args(application_name, idle_in_transaction_ms=idle_in_transaction_ms),
     )
     event.listen(engine, "connect", _send_arrays_in_binary)
     return engine
@@ -79,7 +91,11 @@ def make_async_engine(
         max_overflow=2,
         pool_pre_ping=False,
         hide_parameters=True,
-        connect_args=_connect_args(application_name, lock_timeout_ms),
+        connect_args=_connect_args(
+            application_name,
+            lock_timeout_ms=lock_timeout_ms,
+            idle_in_transaction_ms=IDLE_IN_TRANSACTION_MS,
+        ),
     )
     event.listen(engine.sync_engine, "connect", _send_arrays_in_binary)
     return engine
@@ -89,6 +105,12 @@ def database_now(connection: Connection) -> datetime:
     """Return the database's clock, the only one that decides claims and expiry."""
     now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     return now
+
+
+def postmaster_start(connection: Connection) -> datetime:
+    """Return when this Postgres was started."""
+    moment: datetime = connection.execute(text("SELECT pg_postmaster_start_time()")).scalar_one()
+    return moment
 
 
 def schema_revision(connection: Connection) -> str | None:

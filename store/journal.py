@@ -38,6 +38,7 @@ from store import records
 from store.answers import SavedTokens
 from store.records import Damage
 from tokenfleet.errors import UserError
+from tokenfleet.jobs import AccountId
 
 Segment = NewType("Segment", int)
 
@@ -45,6 +46,7 @@ SEGMENT_BYTES: Final = 8 * 1024 * 1024
 _SUFFIX: Final = ".segment"
 _LOCK_NAME: Final = "lock"
 _DONE: Final = ".done"
+_DAMAGED: Final = "damaged"
 
 # macOS has no fdatasync.
 _sync_data = os.fsync if sys.platform == "darwin" else os.fdatasync
@@ -220,7 +222,7 @@ class Orphan:
     def discard(self) -> None:
         """Remove it: everything in it is settled. Damaged segments are kept beside it for a person."""
         for path in {damage.path for damage in self.damage}:
-            keep = self.directory.parent / "damaged"
+            keep = self.directory.parent / _DAMAGED
             keep.mkdir(exist_ok=True, mode=0o700)
             path.replace(keep / f"{self.directory.name}-{path.name}")
         _remove(self.directory)
@@ -257,6 +259,23 @@ def orphans(root: Path) -> Iterator[Orphan]:
         lock = None if directory.name.startswith(".") else _adopt(directory)
         if lock is not None:
             yield Orphan(directory, lock)
+
+
+def find(root: Path, wanted: Mapping[AccountId, int]) -> list[SavedTokens]:
+    """Return the answers on this disk that were asked for with the ``wanted`` generations, oldest first.
+
+    Living processes' journals are read too: one that is frozen, or cut off from Postgres, cannot tell what it
+    has. Torn records at a living journal's end are passed over; they are not there yet.
+    """
+    found: list[SavedTokens] = []
+    for path in sorted(root.glob(f"*/*{_SUFFIX}")):
+        if path.parent.name == _DAMAGED:
+            continue
+        # Removed meanwhile: then all of it is in Postgres.
+        with suppress(FileNotFoundError):
+            answers = records.read(path, [])
+            found.extend(answer for answer in answers if wanted.get(answer.account_id) == answer.generation)
+    return sorted(found, key=lambda answer: (answer.account_id, answer.epoch))
 
 
 def segments(directory: Path) -> list[Path]:

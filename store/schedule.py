@@ -44,7 +44,8 @@ _CLAIM = text("""
                     SELECT w.account_id FROM tokenfleet.refresh_schedule w
                     WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now()
                     ORDER BY w.next_refresh_at LIMIT allowance.outstanding))
-                AND (s.claimed_until IS NULL OR s.claimed_until <= now())
+                AND (s.claimed_until IS NULL OR (s.claimed_until <= now()
+                    AND (CAST(:take_over AS boolean) OR s.started_epoch < s.claim_epoch)))
             ORDER BY s.next_refresh_at
             LIMIT allowance.count
             FOR UPDATE SKIP LOCKED
@@ -74,6 +75,13 @@ _READ = text("""
            t.expires_at, t.obtained_at, t.refresh_token_expires_at, clock_timestamp() AS database_now
     FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
     WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
+""")
+
+_MOVED = text("""
+    SELECT t.account_id FROM tokenfleet.token_sets t
+    JOIN unnest(CAST(:account_ids AS bigint[]), CAST(:generations AS bigint[])) AS i (account_id, generation)
+        USING (account_id)
+    WHERE t.generation <> i.generation
 """)
 
 _ABANDON = text("""
@@ -153,11 +161,16 @@ class Attempt:
 
 
 def claim_due(
-    connection: Connection, allowances: Sequence[Allowance], *, claim: timedelta
+    connection: Connection,
+    allowances: Sequence[Allowance],
+    *,
+    claim: timedelta,
+    take_over: bool = True,
 ) -> dict[AppId, list[Claim]]:
     """Claim due accounts, most urgent first, at most ``count`` for each app, for ``claim`` from now.
 
-    Commit before publishing them. Any number of schedulers may do this at once; none waits for another.
+    ``take_over`` False leaves out accounts whose expired claim was started: their answer may be in somebody's
+    hands. Commit before publishing them. Any number of schedulers may do this at once; none waits for another.
     """
     rows = connection.execute(
         _CLAIM,
@@ -166,6 +179,7 @@ def claim_due(
             "counts": [allowance.count for allowance in allowances],
             "windows": [allowance.outstanding for allowance in allowances],
             "claim": claim,
+            "take_over": take_over,
         },
     )
     claims: dict[AppId, list[Claim]] = defaultdict(list)
@@ -234,6 +248,12 @@ def postpone(connection: Connection, job: RefreshJob, *, wait: timedelta) -> Non
 def abandon(connection: Connection, account_id: AccountId, epoch: Epoch) -> None:
     """Give back a claim that was started and under which nothing was sent: no answer can have been lost."""
     connection.execute(_ABANDON, {"account_id": account_id, "epoch": epoch})
+
+
+def moved_since(connection: Connection, generations: Mapping[AccountId, int]) -> frozenset[AccountId]:
+    """Return the accounts whose generation is another one now."""
+    parameters = {"account_ids": list(generations), "generations": list(generations.values())}
+    return frozenset(AccountId(row.account_id) for row in connection.execute(_MOVED, parameters))
 
 
 def request_refresh(connection: Connection, account_ids: Sequence[AccountId]) -> list[AccountId]:

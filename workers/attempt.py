@@ -38,6 +38,7 @@ from tokenfleet.policy import (
     Known,
     Quarantine,
     Replay,
+    RequireReauth,
     Save,
     decide,
 )
@@ -47,6 +48,7 @@ from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from workers.candidates import Candidates
 from workers.settling import KINDS, Asking, Judged, results
 from workers.writer import AppRecovered, GroupWriter, Result
 
@@ -59,11 +61,19 @@ APP_FAULTS: Final = frozenset({"client_secret_missing"})
 class Asker:
     """Performs attempts. One per worker process."""
 
-    def __init__(self, transport: Transport, vault: Vault, journal: Journal, writer: GroupWriter) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        vault: Vault,
+        journal: Journal,
+        writer: GroupWriter,
+        candidates: Candidates,
+    ) -> None:
         self._transport = transport
         self._vault = vault
         self._journal = journal
         self._writer = writer
+        self._candidates = candidates
         self._chance = random.SystemRandom().random
 
     async def perform(self, asking: Asking, attempt: Attempt) -> bool:
@@ -94,8 +104,29 @@ class Asker:
             replayed = True
         if _never_asked(exchange) and not replayed:
             return False
-        await self._settle(asking, attempt, Judged(outcome, decision, replayed, _milliseconds(began)))
+        judged = Judged(outcome, decision, replayed, _milliseconds(began))
+        if not await self._succeeded_by_candidate(asking, attempt, judged, refresh_token):
+            await self._settle(asking, attempt, judged)
         return True
+
+    async def _succeeded_by_candidate(
+        self, asking: Asking, attempt: Attempt, judged: Judged, rejected: Secret
+    ) -> bool:
+        """Answer whether a good answer that once lost a race takes the place of what was just rejected."""
+        if not isinstance(judged.decision, RequireReauth):
+            return False
+        succeeded = await self._candidates.succeed(
+            attempt.account_id,
+            attempt.epoch,
+            attempt.generation,
+            rejected=rejected,
+            code=judged.decision.code,
+            job_id=asking.job_id,
+            duration_ms=judged.duration_ms,
+        )
+        if succeeded:
+            telemetry.REFRESHES.labels(asking.provider.name, KINDS[type(judged.outcome)]).inc()
+        return succeeded
 
     def _prepare(self, asking: Asking, attempt: Attempt) -> tuple[TokenRequest, Secret] | Judged:
         """Open the refresh token and build the request, or say why that is impossible."""
@@ -127,6 +158,8 @@ class Asker:
             replayed=replayed,
             margins=asking.provider.margins,
             last_lifetime=lifetime,
+            rotates=asking.provider.rotates,
+            replay_grace=asking.provider.replay_grace,
         )
         return decide(outcome, known, now=now, chance=self._chance())
 

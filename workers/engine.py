@@ -11,7 +11,7 @@ import asyncio
 import gc
 import secrets
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -29,12 +29,13 @@ from store.engine import make_async_engine
 from store.journal import Journal
 from store.leases import Leases
 from tokenfleet import telemetry
-from tokenfleet.jobs import RefreshJob
+from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Settings, process_name
 from tokenfleet.telemetry import Event
 from workers.attempt import Asker
+from workers.candidates import Candidates
 from workers.refresh import STRAGGLER_SECONDS, Refresher
-from workers.replay import adopt_orphans
+from workers.replay import adopt_orphans, consult_journals
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
 
 R = TypeVar("R")
@@ -144,7 +145,8 @@ class Engine:
             wait_seconds=tunables.group_commit_seconds,
             probe_after=PROBE_AFTER,
         )
-        self._asker = Asker(self._transport, self._vault, self._journal, self._writer)
+        self._candidates = Candidates(self._engine, self._vault, self._writer)
+        self._asker = Asker(self._transport, self._vault, self._journal, self._writer, self._candidates)
         self._refresher = Refresher(
             self._engine,
             self._registry,
@@ -156,6 +158,7 @@ class Engine:
             owner=self.name,
             tunables=tunables,
             adopt=self._adopt,
+            consult=self._consult,
         )
         await self._adopt()
         self._postgres_away = False
@@ -211,12 +214,16 @@ class Engine:
                 if self._journal.trouble is not None:
                     self._journal.check()
                 await self._adopt()
+                await self._candidates.restore_deposed()
             except Exception as error:  # noqa: BLE001
                 # This task must outlive whatever goes wrong in one round: it is the one that notices recovery.
                 telemetry.logger().warning(Event.HOUSEKEEPING_FAILED.value, error=type(error).__name__)
 
     async def _adopt(self) -> int:
         return await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)
+
+    async def _consult(self, wanted: Mapping[AccountId, int]) -> frozenset[AccountId]:
+        return await consult_journals(self._engine, self._settings.journal_dir, wanted, actor=self.name)
 
     async def _postgres_answers(self) -> bool:
         try:

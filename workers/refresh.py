@@ -6,8 +6,9 @@ Invariants kept here:
   what was read then.
 * No new attempt starts that could not be saved: not while Postgres or the journal refuses writes.
 * Nobody asks about an account whose answer is here and not in Postgres yet, even when its claim has expired
-  meanwhile: not this process, which remembers; not a sibling, because the lease is kept alive; and not the
-  heir of a process that died, because it adopts the journal first.
+  meanwhile: not this process, which remembers; not a sibling, because the lease is kept alive; not the heir of
+  a process that died, because it adopts the journal first; and not who takes over from one that is frozen,
+  because it looks into that one's journal.
 * One provider that hangs occupies only its share of this process; what does not fit is postponed.
 """
 
@@ -16,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Concatenate, Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers import Registry
@@ -109,8 +111,13 @@ class Refresher:
         owner: str,
         tunables: Tunables,
         adopt: Callable[[], Awaitable[int]],
+        consult: Callable[[Mapping[AccountId, int]], Awaitable[frozenset[AccountId]]],
     ) -> None:
-        """``adopt`` returns when no dead process's answers are left on this machine."""
+        """``adopt`` returns when no dead process's answers are left on this machine.
+
+        ``consult`` writes the answers that any process here has for accounts at these generations, and returns
+        whose they were.
+        """
         self._engine = engine
         self._registry = registry
         self._vault = vault
@@ -126,6 +133,7 @@ class Refresher:
         self._room = Room(tunables.max_in_flight, share)
         self._running: set[asyncio.Task[None]] = set()
         self._adopt = adopt
+        self._consult = consult
         self._busy: set[AccountId] = set()
         self._renewal_seconds = tunables.lease_seconds / RENEWALS_PER_LEASE
 
@@ -181,6 +189,7 @@ class Refresher:
         claimed_at = boottime()
         attempts = await self._in_database(schedule.start, leased, claim=self._claim)
         read_at = boottime()
+        attempts = await self._without_answered(attempts)
         self._busy.update(attempt.account_id for attempt in attempts)
         started = {attempt.account_id for attempt in attempts}
         unused = [account_id for account_id, _ in leased.accounts if account_id not in started]
@@ -204,6 +213,19 @@ class Refresher:
             send_before=claimed_at + self._claim.total_seconds() - self._call_seconds - self._saving_seconds,
         )
         return [asyncio.create_task(self._perform(asking, attempt)) for attempt in attempts]
+
+    async def _without_answered(self, attempts: list[Attempt]) -> list[Attempt]:
+        """Return ``attempts`` without those whose earlier answer turns up at the last moment."""
+        doubtful = {attempt.account_id: attempt.generation for attempt in attempts if attempt.unanswered}
+        if not doubtful:
+            return attempts
+        answered = await self._consult(doubtful)
+        # A journal that is gone now has just been written to Postgres.
+        answered |= await self._in_database(schedule.moved_since, doubtful)
+        for attempt in attempts:
+            if attempt.account_id in answered:
+                await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
+        return [attempt for attempt in attempts if attempt.account_id not in answered]
 
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
@@ -264,7 +286,16 @@ class Refresher:
     async def _in_database(
         self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Run a function of ``store`` in one transaction of its own."""
+        """Run a function of ``store`` in one transaction of its own; once more when the connection was a dead one.
+
+        Every function here may be repeated: what a lost commit has already done, it does not do again.
+        """
+        try:
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(function, *args, **kwargs)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
         async with self._engine.begin() as connection:
             return await connection.run_sync(function, *args, **kwargs)
 

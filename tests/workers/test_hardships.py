@@ -183,3 +183,17 @@ def test_a_stop_gives_up_on_a_postgres_that_stays_away_and_leaves_the_answer_on_
     with fleet.worker():
         assert fleet.row(account_id).generation == 2, "the next worker adopted the journal"
     assert fleet.server.ledger().presented_twice == 0
+
+
+def test_a_job_that_meets_connections_which_were_cut_is_done_at_once(fleet: Fleet) -> None:
+    [account_id] = fleet.connect("customer")
+    with fleet.worker() as worker:
+        worker.run(fleet.claim())
+        cut = fleet.column(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name LIKE 'tokenfleet worker%'"
+        )
+        assert cut
+        fleet.make_due(account_id)
+        worker.run(fleet.claim())
+        assert fleet.row(account_id).generation == 3
