@@ -32,10 +32,11 @@ _OF_ACCOUNT = text("""
 """)
 
 _LATE = text("""
-    SELECT DISTINCT t.account_id, t.epoch, t.generation, t.refresh_token
+    SELECT DISTINCT t.account_id, s.claim_epoch, t.generation, t.refresh_token
     FROM tokenfleet.token_candidates c
     JOIN tokenfleet.accounts a ON a.id = c.account_id
     JOIN tokenfleet.token_sets t ON t.account_id = c.account_id
+    JOIN tokenfleet.refresh_schedule s ON s.account_id = c.account_id
     WHERE a.status = 'needs_reauth' AND c.created_at > t.obtained_at
 """)
 
@@ -53,6 +54,7 @@ _PROMOTE = text("""
             expires_at = c.expires_at, obtained_at = c.obtained_at,
             refresh_token_expires_at = c.refresh_token_expires_at, variables = t.variables || c.variables
         FROM i JOIN tokenfleet.token_candidates c ON c.id = i.candidate_id AND c.account_id = i.account_id
+        JOIN tokenfleet.refresh_schedule s ON s.account_id = i.account_id AND s.claim_epoch = i.epoch
         WHERE t.account_id = i.account_id AND t.generation = i.generation
         RETURNING t.account_id
     ), used AS (
@@ -134,13 +136,15 @@ def of_account(connection: Connection, account_id: AccountId) -> list[Candidate]
 def deposed(connection: Connection) -> list[Deposed]:
     """Return the accounts in ``needs_reauth`` that have a candidate. Cheap: candidates are few."""
     return [
-        Deposed(AccountId(row.account_id), Epoch(row.epoch), row.generation, row.refresh_token)
+        Deposed(AccountId(row.account_id), Epoch(row.claim_epoch), row.generation, row.refresh_token)
         for row in connection.execute(_LATE)
     ]
 
 
 def promote(connection: Connection, promotions: Sequence[Promotion], *, actor: str) -> frozenset[AccountId]:
-    """Put candidates in the place of rejected tokens, due now; returns the accounts whose generation had not moved.
+    """Put candidates in the place of rejected tokens, due now; returns the accounts where that was possible.
+
+    It is where neither the generation nor the claim has moved: else somebody else has tokens, or is asking.
 
     An account that was told to sign in again meanwhile becomes active, and that is told too (G5). The claims of
     the rejected attempts are given back. Writing twice does no harm.

@@ -99,7 +99,8 @@ def claim(connection: Connection, big: Big) -> None:
 def start(connection: Connection, big: Big) -> None:
     epochs = "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1, claimed_until = now() + interval '1 h'"
     connection.execute(
-        text(f"{epochs}, next_refresh_at = now() WHERE account_id = ANY (:ids)"), {"ids": [*big.ids]}
+        text(f"{epochs}, next_refresh_at = now() WHERE account_id = ANY (CAST(:ids AS bigint[]))"),
+        {"ids": [*big.ids]},
     )
     attempts = schedule.start(connection, big.job, claim=CLAIM)
     assert len(attempts) == BATCH
@@ -108,7 +109,7 @@ def start(connection: Connection, big: Big) -> None:
 def start_of_paused_accounts(connection: Connection, big: Big) -> None:
     transitions.pause(connection, big.ids, actor=ACTOR, reason=None)
     epochs = "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1, claimed_until = now() + interval '1 h'"
-    connection.execute(text(f"{epochs} WHERE account_id = ANY (:ids)"), {"ids": [*big.ids]})
+    connection.execute(text(f"{epochs} WHERE account_id = ANY (CAST(:ids AS bigint[]))"), {"ids": [*big.ids]})
     assert schedule.start(connection, big.job, claim=CLAIM) == []
 
 
@@ -134,6 +135,12 @@ def save_late_and_repeated_answers(connection: Connection, big: Big) -> None:
 
 
 def reject(connection: Connection, big: Big) -> None:
+    connection.execute(
+        text(
+            "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1 WHERE account_id = ANY (CAST(:ids AS bigint[]))"
+        ),
+        {"ids": big.ids[:3]},
+    )
     rejections = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
     assert len(settlement.reject(connection, rejections, actor=ACTOR)) == 3
 
