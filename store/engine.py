@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -24,6 +25,7 @@ STATEMENT_TIMEOUT_MS: Final = 30_000
 LOCK_TIMEOUT_MS: Final = 10_000
 CONNECT_TIMEOUT_SECONDS: Final = 5
 TCP_USER_TIMEOUT_MS: Final = 10_000
+READ_ONLY: Final = "25006"
 
 SCHEMA_REVISION: Final = "0001"
 """What this release needs; a test compares it with the newest migration. Workers read it here, because loading
@@ -46,6 +48,16 @@ def _connect_args(application_name: str, lock_timeout_ms: int = LOCK_TIMEOUT_MS)
     }
 
 
+def _leave_demoted_server(context: ExceptionContext) -> None:
+    """Drop a connection to a server that only reads, and its pool with it.
+
+    After a failover the old primary may keep our sessions, read-only for as long as they live; only a new one
+    finds the new primary.
+    """
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
+
+
 def _send_arrays_in_binary(_: object, pooled: ConnectionPoolEntry) -> None:
     """Rows go to Postgres as arrays, which psycopg writes as text unless it is told otherwise.
 
@@ -66,6 +78,7 @@ def make_engine(url: str, *, application_name: str, pool_size: int = 2) -> Engin
         connect_args=_connect_args(application_name),
     )
     event.listen(engine, "connect", _send_arrays_in_binary)
+    event.listen(engine, "handle_error", _leave_demoted_server)
     return engine
 
 
@@ -82,6 +95,7 @@ def make_async_engine(
         connect_args=_connect_args(application_name, lock_timeout_ms),
     )
     event.listen(engine.sync_engine, "connect", _send_arrays_in_binary)
+    event.listen(engine.sync_engine, "handle_error", _leave_demoted_server)
     return engine
 
 
@@ -149,7 +163,7 @@ def is_outage(error: DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
         return isinstance(error, OperationalError)
-    return state[:2] in {"08", "53", "57", "58", "40", "55"} or state == "25006"
+    return state[:2] in {"08", "53", "57", "58", "40", "55"} or state == READ_ONLY
 
 
 def is_contention(error: DBAPIError) -> bool:
