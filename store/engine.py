@@ -6,10 +6,16 @@ so that a stuck statement cannot hold rows for ever. No transaction is ever open
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 import time
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from psycopg import AsyncConnection
+from psycopg.abc import PQGen
+from psycopg.rows import TupleRow
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
@@ -25,7 +31,12 @@ STATEMENT_TIMEOUT_MS: Final = 30_000
 LOCK_TIMEOUT_MS: Final = 10_000
 CONNECT_TIMEOUT_SECONDS: Final = 5
 TCP_USER_TIMEOUT_MS: Final = 10_000
+ANSWER_SECONDS: Final = 35.0
+"""How long a worker waits for any answer. Longer than a statement may take, so it ends only what cannot end itself:
+a server whose disk hangs, or a pooler that is stuck, acknowledges everything and never answers."""
 READ_ONLY: Final = "25006"
+
+R = TypeVar("R")
 
 SCHEMA_REVISION: Final = "0001"
 """What this release needs; a test compares it with the newest migration. Workers read it here, because loading
@@ -46,6 +57,23 @@ def _connect_args(application_name: str, lock_timeout_ms: int = LOCK_TIMEOUT_MS)
         "keepalives_interval": 5,
         "keepalives_count": 3,
     }
+
+
+class _BoundedConnection(AsyncConnection[TupleRow]):
+    """A connection on which no wait is for ever: after :data:`ANSWER_SECONDS` it is lost like any other."""
+
+    async def wait(self, gen: PQGen[R], *args: Any, **kwargs: Any) -> R:
+        """Run one exchange with the server."""
+        timer = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._hang_up)
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        finally:
+            timer.cancel()
+
+    def _hang_up(self) -> None:
+        """Let whoever waits read the end of the connection."""
+        with socket.socket(fileno=os.dup(self.pgconn.socket)) as connected:
+            connected.shutdown(socket.SHUT_RDWR)
 
 
 def _leave_demoted_server(context: ExceptionContext) -> None:
@@ -92,7 +120,8 @@ def make_async_engine(
         max_overflow=2,
         pool_pre_ping=False,
         hide_parameters=True,
-        connect_args=_connect_args(application_name, lock_timeout_ms),
+        connect_args=_connect_args(application_name, lock_timeout_ms)
+        | {"async_creator_fn": _BoundedConnection.connect},
     )
     event.listen(engine.sync_engine, "connect", _send_arrays_in_binary)
     event.listen(engine.sync_engine, "handle_error", _leave_demoted_server)

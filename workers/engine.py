@@ -51,6 +51,8 @@ GIVE_UP_SECONDS: Final = 15.0
 """How long a stop waits for a Postgres that is away; the journal keeps the answers for the next worker."""
 PROBE_AFTER: Final = timedelta(seconds=30)
 REDIS_TIMEOUT_SECONDS: Final = 2.0
+POSTGRES_PROBE_SECONDS: Final = 5.0
+"""How long Postgres may leave a probe unanswered before the worker says so."""
 
 
 class Engine:
@@ -159,6 +161,7 @@ class Engine:
         )
         await self._adopt()
         self._postgres_away = False
+        self._probing: asyncio.Task[bool] | None = None
         self._writing = asyncio.create_task(self._writer.run())
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._housekeeping = asyncio.create_task(self._keep_house())
@@ -219,6 +222,13 @@ class Engine:
         return await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)
 
     async def _postgres_answers(self) -> bool:
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe_postgres())
+        # Not cancelled: it ends with its connection, and until then there is no need for a second one.
+        await asyncio.wait({self._probing}, timeout=POSTGRES_PROBE_SECONDS)
+        return self._probing.done() and self._probing.result()
+
+    async def _probe_postgres(self) -> bool:
         try:
             async with self._engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
