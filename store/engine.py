@@ -201,6 +201,14 @@ def is_contention(error: DBAPIError) -> bool:
     return state in {"55P03", "57014"} or state.startswith("40")
 
 
+def is_too_slow(error: DBAPIError) -> bool:
+    """Answer whether a statement took longer than it may, or somebody ended it: 57014.
+
+    Whoever waits for a lock is told so far sooner, so this is a server that can hardly write.
+    """
+    return getattr(error.orig, "sqlstate", None) == "57014"
+
+
 def is_about_the_data(error: DBAPIError) -> bool:
     """Answer whether Postgres refuses these very values (SQLSTATE classes 22 and 23), and would do so again."""
     return (getattr(error.orig, "sqlstate", None) or "")[:2] in {"22", "23"}
