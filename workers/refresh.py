@@ -22,6 +22,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers import Registry
@@ -165,7 +166,7 @@ class Refresher:
                 await self._leases.take(sorted(self._busy), self._owner)
 
     async def _begin(self, job: RefreshJob) -> list[asyncio.Task[None]]:
-        app = await self._in_database(apps.load, job.app_id)
+        app = await self._load_app(job.app_id)
         # A held app is asked about one account at a time: the probe. Nothing may fail between start and attempt,
         # so provider and credentials are looked up before.
         may_ask = app is not None and not app.is_paused and (app.held_since is None or len(job.accounts) == 1)
@@ -223,6 +224,19 @@ class Refresher:
             self._busy.discard(attempt.account_id)
             telemetry.IN_FLIGHT.dec()
             await self._room.leave(asking.app.app_id, 1)
+
+    async def _load_app(self, app_id: AppId) -> App | None:
+        """Return the app. The first statement of a job is the one that meets connections which died while idle.
+
+        After the first of them the pool has dropped all. Without a second try, the accounts of the first job after
+        a restart of Postgres would wait until their claims expire.
+        """
+        try:
+            return await self._in_database(apps.load, app_id)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        return await self._in_database(apps.load, app_id)
 
     async def _not_busy(self, job: RefreshJob) -> RefreshJob:
         """Return ``job`` without accounts that this process is busy with, whose answer may be unsaved still."""
