@@ -18,7 +18,6 @@ from typing import Any, Final, TypeVar
 
 import uvloop
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,7 +26,7 @@ from providers.transport import Transport
 from store import keys
 from store.engine import make_async_engine
 from store.journal import Journal
-from store.leases import Leases
+from store.leases import NO_ANSWER, Leases
 from tokenfleet import telemetry
 from tokenfleet.jobs import RefreshJob
 from tokenfleet.settings import Settings, process_name
@@ -239,7 +238,7 @@ class Engine:
     async def _redis_answers(self) -> bool:
         try:
             await self._redis.ping()
-        except (RedisError, OSError) as error:
+        except NO_ANSWER as error:
             if not self._redis_away:
                 telemetry.logger().error(Event.REDIS_UNAVAILABLE.value, error=type(error).__name__)
             return False
