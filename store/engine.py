@@ -6,12 +6,19 @@ so that a stuck statement cannot hold rows for ever. No transaction is ever open
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 import time
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from psycopg import AsyncConnection
+from psycopg.abc import PQGen
+from psycopg.rows import TupleRow
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -28,6 +35,12 @@ IDLE_IN_TRANSACTION_MS: Final = 5_000
 """After so long Postgres ends the session of a scheduler or worker that was frozen in the middle of a transaction:
 the rows it has locked would be out of everybody's reach for as long as it sleeps. Not for commands, which may page
 through a result at a person's pace."""
+ANSWER_SECONDS: Final = 35.0
+"""How long a worker waits for any answer. Longer than a statement may take, so it ends only what cannot end itself:
+a server whose disk hangs, or a pooler that is stuck, acknowledges everything and never answers."""
+READ_ONLY: Final = "25006"
+
+R = TypeVar("R")
 
 SCHEMA_REVISION: Final = "0001"
 """What this release needs; a test compares it with the newest migration. Workers read it here, because loading
@@ -51,6 +64,33 @@ def _connect_args(
         "keepalives_interval": 5,
         "keepalives_count": 3,
     }
+
+
+class _BoundedConnection(AsyncConnection[TupleRow]):
+    """A connection on which no wait is for ever: after :data:`ANSWER_SECONDS` it is lost like any other."""
+
+    async def wait(self, gen: PQGen[R], *args: Any, **kwargs: Any) -> R:
+        """Run one exchange with the server."""
+        timer = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._hang_up)
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        finally:
+            timer.cancel()
+
+    def _hang_up(self) -> None:
+        """Let whoever waits read the end of the connection."""
+        with socket.socket(fileno=os.dup(self.pgconn.socket)) as connected:
+            connected.shutdown(socket.SHUT_RDWR)
+
+
+def _leave_demoted_server(context: ExceptionContext) -> None:
+    """Drop a connection to a server that only reads, and its pool with it.
+
+    After a failover the old primary may keep our sessions, read-only for as long as they live; only a new one
+    finds the new primary.
+    """
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
 
 
 def _send_arrays_in_binary(_: object, pooled: ConnectionPoolEntry) -> None:
@@ -78,6 +118,7 @@ def make_engine(
         connect_args=_connect_args(application_name, idle_in_transaction_ms=idle_in_transaction_ms),
     )
     event.listen(engine, "connect", _send_arrays_in_binary)
+    event.listen(engine, "handle_error", _leave_demoted_server)
     return engine
 
 
@@ -95,9 +136,11 @@ def make_async_engine(
             application_name,
             lock_timeout_ms=lock_timeout_ms,
             idle_in_transaction_ms=IDLE_IN_TRANSACTION_MS,
-        ),
+        )
+        | {"async_creator_fn": _BoundedConnection.connect},
     )
     event.listen(engine.sync_engine, "connect", _send_arrays_in_binary)
+    event.listen(engine.sync_engine, "handle_error", _leave_demoted_server)
     return engine
 
 
@@ -171,13 +214,21 @@ def is_outage(error: DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
         return isinstance(error, OperationalError)
-    return state[:2] in {"08", "53", "57", "58", "40", "55"} or state == "25006"
+    return state[:2] in {"08", "53", "57", "58", "40", "55"} or state == READ_ONLY
 
 
 def is_contention(error: DBAPIError) -> bool:
     """Answer whether the statement waited for somebody else's lock in vain: 55P03, 57014, and class 40."""
     state = getattr(error.orig, "sqlstate", None) or ""
     return state in {"55P03", "57014"} or state.startswith("40")
+
+
+def is_too_slow(error: DBAPIError) -> bool:
+    """Answer whether a statement took longer than it may, or somebody ended it: 57014.
+
+    Whoever waits for a lock is told so far sooner, so this is a server that can hardly write.
+    """
+    return getattr(error.orig, "sqlstate", None) == "57014"
 
 
 def is_about_the_data(error: DBAPIError) -> bool:

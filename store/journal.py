@@ -76,13 +76,8 @@ class Journal:
         self.directory = root / name
         self.trouble: str | None = None
         """Why the disk refused the last write; no new request may start until :meth:`check` clears it."""
-        # Locked under a name that nobody adopts, then renamed: a sibling never sees it unlocked.
-        unborn = root / f".{name}"
         try:
-            unborn.mkdir(parents=True, mode=0o700)
-            self._lock = _lock(os.open(unborn / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600))
-            unborn.rename(self.directory)
-            _sync_directory(root)
+            self._lock = self._create()
             self._segments: dict[Segment, _Open] = {}
             self._next = 0
             self._current = Segment(0)
@@ -142,8 +137,13 @@ class Journal:
         return sum(entry.unsettled for entry in self._segments.values())
 
     def check(self) -> None:
-        """Clear ``trouble`` when an append would work now."""
+        """Clear ``trouble`` when an append would work now. A directory that somebody removed is made anew."""
         try:
+            if self._is_removed():
+                removed, self._lock = self._lock, self._create()
+                if removed is not None:
+                    os.close(removed)
+                self._roll()
             self._probe()
         except OSError as error:
             self._refused(str(error.strerror or error))
@@ -162,6 +162,24 @@ class Journal:
             _remove(self.directory)
         if self._lock is not None:
             os.close(self._lock)
+
+    def _create(self) -> int | None:
+        """Make our directory and return its lock."""
+        # Locked under a name that nobody adopts, then renamed: a sibling never sees it unlocked.
+        unborn = self.directory.with_name(f".{self.directory.name}")
+        unborn.mkdir(parents=True, mode=0o700, exist_ok=True)
+        lock = _lock(os.open(unborn / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600))
+        unborn.rename(self.directory)
+        _sync_directory(self.directory.parent)
+        return lock
+
+    def _is_removed(self) -> bool:
+        """Answer whether what we write would be found by nobody."""
+        try:
+            found = (self.directory / _LOCK_NAME).stat()
+        except FileNotFoundError:
+            return True
+        return self._lock is not None and not os.path.samestat(found, os.fstat(self._lock))
 
     def _roll(self) -> None:
         """Start a new segment; drop the previous one when it is already settled."""

@@ -18,7 +18,6 @@ from typing import Any, Final, TypeVar
 
 import uvloop
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,7 +26,7 @@ from providers.transport import Transport
 from store import keys
 from store.engine import make_async_engine
 from store.journal import Journal
-from store.leases import Leases
+from store.leases import NO_ANSWER, Leases
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Settings, process_name
@@ -52,6 +51,8 @@ GIVE_UP_SECONDS: Final = 15.0
 """How long a stop waits for a Postgres that is away; the journal keeps the answers for the next worker."""
 PROBE_AFTER: Final = timedelta(seconds=30)
 REDIS_TIMEOUT_SECONDS: Final = 2.0
+POSTGRES_PROBE_SECONDS: Final = 5.0
+"""How long Postgres may leave a probe unanswered before the worker says so."""
 
 
 class Engine:
@@ -162,6 +163,7 @@ class Engine:
         )
         await self._adopt()
         self._postgres_away = False
+        self._probing: asyncio.Task[bool] | None = None
         self._writing = asyncio.create_task(self._writer.run())
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._housekeeping = asyncio.create_task(self._keep_house())
@@ -226,6 +228,13 @@ class Engine:
         return await consult_journals(self._engine, self._settings.journal_dir, wanted, actor=self.name)
 
     async def _postgres_answers(self) -> bool:
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe_postgres())
+        # Not cancelled: it ends with its connection, and until then there is no need for a second one.
+        await asyncio.wait({self._probing}, timeout=POSTGRES_PROBE_SECONDS)
+        return self._probing.done() and self._probing.result()
+
+    async def _probe_postgres(self) -> bool:
         try:
             async with self._engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -236,7 +245,7 @@ class Engine:
     async def _redis_answers(self) -> bool:
         try:
             await self._redis.ping()
-        except (RedisError, OSError) as error:
+        except NO_ANSWER as error:
             if not self._redis_away:
                 telemetry.logger().error(Event.REDIS_UNAVAILABLE.value, error=type(error).__name__)
             return False

@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from store import apps, candidates, settlement
 from store.answers import SavedTokens
 from store.candidates import Promotion
-from store.engine import is_about_the_data, is_contention
+from store.engine import is_about_the_data, is_contention, is_too_slow
 from store.journal import Journal, JournalUnwritable, Segment
 from store.leases import Leases
 from store.settlement import Deferral, Rejection
@@ -163,6 +163,8 @@ class GroupWriter:
                 written = await self._commit(batch)
             except DBAPIError as error:
                 if is_about_the_data(error) or is_contention(error):
+                    if is_too_slow(error):
+                        self._note_outage(error)
                     await self._split(batch, error)
                     return
                 await self._wait(attempt, error)
@@ -299,6 +301,11 @@ class GroupWriter:
 
     async def _wait(self, attempt: int, error: Exception) -> None:
         """Pause. Meanwhile ``Refresher.keep_leases`` keeps these accounts, whose claims may run out, from others."""
+        self._note_outage(error)
+        await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+
+    def _note_outage(self, error: Exception) -> None:
+        """Let no new refresh start until something was written."""
         if self.available:
             self.available = False
             cause = error.orig if isinstance(error, DBAPIError) else error
@@ -307,7 +314,6 @@ class GroupWriter:
                 error=type(cause).__name__,
                 sqlstate=getattr(cause, "sqlstate", None),
             )
-        await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
 
 
 def _rejections(batch: Sequence[_Entry]) -> list[Rejection]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 
 from sqlalchemy import text
@@ -144,17 +143,6 @@ def test_an_account_whose_client_is_rejected_again_and_again_waits_longer_each_t
             waits.append(row.next_refresh_in)
     assert fleet.row(account_id).status == "active"
     assert waits[-1] > 2 * waits[0]
-
-
-def test_no_refresh_starts_after_the_journal_was_removed(fleet: Fleet) -> None:
-    first, second = fleet.connect("first", "second")
-    with fleet.worker() as worker:
-        shutil.rmtree(fleet.settings.journal_dir)
-        [job] = fleet.claim(count=1)
-        worker.run([job])
-        eventually(lambda: worker.engine.problems()[0] != [], what="the worker says so")
-        worker.run(fleet.claim())
-    assert sorted(fleet.row(each).generation for each in (first, second)) == [1, 2]
 
 
 def test_a_stop_gives_up_on_a_postgres_that_stays_away_and_leaves_the_answer_on_disk(
