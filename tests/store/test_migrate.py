@@ -55,11 +55,10 @@ class Newer:
 
 COLUMN = "op.execute('ALTER TABLE tokenfleet.accounts ADD COLUMN later text')"
 INDEX = """
-    op.execute("ALTER TABLE tokenfleet.refresh_schedule ADD COLUMN IF NOT EXISTS later text")
     with op.get_context().autocommit_block():
         op.execute("SET lock_timeout = 0")
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS tokenfleet.ix_later")
-        op.execute("CREATE INDEX CONCURRENTLY ix_later ON tokenfleet.refresh_schedule (later)")
+        op.execute("CREATE INDEX CONCURRENTLY ix_later ON tokenfleet.refresh_schedule (attempts)")
 """
 
 
