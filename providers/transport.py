@@ -205,6 +205,8 @@ class Transport:
         self._timeout_seconds = timeout_seconds
         self._max_connections = max_connections
         self._tls = tls or httpx.create_ssl_context()
+        self.asking = 0
+        """How many exchanges are under way. Whoever ends this process before it is 0 may lose an answer."""
         self._http = AiohttpTransport(verify=self._tls, client=self._open_session)
 
     async def ask(self, request: TokenRequest, *, send_before: float | None = None) -> Answer | Failure:
@@ -215,6 +217,7 @@ class Transport:
         """
         ask = _Ask(self._timeout_seconds, send_before)
         token = _asking.set(ask)
+        self.asking += 1
         try:
             response = await self._http.handle_async_request(_http_request(request, ask))
             body, flaw = await _read(response, ask)
@@ -225,6 +228,7 @@ class Transport:
             ask.abort()
             raise
         finally:
+            self.asking -= 1
             ask.finish()
             _asking.reset(token)
         headers = {

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -44,7 +45,7 @@ R = TypeVar("R")
 
 SCHEMA_REVISION: Final = "0001"
 """What this release needs; a test compares it with the newest migration. Workers read it here, because loading
-Alembic for it would cost each of them 5 MB."""
+Alembic for it would cost each of them 5 MB. Revisions are numbers of four digits, so they compare as text."""
 
 
 def _connect_args(
@@ -156,18 +157,60 @@ def postmaster_start(connection: Connection) -> datetime:
     return moment
 
 
-def schema_revision(connection: Connection) -> str | None:
-    """Return the revision of the database, or None when it was never migrated."""
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What the database says of its schema. ``revision`` is None when it was never migrated."""
+
+    revision: str | None
+    compatible_from: str | None = None
+    """The oldest ``SCHEMA_REVISION`` whose release runs on this schema, as the migration said that made it."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether this release runs on it: on its own schema, and on newer ones that say so (ADR 9)."""
+        if self.revision is None or self.revision < SCHEMA_REVISION:
+            return False
+        oldest = self.revision if self.compatible_from is None else self.compatible_from
+        return oldest <= SCHEMA_REVISION
+
+    def problem(self, shown: str) -> str | None:
+        """Return why this release does not run on it, and what to do, or None. ``shown`` names the database."""
+        if self.serves:
+            return None
+        if self.revision is None:
+            return f"the database at {shown} has no Tokenfleet schema: run 'tokenfleet db upgrade'"
+        if self.revision < SCHEMA_REVISION:
+            return (
+                f"the database at {shown} is at schema {self.revision}, not {SCHEMA_REVISION}: run "
+                "'tokenfleet db upgrade'"
+            )
+        oldest = self.compatible_from or self.revision
+        return (
+            f"this release is older than the database at {shown}: it is for schema {SCHEMA_REVISION}, the "
+            f"database is at {self.revision}: deploy a release for schema {oldest} or newer"
+        )
+
+
+def schema_of(connection: Connection) -> Schema:
+    """Return what the database says of its schema."""
     table = f"{APPLICATION_SCHEMA}.alembic_version"
     exists = connection.execute(text("SELECT to_regclass(:table)"), {"table": table}).scalar_one()
     if exists is None:
-        return None
-    revision: str | None = connection.execute(text(f"SELECT version_num FROM {table}")).scalar_one_or_none()
-    return revision
+        return Schema(None)
+    # As a document, because databases that were migrated before the rule have no such column.
+    found = connection.execute(
+        text(f"SELECT version_num, to_jsonb(v) ->> 'compatible_from' FROM {table} v")
+    ).one_or_none()
+    return Schema(None) if found is None else Schema(*found)
+
+
+def schema_revision(connection: Connection) -> str | None:
+    """Return the revision of the database, or None when it was never migrated."""
+    return schema_of(connection).revision
 
 
 def check_ready(engine: Engine, *, max_clock_skew: timedelta, local_time: float | None = None) -> None:
-    """Return when Postgres answers, its schema is current, and the clocks agree.
+    """Return when Postgres answers, its schema serves this release, and the clocks agree.
 
     Raises :class:`UserError` in one sentence otherwise. ``local_time`` is this machine's clock as seconds
     since the epoch, :func:`time.time` unless given.
@@ -176,7 +219,7 @@ def check_ready(engine: Engine, *, max_clock_skew: timedelta, local_time: float 
     try:
         with engine.connect() as connection:
             now = database_now(connection)
-            current = schema_revision(connection)
+            schema = schema_of(connection)
     except OperationalError as error:
         raise UserError(
             f"Postgres at {shown} does not answer ({_reason(error)}): start it, or correct "
@@ -187,13 +230,8 @@ def check_ready(engine: Engine, *, max_clock_skew: timedelta, local_time: float 
             f"Postgres at {shown} does not let us look ({_reason(error)}): grant that to the role, or name "
             "another one in TOKENFLEET_DATABASE_URL"
         ) from error
-    if current != SCHEMA_REVISION:
-        state = (
-            "has no Tokenfleet schema"
-            if current is None
-            else f"is at schema {current}, not {SCHEMA_REVISION}"
-        )
-        raise UserError(f"the database at {shown} {state}: run 'tokenfleet db upgrade'")
+    if (problem := schema.problem(shown)) is not None:
+        raise UserError(problem)
     skew = (local_time if local_time is not None else time.time()) - now.timestamp()
     if abs(skew) > max_clock_skew.total_seconds():
         side = "ahead of" if skew > 0 else "behind"

@@ -120,6 +120,8 @@ class GroupWriter:
         self._waiting: set[asyncio.Task[None]] = set()
         self.available = True
         """False while Postgres refuses writes: no new refresh may start."""
+        self.in_memory_only = 0
+        """Answers that are neither in Postgres nor on disk: who ends this process now loses them."""
 
     def add(self, *results: Result, segment: Segment | None = None) -> asyncio.Future[bool]:
         """Queue the results of one attempt; the future is True when they are in Postgres, False if it refuses them.
@@ -127,9 +129,15 @@ class GroupWriter:
         ``segment`` is where the journal holds the answer among them.
         """
         entry = _Entry(results, segment, asyncio.get_running_loop().create_future())
+        if segment is None and any(isinstance(result, SavedTokens) for result in results):
+            self.in_memory_only += 1
+            entry.done.add_done_callback(self._is_safe)
         self._pending.append(entry)
         self._wake.set()
         return entry.done
+
+    def _is_safe(self, _: asyncio.Future[bool]) -> None:
+        self.in_memory_only -= 1
 
     async def run(self) -> None:
         """Write until :meth:`close` was called and everything is written."""
