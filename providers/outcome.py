@@ -3,7 +3,8 @@
 Order: a success is a success; then the definition's error rules as written; then the error codes of RFC 6749
 section 5.2; then the status. Only the first two rows of that order can say that a grant is gone, and only a
 body that can be read can say it (G4). An answer that may have come with a new refresh token, but cannot be
-read, is :class:`OutcomeUnknown`: the caller must not assume that the old one is unspent.
+read, is :class:`OutcomeUnknown`: the caller must not assume that the old one is unspent. And a refresh token that
+came is never thrown away for what came beside it: what else is odd about an answer costs the oddity, not the tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -37,6 +39,8 @@ from tokenfleet.outcome import (
 )
 from tokenfleet_client.secret import Secret
 
+Document = dict[str, Any] | list[Any]
+
 RFC6749_ERRORS: Final[Mapping[str, RefreshOutcome]] = {
     "invalid_grant": "grant_rejected",
     "invalid_client": "client_rejected",
@@ -53,7 +57,7 @@ RFC6749_ERRORS: Final[Mapping[str, RefreshOutcome]] = {
 RETRY_STATUSES: Final = frozenset({408, 425})
 """4xx statuses that by their own definition invite a repetition (RFC 9110 section 15.5.9, RFC 8470)."""
 
-MAX_FORM_FIELDS: Final = 100
+MAX_FORM_FIELDS: Final = 1000
 MAX_TEXT_CHARACTERS: Final = 10_000
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -64,7 +68,37 @@ def _bounded_int(digits: str) -> int | None:
     return int(digits) if len(digits) <= 30 else None
 
 
-_JSON = json.JSONDecoder(parse_int=_bounded_int, strict=False)
+@dataclass(frozen=True, slots=True)
+class _Repeated:
+    """What a member says that stands in one object several times, each time something else.
+
+    Which one counts differs from reader to reader, so no rule sees a word in it (G4); only a token is taken from
+    it, because losing one costs more than presenting a wrong one.
+    """
+
+    values: tuple[object, ...]
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the members of an object. Where a name is repeated, null and empty text yield to the others."""
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
+    told: dict[str, list[Any]] = {name: [] for name in members}
+    for name, value in pairs:
+        if value is not None and value != "":
+            told[name].append(value)
+    return {name: _agreed(values) for name, values in told.items()}
+
+
+def _agreed(values: list[Any]) -> object:
+    if not values:
+        return None
+    return values[-1] if all(value == values[-1] for value in values) else _Repeated(tuple(values))
+
+
+_JSON = json.JSONDecoder(parse_int=_bounded_int, object_pairs_hook=_members, strict=False)
+_FORM = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}=")
 
 
 class AnswerReader:
@@ -110,16 +144,16 @@ class AnswerReader:
             if exchange.kind is FailureKind.NOT_SENT:
                 return Unavailable(exchange.code)
             return OutcomeUnknown(exchange.code)
-        document = None if exchange.flaw else _parse(exchange)
+        document, is_whole = (None, False) if exchange.flaw else _parse(exchange)
         if isinstance(document, dict) and 200 <= exchange.status < 300:
             tokens = self._tokens(document, now)
             if tokens is not None:
                 return Refreshed(tokens)
-        return self._error(exchange, document, now)
+        return self._error(exchange, document if is_whole else None, now)
 
     def _tokens(self, document: dict[str, Any], now: datetime) -> TokenAnswer | None:
         """Return the tokens of a 2xx answer, or None when it is not a success."""
-        access_token = _token(first(self._access_token, document))
+        access_token = _sendable(_token(first(self._access_token, document)))
         if access_token is None or not all(holds(document) for holds in self._success):
             return None
         refresh_token = _token(first(self._refresh_token, document))
@@ -168,7 +202,11 @@ class AnswerReader:
         if status not in DEFAULT_STATUSES or status in RETRY_STATUSES:
             return Unavailable(code)
         if document is not None:
-            return Undescribed(error_word(document) or code, shape_of(status, document))
+            word, shape = error_word(document) or code, shape_of(status, document)
+            successor = None
+            if isinstance(document, dict) and 200 <= status < 300:
+                successor = _token(first(self._refresh_token, document))
+            return Undescribed(word, shape, Secret(successor) if successor else None)
         if status >= 400:
             return Unavailable(code)
         return OutcomeUnknown(answer.flaw or ("unreadable_answer" if answer.body else "empty_answer"))
@@ -190,23 +228,25 @@ def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, 
             return Undescribed(code, shape_of(answer.status, document))
 
 
-def _parse(answer: Answer) -> dict[str, Any] | list[Any] | None:
-    """Return the object or list that the body holds, or None for anything else.
+def _parse(answer: Answer) -> tuple[Document | None, bool]:
+    """Return the object or list that the body holds, None for anything else; and whether that is the whole body.
 
-    Bytes that are not UTF-8 become replacement characters: an accent in an error description must not hide
-    the error code beside it. A token never contains one (see :func:`_token`).
+    A form that is called something else and JSON with something behind it are not: such a body may bring tokens,
+    but its word against a grant does not count. Bytes that are not UTF become replacement characters: an accent
+    in an error description must not hide the error code beside it. A token never contains one (see :func:`_token`).
     """
-    text = answer.body.decode("utf-8-sig", "replace").strip()
-    if answer.headers.get("content-type", "").startswith(FORM_TYPE) and not text.startswith(("{", "[")):
+    text = answer.body.decode(json.detect_encoding(answer.body), "replace").strip()
+    is_form = answer.headers.get("content-type", "").lower().startswith(FORM_TYPE)
+    if not text.startswith(("{", "[")) and (is_form or _FORM.match(text)):
         try:
-            return dict(parse_qsl(text, max_num_fields=MAX_FORM_FIELDS)) or None
+            return _members(parse_qsl(text, max_num_fields=MAX_FORM_FIELDS)) or None, is_form
         except ValueError:
-            return None
+            return None, False
     try:
-        document = _JSON.decode(text)
+        document, end = _JSON.raw_decode(text)
     except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, (dict, list)) else None
+        return None, False
+    return (document, end == len(text)) if isinstance(document, (dict, list)) else (None, False)
 
 
 def _paths(texts: tuple[str, ...]) -> tuple[Path, ...]:
@@ -214,7 +254,9 @@ def _paths(texts: tuple[str, ...]) -> tuple[Path, ...]:
 
 
 def _token(value: object) -> str | None:
-    """Return ``value`` if it can be a token: text that survives being stored and sent."""
+    """Return ``value`` if it can be a token: text that survives being stored."""
+    if isinstance(value, _Repeated):
+        return next(filter(None, map(_token, reversed(value.values))), None)
     if not isinstance(value, str) or not value:
         return None
     if value.isascii():
@@ -224,6 +266,12 @@ def _token(value: object) -> str | None:
     except UnicodeEncodeError:
         return None
     return None if "\N{REPLACEMENT CHARACTER}" in value else value
+
+
+def _sendable(access_token: str | None) -> str | None:
+    """Return the token as a header carries it (RFC 6750 section 2.1), or None: readers could do nothing with it."""
+    access_token = access_token and access_token.strip()
+    return access_token if access_token and access_token.isprintable() else None
 
 
 def _text(value: object) -> str | None:

@@ -70,7 +70,8 @@ _START = text("""
 """)
 
 _READ = text("""
-    SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.refresh_token, t.scope,
+    SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.access_token,
+           t.refresh_token, t.scope,
            t.expires_at, t.obtained_at, t.refresh_token_expires_at, clock_timestamp() AS database_now
     FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
     WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
@@ -132,7 +133,7 @@ class Claim:
 class Attempt:
     """An account whose claim was just started by this process: all that is needed to ask.
 
-    ``refresh_token`` is sealed. ``database_now`` is the database's clock at the reading, from which the
+    Both tokens are sealed. ``database_now`` is the database's clock at the reading, from which the
     caller derives every later moment.
     """
 
@@ -140,6 +141,7 @@ class Attempt:
     epoch: Epoch
     status: AccountStatus
     generation: int
+    access_token: bytes | None
     refresh_token: bytes | None
     scope: str | None
     variables: Mapping[str, str]
@@ -203,6 +205,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 epoch=Epoch(schedule.claim_epoch),
                 status=AccountStatus(row.status),
                 generation=row.generation,
+                access_token=row.access_token,
                 refresh_token=row.refresh_token,
                 scope=row.scope,
                 variables=row.variables,

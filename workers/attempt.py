@@ -31,6 +31,8 @@ from tokenfleet.outcome import (
     Outcome,
     Refreshed,
     RequestRejected,
+    TokenAnswer,
+    Undescribed,
 )
 from tokenfleet.policy import (
     QUARANTINE_DELAY,
@@ -38,6 +40,7 @@ from tokenfleet.policy import (
     Known,
     Quarantine,
     Replay,
+    RetryLater,
     Save,
     decide,
 )
@@ -83,11 +86,18 @@ class Asker:
             now = asking.now(attempt)
             outcome = asking.provider.read(exchange, now=now)
             decision = self._decide(outcome, asking, attempt, replayed, now)
+            completed = self._completed(attempt, outcome, refresh_token)
+            if completed is not None and isinstance(decision, RetryLater):
+                outcome, decision = completed, Save(decision.at, attempt.expires_at)
+                now = attempt.obtained_at
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
                 duration_ms = _milliseconds(began)
                 answer = self._seal(asking, attempt, outcome, decision, refresh_token, now, duration_ms)
                 saved = self._keep(asking, answer)
                 await self._report(asking, answer, saved)
+                if completed is not None:
+                    code = "access_token_missing"
+                    telemetry.alarm(Event.ACCOUNT_TROUBLED, account_id=attempt.account_id, code=code)
                 return True
             if not isinstance(decision, Replay):
                 break
@@ -130,6 +140,21 @@ class Asker:
         )
         return decide(outcome, known, now=now, chance=self._chance())
 
+    def _completed(self, attempt: Attempt, outcome: Outcome, presented: Secret) -> Refreshed | None:
+        """Return an answer with a new refresh token and no access token, completed by the one that we have.
+
+        The provider has rotated: without the successor the account would be lost. None for any other outcome.
+        """
+        successor = outcome.refresh_token if isinstance(outcome, Undescribed) else None
+        if successor is None or successor == presented:
+            return None
+        kept = ""
+        if attempt.access_token is not None:
+            with contextlib.suppress(EnvelopeError):
+                binding = access_token_binding(attempt.account_id, attempt.generation)
+                kept = self._vault.access.open(attempt.access_token, binding)
+        return Refreshed(TokenAnswer(Secret(kept), refresh_token=successor))
+
     def _seal(
         self,
         asking: Asking,
@@ -168,7 +193,7 @@ class Asker:
             next_refresh_at=decision.next_refresh_at,
             job_id=asking.job_id,
             duration_ms=duration_ms,
-            connecting=attempt.status is AccountStatus.CONNECTING,
+            connecting=attempt.status is AccountStatus.CONNECTING and bool(tokens.access_token),
         )
 
     def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:
