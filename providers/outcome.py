@@ -9,18 +9,15 @@ came is never thrown away for what came beside it: what else is odd about an ans
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
+from providers.documents import Document, Repeated, parse
 from providers.exchange import Answer, Exchange, Failure, FailureKind
 from providers.expiry import ExpiryReader, jwt_expiry
-from providers.oauth2 import FORM_TYPE
 from providers.paths import Path, first
 from providers.rules import DEFAULT_STATUSES, CompiledRule, condition_test, scalar_text
 from providers.shapes import error_word, shape_of
@@ -39,8 +36,6 @@ from tokenfleet.outcome import (
 )
 from tokenfleet_client.secret import Secret
 
-Document = dict[str, Any] | list[Any]
-
 RFC6749_ERRORS: Final[Mapping[str, RefreshOutcome]] = {
     "invalid_grant": "grant_rejected",
     "invalid_client": "client_rejected",
@@ -57,48 +52,9 @@ RFC6749_ERRORS: Final[Mapping[str, RefreshOutcome]] = {
 RETRY_STATUSES: Final = frozenset({408, 425})
 """4xx statuses that by their own definition invite a repetition (RFC 9110 section 15.5.9, RFC 8470)."""
 
-MAX_FORM_FIELDS: Final = 1000
 MAX_TEXT_CHARACTERS: Final = 10_000
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
-
-
-def _bounded_int(digits: str) -> int | None:
-    """An integer that can be no expiry and no code is null: one absurd field must not cost us the tokens."""
-    return int(digits) if len(digits) <= 30 else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Repeated:
-    """What a member says that stands in one object several times, each time something else.
-
-    Which one counts differs from reader to reader, so no rule sees a word in it (G4); only a token is taken from
-    it, because losing one costs more than presenting a wrong one.
-    """
-
-    values: tuple[object, ...]
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the members of an object. Where a name is repeated, null and empty text yield to the others."""
-    members = dict(pairs)
-    if len(members) == len(pairs):
-        return members
-    told: dict[str, list[Any]] = {name: [] for name in members}
-    for name, value in pairs:
-        if value is not None and value != "":
-            told[name].append(value)
-    return {name: _agreed(values) for name, values in told.items()}
-
-
-def _agreed(values: list[Any]) -> object:
-    if not values:
-        return None
-    return values[-1] if all(value == values[-1] for value in values) else _Repeated(tuple(values))
-
-
-_JSON = json.JSONDecoder(parse_int=_bounded_int, object_pairs_hook=_members, strict=False)
-_FORM = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}=")
 
 
 class AnswerReader:
@@ -144,12 +100,26 @@ class AnswerReader:
             if exchange.kind is FailureKind.NOT_SENT:
                 return Unavailable(exchange.code)
             return OutcomeUnknown(exchange.code)
-        document, is_whole = (None, False) if exchange.flaw else _parse(exchange)
+        document, is_whole = (None, False) if exchange.flaw else parse(exchange)
         if isinstance(document, dict) and 200 <= exchange.status < 300:
             tokens = self._tokens(document, now)
             if tokens is not None:
                 return Refreshed(tokens)
+            if is_whole and self._contradicts_itself(document):
+                return self._undescribed(exchange.status, document)
         return self._error(exchange, document if is_whole else None, now)
+
+    def _contradicts_itself(self, document: dict[str, Any]) -> bool:
+        """Answer whether an answer that is no success brings both tokens: then no error in it is a definite word."""
+        paths = (self._access_token, self._refresh_token)
+        return all(_token(first(path, document)) is not None for path in paths)
+
+    def _undescribed(self, status: int, document: Document) -> Undescribed:
+        word, shape = error_word(document) or _status_code(status), shape_of(status, document)
+        successor = None
+        if isinstance(document, dict) and 200 <= status < 300:
+            successor = _token(first(self._refresh_token, document))
+        return Undescribed(word, shape, Secret(successor) if successor else None)
 
     def _tokens(self, document: dict[str, Any], now: datetime) -> TokenAnswer | None:
         """Return the tokens of a 2xx answer, or None when it is not a success."""
@@ -183,7 +153,7 @@ class AnswerReader:
                 continue
         return captured
 
-    def _error(self, answer: Answer, document: object, now: datetime) -> Outcome:
+    def _error(self, answer: Answer, document: Document | None, now: datetime) -> Outcome:
         status = answer.status
         for rule in self._rules:
             code = rule.code_for(status, document)
@@ -194,7 +164,7 @@ class AnswerReader:
             known = RFC6749_ERRORS.get(error) if isinstance(error, str) else None
             if known is not None:
                 return _outcome(known, str(error), answer, document, now)
-        code = f"http_{status}" if 100 <= status <= 999 else "http_invalid"
+        code = _status_code(status)
         if status == 429:
             return Throttled(code, _retry_after(answer, now))
         if status == 503 and (retry_after := _retry_after(answer, now)) is not None:
@@ -202,14 +172,14 @@ class AnswerReader:
         if status not in DEFAULT_STATUSES or status in RETRY_STATUSES:
             return Unavailable(code)
         if document is not None:
-            word, shape = error_word(document) or code, shape_of(status, document)
-            successor = None
-            if isinstance(document, dict) and 200 <= status < 300:
-                successor = _token(first(self._refresh_token, document))
-            return Undescribed(word, shape, Secret(successor) if successor else None)
+            return self._undescribed(status, document)
         if status >= 400:
             return Unavailable(code)
         return OutcomeUnknown(answer.flaw or ("unreadable_answer" if answer.body else "empty_answer"))
+
+
+def _status_code(status: int) -> str:
+    return f"http_{status}" if 100 <= status <= 999 else "http_invalid"
 
 
 def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, now: datetime) -> Outcome:
@@ -228,34 +198,13 @@ def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, 
             return Undescribed(code, shape_of(answer.status, document))
 
 
-def _parse(answer: Answer) -> tuple[Document | None, bool]:
-    """Return the object or list that the body holds, None for anything else; and whether that is the whole body.
-
-    A form that is called something else and JSON with something behind it are not: such a body may bring tokens,
-    but its word against a grant does not count. Bytes that are not UTF become replacement characters: an accent
-    in an error description must not hide the error code beside it. A token never contains one (see :func:`_token`).
-    """
-    text = answer.body.decode(json.detect_encoding(answer.body), "replace").strip()
-    is_form = answer.headers.get("content-type", "").lower().startswith(FORM_TYPE)
-    if not text.startswith(("{", "[")) and (is_form or _FORM.match(text)):
-        try:
-            return _members(parse_qsl(text, max_num_fields=MAX_FORM_FIELDS)) or None, is_form
-        except ValueError:
-            return None, False
-    try:
-        document, end = _JSON.raw_decode(text)
-    except (ValueError, RecursionError):
-        return None, False
-    return (document, end == len(text)) if isinstance(document, (dict, list)) else (None, False)
-
-
 def _paths(texts: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(Path.compile(text) for text in texts)
 
 
 def _token(value: object) -> str | None:
     """Return ``value`` if it can be a token: text that survives being stored."""
-    if isinstance(value, _Repeated):
+    if isinstance(value, Repeated):
         return next(filter(None, map(_token, reversed(value.values))), None)
     if not isinstance(value, str) or not value:
         return None
