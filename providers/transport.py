@@ -48,7 +48,9 @@ from providers.exchange import Answer, Failure, FailureKind, TokenRequest
 
 __all__ = ["Answer", "Failure", "FailureKind", "Transport", "boottime"]
 
-MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_BODY_BYTES: Final = 256 * 1024
+"""Token responses have a few kB. A thousand pages in flight must fit into memory, and reading one holds up the loop:
+60 ms for the worst kind of this size, a quarter of a second for a megabyte of it."""
 
 _IDENTITY: Final = {"User-Agent": "tokenfleet", "Accept-Encoding": "identity"}
 _parsed_url: Final = lru_cache(maxsize=4096)(httpx.URL)
