@@ -7,9 +7,13 @@ so that a stuck statement cannot hold rows for ever. No transaction is ever open
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import psycopg
+from psycopg.abc import AdaptContext
+from psycopg.adapt import Buffer, Loader
+from psycopg.pq import Format
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
@@ -46,6 +50,37 @@ def _connect_args(application_name: str, lock_timeout_ms: int = LOCK_TIMEOUT_MS)
     }
 
 
+FIRST_MOMENT: Final = datetime.min.replace(tzinfo=UTC)
+LAST_MOMENT: Final = datetime.max.replace(tzinfo=UTC)
+
+_TIMESTAMPTZ: Final = psycopg.adapters.types["timestamptz"].oid
+_MomentLoader: Final = psycopg.adapters.get_loader(_TIMESTAMPTZ, Format.TEXT) or Loader
+
+
+class _BoundedMoment(Loader):
+    """Reads a moment; one outside of Python's calendar, ``infinity`` among them, becomes its first or last.
+
+    The driver raises for these, and one such row would stop every tick and every job that meets it.
+    """
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        self._load = _MomentLoader(oid, context).load
+
+    def load(self, data: Buffer) -> datetime:
+        try:
+            moment: datetime = self._load(data)
+        except psycopg.DataError:
+            written = bytes(data)
+            return FIRST_MOMENT if written.startswith(b"-") or written.endswith(b"BC") else LAST_MOMENT
+        return moment
+
+
+def _read_any_moment(_: object, pooled: ConnectionPoolEntry) -> None:
+    driver: Any = pooled.driver_connection
+    driver.adapters.register_loader(_TIMESTAMPTZ, _BoundedMoment)
+
+
 def _send_arrays_in_binary(_: object, pooled: ConnectionPoolEntry) -> None:
     """Rows go to Postgres as arrays, which psycopg writes as text unless it is told otherwise.
 
@@ -66,6 +101,7 @@ def make_engine(url: str, *, application_name: str, pool_size: int = 2) -> Engin
         connect_args=_connect_args(application_name),
     )
     event.listen(engine, "connect", _send_arrays_in_binary)
+    event.listen(engine, "connect", _read_any_moment)
     return engine
 
 
@@ -82,6 +118,7 @@ def make_async_engine(
         connect_args=_connect_args(application_name, lock_timeout_ms),
     )
     event.listen(engine.sync_engine, "connect", _send_arrays_in_binary)
+    event.listen(engine.sync_engine, "connect", _read_any_moment)
     return engine
 
 
