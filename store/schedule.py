@@ -83,7 +83,11 @@ _ABANDON = text("""
 """)
 
 _UNCLAIM = text("""
-    UPDATE tokenfleet.refresh_schedule SET claimed_until = NULL
+    UPDATE tokenfleet.refresh_schedule
+    SET claimed_until = NULL,
+        -- Due and not refreshable: every tick would claim it anew, for ever.
+        next_refresh_at = CASE WHEN account_id = ANY (CAST(:unrefreshable AS bigint[])) THEN NULL
+                               ELSE next_refresh_at END
     WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
@@ -184,7 +188,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     Two statements in the caller's transaction: the second one takes a new snapshot (READ COMMITTED), so it
     sees what a sibling committed while the first one waited for its row. The claim is renewed for ``claim``.
     Accounts that are not refreshable any more, or that a late answer has made fresh meanwhile, are unclaimed
-    and left out.
+    and left out; the former are not due any more.
     """
     started = {
         row.account_id: row
@@ -193,10 +197,14 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     if not started:
         return []
     attempts: list[Attempt] = []
+    unrefreshable: list[int] = []
     for row in connection.execute(_READ, {"account_ids": list(started)}):
         schedule = started[row.id]
         is_due = schedule.next_refresh_at is not None and schedule.next_refresh_at <= row.database_now
-        if row.status not in REFRESHABLE or row.refresh_token is None or not is_due:
+        if row.status not in REFRESHABLE:
+            unrefreshable.append(row.id)
+            continue
+        if not is_due:
             continue
         del started[row.id]
         attempts.append(
@@ -220,7 +228,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
         )
     if started:
         # Still locked by the first statement: nobody can have claimed them meanwhile.
-        connection.execute(_UNCLAIM, {"account_ids": list(started)})
+        connection.execute(_UNCLAIM, {"account_ids": list(started), "unrefreshable": unrefreshable})
     return attempts
 
 

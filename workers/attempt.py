@@ -110,13 +110,16 @@ class Asker:
     def _prepare(self, asking: Asking, attempt: Attempt) -> tuple[TokenRequest, Secret] | Judged:
         """Open the refresh token and build the request, or say why that is impossible."""
         now = asking.now(attempt)
-        assert attempt.refresh_token is not None
         binding = refresh_token_binding(attempt.account_id, attempt.generation)
+        code = "refresh_token_missing"
         try:
-            refresh_token = Secret(self._vault.refresh.open(attempt.refresh_token, binding))
+            refresh_token = Secret(self._vault.refresh.open(attempt.refresh_token or b"", binding))
         except EnvelopeError:
-            # Repetition cannot help: the ciphertext was altered, moved, or its key is not here.
-            code = "envelope_unreadable"
+            # The ciphertext was altered or moved, or its key is not here.
+            refresh_token = Secret("")
+            code = "envelope_unreadable" if attempt.refresh_token is not None else code
+        if not refresh_token:
+            # Repetition cannot help.
             return Judged(RequestRejected(code), Quarantine(now + QUARANTINE_DELAY, code), False, 0)
         telemetry.UNSEALED.labels("refresh").inc()
         variables = {**asking.app.variables, **attempt.variables}
