@@ -6,24 +6,16 @@ so that a stuck statement cannot hold rows for ever. No transaction is ever open
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from psycopg import AsyncConnection
-from psycopg.abc import PQGen
-from psycopg.rows import TupleRow
-from psycopg.types.array import ListBinaryDumper
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
 
+from store.driver import READ_ONLY, BoundedConnection, adjust
 from tokenfleet.errors import UserError
 from tokenfleet.settings import redact_url
 from tokenfleet_client.contract import APPLICATION_SCHEMA
@@ -36,13 +28,6 @@ IDLE_IN_TRANSACTION_MS: Final = 5_000
 """After so long Postgres ends the session of a scheduler or worker that was frozen in the middle of a transaction:
 the rows it has locked would be out of everybody's reach for as long as it sleeps. Not for commands, which may page
 through a result at a person's pace."""
-ANSWER_SECONDS: Final = 35.0
-"""How long a worker waits for any answer. Longer than a statement may take, so it ends only what cannot end itself:
-a server whose disk hangs, or a pooler that is stuck, acknowledges everything and never answers."""
-READ_ONLY: Final = "25006"
-
-R = TypeVar("R")
-
 SCHEMA_REVISION: Final = "0001"
 """What this release needs; a test compares it with the newest migration. Workers read it here, because loading
 Alembic for it would cost each of them 5 MB. Revisions are numbers of four digits, so they compare as text."""
@@ -67,43 +52,6 @@ def _connect_args(
     }
 
 
-class _BoundedConnection(AsyncConnection[TupleRow]):
-    """A connection on which no wait is for ever: after :data:`ANSWER_SECONDS` it is lost like any other."""
-
-    async def wait(self, gen: PQGen[R], *args: Any, **kwargs: Any) -> R:
-        """Run one exchange with the server."""
-        timer = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._hang_up)
-        try:
-            return await super().wait(gen, *args, **kwargs)
-        finally:
-            timer.cancel()
-
-    def _hang_up(self) -> None:
-        """Let whoever waits read the end of the connection."""
-        with socket.socket(fileno=os.dup(self.pgconn.socket)) as connected:
-            connected.shutdown(socket.SHUT_RDWR)
-
-
-def _leave_demoted_server(context: ExceptionContext) -> None:
-    """Drop a connection to a server that only reads, and its pool with it.
-
-    After a failover the old primary may keep our sessions, read-only for as long as they live; only a new one
-    finds the new primary.
-    """
-    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
-        context.is_disconnect = True
-
-
-def _send_arrays_in_binary(_: object, pooled: ConnectionPoolEntry) -> None:
-    """Rows go to Postgres as arrays, which psycopg writes as text unless it is told otherwise.
-
-    For sealed tokens that is twice the bytes and much escaping. Saving answers in groups of 128 took 61
-    microseconds a row, 30 of them in this process; in binary it takes 36, 8 of them here.
-    """
-    driver: Any = pooled.driver_connection
-    driver.adapters.register_dumper(list, ListBinaryDumper)
-
-
 def make_engine(
     url: str, *, application_name: str, pool_size: int = 2, idle_in_transaction_ms: int = 0
 ) -> Engine:
@@ -118,8 +66,7 @@ def make_engine(
         hide_parameters=True,
         connect_args=_connect_args(application_name, idle_in_transaction_ms=idle_in_transaction_ms),
     )
-    event.listen(engine, "connect", _send_arrays_in_binary)
-    event.listen(engine, "handle_error", _leave_demoted_server)
+    adjust(engine)
     return engine
 
 
@@ -138,10 +85,9 @@ def make_async_engine(
             lock_timeout_ms=lock_timeout_ms,
             idle_in_transaction_ms=IDLE_IN_TRANSACTION_MS,
         )
-        | {"async_creator_fn": _BoundedConnection.connect},
+        | {"async_creator_fn": BoundedConnection.connect},
     )
-    event.listen(engine.sync_engine, "connect", _send_arrays_in_binary)
-    event.listen(engine.sync_engine, "handle_error", _leave_demoted_server)
+    adjust(engine.sync_engine)
     return engine
 
 

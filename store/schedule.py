@@ -71,7 +71,8 @@ _START = text("""
 """)
 
 _READ = text("""
-    SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.refresh_token, t.scope,
+    SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.access_token,
+           t.refresh_token, t.scope,
            t.expires_at, t.obtained_at, t.refresh_token_expires_at, clock_timestamp() AS database_now
     FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
     WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
@@ -90,7 +91,11 @@ _ABANDON = text("""
 """)
 
 _UNCLAIM = text("""
-    UPDATE tokenfleet.refresh_schedule SET claimed_until = NULL
+    UPDATE tokenfleet.refresh_schedule
+    SET claimed_until = NULL,
+        -- Due and not refreshable: every tick would claim it anew, for ever.
+        next_refresh_at = CASE WHEN account_id = ANY (CAST(:unrefreshable AS bigint[])) THEN NULL
+                               ELSE next_refresh_at END
     WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
@@ -140,7 +145,7 @@ class Claim:
 class Attempt:
     """An account whose claim was just started by this process: all that is needed to ask.
 
-    ``refresh_token`` is sealed. ``database_now`` is the database's clock at the reading, from which the
+    Both tokens are sealed. ``database_now`` is the database's clock at the reading, from which the
     caller derives every later moment.
     """
 
@@ -148,6 +153,7 @@ class Attempt:
     epoch: Epoch
     status: AccountStatus
     generation: int
+    access_token: bytes | None
     refresh_token: bytes | None
     scope: str | None
     variables: Mapping[str, str]
@@ -196,7 +202,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     Two statements in the caller's transaction: the second one takes a new snapshot (READ COMMITTED), so it
     sees what a sibling committed while the first one waited for its row. The claim is renewed for ``claim``.
     Accounts that are not refreshable any more, or that a late answer has made fresh meanwhile, are unclaimed
-    and left out.
+    and left out; the former are not due any more.
     """
     started = {
         row.account_id: row
@@ -205,10 +211,14 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     if not started:
         return []
     attempts: list[Attempt] = []
+    unrefreshable: list[int] = []
     for row in connection.execute(_READ, {"account_ids": list(started)}):
         schedule = started[row.id]
         is_due = schedule.next_refresh_at is not None and schedule.next_refresh_at <= row.database_now
-        if row.status not in REFRESHABLE or row.refresh_token is None or not is_due:
+        if row.status not in REFRESHABLE:
+            unrefreshable.append(row.id)
+            continue
+        if not is_due:
             continue
         del started[row.id]
         attempts.append(
@@ -217,6 +227,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 epoch=Epoch(schedule.claim_epoch),
                 status=AccountStatus(row.status),
                 generation=row.generation,
+                access_token=row.access_token,
                 refresh_token=row.refresh_token,
                 scope=row.scope,
                 variables=row.variables,
@@ -231,7 +242,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
         )
     if started:
         # Still locked by the first statement: nobody can have claimed them meanwhile.
-        connection.execute(_UNCLAIM, {"account_ids": list(started)})
+        connection.execute(_UNCLAIM, {"account_ids": list(started), "unrefreshable": unrefreshable})
     return attempts
 
 

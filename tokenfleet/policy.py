@@ -155,7 +155,7 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
             return RetryLater(now + _replay_wait(known, chance), code, answer_lost=True)
         case RequestRejected(code):
             return _our_fault(code, known.attempts, now)
-        case Undescribed(code, _):
+        case Undescribed(code):
             step = min(known.attempts, len(UNDESCRIBED_DELAYS) - 1)
             return RetryLater(now + UNDESCRIBED_DELAYS[step] * (0.75 + chance / 2), code)
         case _:

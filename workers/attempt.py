@@ -31,6 +31,8 @@ from tokenfleet.outcome import (
     Outcome,
     Refreshed,
     RequestRejected,
+    TokenAnswer,
+    Undescribed,
 )
 from tokenfleet.policy import (
     QUARANTINE_DELAY,
@@ -39,6 +41,7 @@ from tokenfleet.policy import (
     Quarantine,
     Replay,
     RequireReauth,
+    RetryLater,
     Save,
     decide,
 )
@@ -93,11 +96,18 @@ class Asker:
             now = asking.now(attempt)
             outcome = asking.provider.read(exchange, now=now)
             decision = self._decide(outcome, asking, attempt, replayed, now)
+            completed = self._completed(attempt, outcome, refresh_token)
+            if completed is not None and isinstance(decision, RetryLater):
+                outcome, decision = completed, Save(decision.at, attempt.expires_at)
+                now = attempt.obtained_at
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
                 duration_ms = _milliseconds(began)
                 answer = self._seal(asking, attempt, outcome, decision, refresh_token, now, duration_ms)
                 saved = self._keep(asking, answer)
                 await self._report(asking, answer, saved)
+                if completed is not None:
+                    code = "access_token_missing"
+                    telemetry.alarm(Event.ACCOUNT_TROUBLED, account_id=attempt.account_id, code=code)
                 return True
             if not isinstance(decision, Replay):
                 break
@@ -131,13 +141,16 @@ class Asker:
     def _prepare(self, asking: Asking, attempt: Attempt) -> tuple[TokenRequest, Secret] | Judged:
         """Open the refresh token and build the request, or say why that is impossible."""
         now = asking.now(attempt)
-        assert attempt.refresh_token is not None
         binding = refresh_token_binding(attempt.account_id, attempt.generation)
+        code = "refresh_token_missing"
         try:
-            refresh_token = Secret(self._vault.refresh.open(attempt.refresh_token, binding))
+            refresh_token = Secret(self._vault.refresh.open(attempt.refresh_token or b"", binding))
         except EnvelopeError:
-            # Repetition cannot help: the ciphertext was altered, moved, or its key is not here.
-            code = "envelope_unreadable"
+            # The ciphertext was altered or moved, or its key is not here.
+            refresh_token = Secret("")
+            code = "envelope_unreadable" if attempt.refresh_token is not None else code
+        if not refresh_token:
+            # Repetition cannot help.
             return Judged(RequestRejected(code), Quarantine(now + QUARANTINE_DELAY, code), False, 0)
         telemetry.UNSEALED.labels("refresh").inc()
         variables = {**asking.app.variables, **attempt.variables}
@@ -162,6 +175,21 @@ class Asker:
             replay_grace=asking.provider.replay_grace,
         )
         return decide(outcome, known, now=now, chance=self._chance())
+
+    def _completed(self, attempt: Attempt, outcome: Outcome, presented: Secret) -> Refreshed | None:
+        """Return an answer with a new refresh token and no access token, completed by the one that we have.
+
+        The provider has rotated: without the successor the account would be lost. None for any other outcome.
+        """
+        successor = outcome.refresh_token if isinstance(outcome, Undescribed) else None
+        if successor is None or successor == presented:
+            return None
+        kept = ""
+        if attempt.access_token is not None:
+            with contextlib.suppress(EnvelopeError):
+                binding = access_token_binding(attempt.account_id, attempt.generation)
+                kept = self._vault.access.open(attempt.access_token, binding)
+        return Refreshed(TokenAnswer(Secret(kept), refresh_token=successor))
 
     def _seal(
         self,
@@ -201,7 +229,7 @@ class Asker:
             next_refresh_at=decision.next_refresh_at,
             job_id=asking.job_id,
             duration_ms=duration_ms,
-            connecting=attempt.status is AccountStatus.CONNECTING,
+            connecting=attempt.status is AccountStatus.CONNECTING and bool(tokens.access_token),
         )
 
     def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:
