@@ -285,7 +285,7 @@ def test_a_new_refresh_token_is_found_whatever_stands_around_it(
     st.sampled_from(["gzip", "deflate", "x-gzip", "br", "zstd", "gzip, br", "", "GZIP"]),
 )
 def test_unpacking_is_total(body: bytes, encoding: str) -> None:
-    for packed in (body, gzip.compress(body), zlib.compress(body), gzip.compress(body)[:-3]):
+    for packed in (body, gzip.compress(body, mtime=0), zlib.compress(body), gzip.compress(body)[:-3]):
         unpacked, flaw = decoded(packed, encoding, 100)
         assert len(unpacked) <= 100
         assert flaw in {None, "bad_encoding", "unknown_encoding", "answer_cut", "answer_too_large"}
