@@ -16,10 +16,11 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 UP_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-system check lint types format bench lock clean
+.PHONY: help install demo up test test-system check lint types format bench chaos chaos-short lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' Makefile | \
@@ -53,6 +54,12 @@ format: $(STAMP) ## rewrite the sources as `check` wants them
 
 bench: $(STAMP) ## measure refreshes per second beside a naive fleet and the floor
 	@$(BIN)/python bench/refresh_throughput.py $(BENCH_ARGS)
+
+chaos: $(STAMP) ## break the fleet in every way for ten minutes, and judge it by the ledger
+	@$(BIN)/python -m chaos $(CHAOS_ARGS)
+
+chaos-short: $(STAMP) ## the same in two minutes
+	@$(BIN)/python -m chaos --seconds 90 --accounts 2000 $(CHAOS_ARGS)
 
 lock: $(STAMP) ## write requirements.lock anew (LOCK_ARGS=--upgrade takes newer versions)
 	@$(PIP) install 'uv>=0.9'

@@ -29,6 +29,8 @@ class _Body(BaseModel):
 
 
 class _GrantsOrder(_Body):
+    subjects: list[str] = []
+    """Who signs in; empty: ``count`` of them, named by ``prefix`` and a number from ``first`` on."""
     count: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     prefix: str = "acct-"
     first: Annotated[int, Field(ge=0)] = 1
@@ -39,6 +41,16 @@ class _GrantsOrder(_Body):
 
 class _Subjects(_Body):
     subjects: Annotated[list[str], Field(min_length=1)]
+
+
+class _Loss(_Body):
+    subject: str
+    refresh_token_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of the token that was presented, whose answer was lost."""
+
+
+class _LossesOrder(_Body):
+    losses: Annotated[list[_Loss], Field(min_length=1)]
 
 
 class _HoldOrder(_Body):
@@ -69,7 +81,9 @@ class AdminEndpoints:
             web.post("/sandbox/hold", self.hold),
             web.post("/sandbox/release", self.release),
             web.post("/sandbox/revoke", self.revoke),
+            web.get("/sandbox/losses", self.losses),
             web.post("/sandbox/losses", self.declare_losses),
+            web.get("/sandbox/violations", self.violations),
         ]
 
     async def issue_grants(self, request: web.Request) -> web.StreamResponse:
@@ -78,8 +92,9 @@ class AdminEndpoints:
         place = {"environment": order.environment, "tenant": order.tenant}
 
         def lines() -> Iterator[str]:
-            for number in range(order.first, order.first + order.count):
-                yield import_line(self._authority.issue(f"{order.prefix}{number}"), order.provider, place)
+            numbers = range(order.first, order.first + order.count)
+            for subject in order.subjects or (f"{order.prefix}{number}" for number in numbers):
+                yield import_line(self._authority.issue(subject), order.provider, place)
 
         return await _stream(request, lines())
 
@@ -139,11 +154,27 @@ class AdminEndpoints:
         ended = [subject for subject in subjects if self._authority.grants.revoke_subject(subject)]
         return _json({"revoked": len(ended), "not_living": sorted(set(subjects) - set(ended))})
 
+    async def losses(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a line for each answer that was ever lost."""
+        return await _stream(
+            request, [json.dumps(dataclasses.asdict(each)) for each in self._authority.losses()]
+        )
+
+    async def violations(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a line for each presentation that should not have been."""
+        return await _stream(
+            request, [json.dumps(dataclasses.asdict(each)) for each in self._authority.violations()]
+        )
+
     async def declare_losses(self, request: web.Request) -> web.StreamResponse:
-        """Take a tester's word that clients died with their latest answers in their hands."""
-        subjects = (await _read(request, _Subjects)).subjects
-        lost = [subject for subject in subjects if self._authority.ledger.declare_lost(subject)]
-        return _json({"lost": len(lost), "nothing_to_lose": sorted(set(subjects) - set(lost))})
+        """Take a tester's word that nobody held the answers to certain presentations."""
+        losses = (await _read(request, _LossesOrder)).losses
+        nothing = [
+            each.subject
+            for each in losses
+            if not self._authority.declare_lost(each.subject, each.refresh_token_sha256)
+        ]
+        return _json({"lost": len(losses) - len(nothing), "nothing_to_lose": nothing})
 
     def _faults(self) -> web.Response:
         rules = self._authority.faults.in_force(self._authority.clock())

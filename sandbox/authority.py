@@ -6,18 +6,22 @@ are values that may leave the process: they hold counts, names and fingerprints,
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from sandbox.config import SandboxConfig
 from sandbox.faults import FaultKind, FaultPlan
 from sandbox.gate import Gate
 from sandbox.grants import Family, Grants, Issued, Refused
-from sandbox.ledger import Ledger, Presentation, Violation
-from sandbox.tokens import Mint, fingerprint
+from sandbox.ledger import Ledger, Presentation, Violation, ViolationKind
+from sandbox.tokens import Mint, RefreshTokenRef, fingerprint
+
+VIOLATIONS_REPORTED: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,25 @@ class LiveTokens:
     stranded: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LossReport:
+    """A refresh token whose answer was lost, by its SHA-256 in hexadecimal."""
+
+    subject: str
+    refresh_token_sha256: str
+    recovered: bool
+    """Whether the client turned out to hold the successor after all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViolationReport:
+    """A presentation that should not have been, the refresh token by its SHA-256 in hexadecimal."""
+
+    kind: ViolationKind
+    subject: str
+    refresh_token_sha256: str
+
+
 class Authority:
     """One authorization server with one client registration."""
 
@@ -150,7 +173,7 @@ class Authority:
             accounts_alive=live - stranded,
             accounts_stranded=stranded,
             faults=dict(self.faults.struck),
-            violations=tuple(self.ledger.violations),
+            violations=tuple(itertools.islice(reversed(self.ledger.violations), VIOLATIONS_REPORTED))[::-1],
         )
 
     def report_subject(self, subject: str) -> SubjectReport | None:
@@ -170,6 +193,30 @@ class Authority:
             alive=self.grants.is_live(family, self.clock()) and not self._is_stranded(family),
             stranded=self._is_stranded(family),
         )
+
+    def losses(self) -> Iterator[LossReport]:
+        """Yield each answer that was ever lost, of earlier sign-ins too."""
+        for loss in self.ledger.losses():
+            yield LossReport(loss.subject, self._sha256(loss.ref), loss.recovered)
+
+    def violations(self) -> Iterator[ViolationReport]:
+        """Yield every presentation that should not have been, as far as they are remembered."""
+        for violation in tuple(self.ledger.violations):
+            ref = RefreshTokenRef(violation.family, violation.rotation)
+            yield ViolationReport(violation.kind, violation.subject, self._sha256(ref))
+
+    def declare_lost(self, subject: str, refresh_token_sha256: str) -> bool:
+        """Take a tester's word on the answer to one presented token: see ``Ledger.declare_lost``.
+
+        Returns whether there was such a loss.
+        """
+        for ref in self.ledger.spent(subject):
+            if self._sha256(ref) == refresh_token_sha256:
+                return self.ledger.declare_lost(ref)
+        return False
+
+    def _sha256(self, ref: RefreshTokenRef) -> str:
+        return fingerprint(self.mint.refresh_token(ref))
 
     def live(self) -> Iterator[LiveTokens]:
         """Yield each subject's live tokens as fingerprints. Subjects may change while it is read."""

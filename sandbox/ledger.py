@@ -27,7 +27,7 @@ from typing import Final
 
 from sandbox.tokens import RefreshTokenRef
 
-VIOLATIONS_REMEMBERED: Final = 100
+VIOLATIONS_REMEMBERED: Final = 100_000
 """The counters count all of them; so many of the latest are kept with names, for whoever has to find out."""
 
 
@@ -44,8 +44,20 @@ class Violation:
 
     kind: ViolationKind
     subject: str
+    family: int
+    """Which sign-in, of all subjects, the first being 0."""
     rotation: int
     """Which refresh token of its family, the first being 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The answer that spent one refresh token, and never reached the client or died with it."""
+
+    subject: str
+    ref: RefreshTokenRef
+    recovered: bool
+    """Whether the client turned out to hold the successor after all."""
 
 
 @dataclass(slots=True)
@@ -61,7 +73,13 @@ class Entry:
     """Highest number that an answer has spent; rotations come one after another."""
     delivered_through: int = -1
     """Highest number whose spending answer was delivered, so far as the server can know."""
+    shown_through: int = -1
+    """Highest number that was presented: whoever presents a successor holds it."""
     lost: set[int] = field(default_factory=set)
+    recovered: set[int] = field(default_factory=set)
+    """Numbers that were lost once, and are not any more."""
+    presented_after_success: dict[int, int] = field(default_factory=dict)
+    """How often a number was presented again, where that is held against the client."""
     open: dict[int, list[Presentation]] = field(default_factory=dict)
 
 
@@ -82,7 +100,8 @@ class Presentation:
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start. Each only grows."""
+    """Totals since the start. Each only grows, but for what a tester's word takes back: see
+    :meth:`Ledger.declare_lost`."""
 
     refreshes: int = 0
     """Answered with success, and delivered so far as the server can know."""
@@ -112,6 +131,7 @@ class Ledger:
         self.open_requests = 0
         self._entries: list[Entry] = []
         self._current: dict[str, Entry] = {}
+        self._families: dict[str, list[int]] = {}
 
     def family_issued(self, family: int, subject: str) -> None:
         """Note a new family. Ids come one after another from 0."""
@@ -120,6 +140,7 @@ class Ledger:
         entry = Entry(subject)
         self._entries.append(entry)
         self._current[subject] = entry
+        self._families.setdefault(subject, []).append(family)
 
     def entry_of(self, subject: str) -> Entry | None:
         """Return the record of the subject's current family."""
@@ -128,6 +149,18 @@ class Ledger:
     def entries_with_losses(self) -> Iterator[Entry]:
         """Yield the current family of each subject that has lost a rotation and not recovered it."""
         return (entry for entry in self._current.values() if entry.lost)
+
+    def spent(self, subject: str) -> Iterator[RefreshTokenRef]:
+        """Yield each refresh token of ``subject`` that an answer has spent, the latest first."""
+        for family in reversed(self._families.get(subject, [])):
+            for number in range(self._entries[family].spent_through, -1, -1):
+                yield RefreshTokenRef(family, number)
+
+    def losses(self) -> Iterator[Loss]:
+        """Yield each answer that was ever lost, of earlier sign-ins too."""
+        for family, entry in enumerate(self._entries):
+            for number in sorted(entry.lost | entry.recovered):
+                yield Loss(entry.subject, RefreshTokenRef(family, number), number in entry.recovered)
 
     def request_opened(self) -> None:
         """Note that a token request is being worked on."""
@@ -155,13 +188,14 @@ class Ledger:
             # Its client hung up and asks anew; the loop just has not told the old request's handler yet.
             self.close(rival, delivered=False)
         if rivals:
-            self._violation(ViolationKind.AT_ONCE, entry, ref.number)
+            self._violation(ViolationKind.AT_ONCE, entry, ref)
         elif ref.number <= entry.spent_through:
             if ref.number in entry.lost:
                 entry.replays_after_loss += 1
                 self.counters.replays_after_loss += 1
             else:
-                self._violation(ViolationKind.AFTER_SUCCESS, entry, ref.number)
+                self._violation(ViolationKind.AFTER_SUCCESS, entry, ref)
+        entry.shown_through = max(entry.shown_through, ref.number)
         if ref.number > 0:
             # Whoever presents a successor has it, whatever became of the connection that carried it.
             self._delivered(entry, ref.number - 1)
@@ -196,23 +230,38 @@ class Ledger:
             else:
                 self._lost(entry, number)
 
-    def declare_lost(self, subject: str) -> bool:
-        """Take a tester's word that the client died with the subject's latest answer in its hands.
+    def declare_lost(self, ref: RefreshTokenRef) -> bool:
+        """Take a tester's word that nobody held the answer that spent ``ref`` when ``ref`` was presented again.
 
-        The server saw that answer go out, so it cannot know by itself. Returns whether there was one.
+        The server saw that answer go out, so it cannot know by itself that the client died with it in its
+        hands. The word may come late: presentations that were held against the client are replays after a loss
+        then. Returns whether there was such a loss: False when no answer spent ``ref``, and when its successor
+        was presented without ``ref`` having been presented again, for then somebody did hold it.
         """
-        entry = self._current.get(subject)
-        if entry is None or entry.spent_through < 0:
+        entry, number = self._entries[ref.family], ref.number
+        is_known = number in entry.lost or number in entry.recovered
+        is_shown = entry.shown_through > number
+        repeated = entry.presented_after_success.pop(number, 0)
+        if number > entry.spent_through or (is_shown and not repeated and not is_known):
             return False
-        if entry.spent_through in entry.lost:
-            return True
-        entry.delivered_through = entry.spent_through - 1
-        self._lost(entry, entry.spent_through)
+        if repeated:
+            entry.presented_twice -= repeated
+            entry.replays_after_loss += repeated
+            self.counters.presented_after_success -= repeated
+            self.counters.replays_after_loss += repeated
+            kept = [each for each in self.violations if not _is_about(each, ref)]
+            self.violations = deque(kept, maxlen=VIOLATIONS_REMEMBERED)
+        if not is_known:
+            entry.lost.add(number)
+            self.counters.rotations_lost += 1
+            if is_shown:
+                self._delivered(entry, number)
         return True
 
     def _delivered(self, entry: Entry, number: int) -> None:
         if number in entry.lost:
             entry.lost.remove(number)
+            entry.recovered.add(number)
             self.counters.rotations_recovered += 1
         entry.delivered_through = max(entry.delivered_through, number)
 
@@ -221,10 +270,16 @@ class Ledger:
             entry.lost.add(number)
             self.counters.rotations_lost += 1
 
-    def _violation(self, kind: ViolationKind, entry: Entry, number: int) -> None:
+    def _violation(self, kind: ViolationKind, entry: Entry, ref: RefreshTokenRef) -> None:
         entry.presented_twice += 1
         if kind is ViolationKind.AT_ONCE:
             self.counters.presented_at_once += 1
         else:
+            entry.presented_after_success[ref.number] = entry.presented_after_success.get(ref.number, 0) + 1
             self.counters.presented_after_success += 1
-        self.violations.append(Violation(kind, entry.subject, number))
+        self.violations.append(Violation(kind, entry.subject, ref.family, ref.number))
+
+
+def _is_about(violation: Violation, ref: RefreshTokenRef) -> bool:
+    place = RefreshTokenRef(violation.family, violation.rotation)
+    return violation.kind is ViolationKind.AFTER_SUCCESS and place == ref

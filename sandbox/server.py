@@ -22,7 +22,15 @@ from typing import Final, Self, TypeVar
 from aiohttp import web
 
 from sandbox.admin import AdminEndpoints
-from sandbox.authority import Authority, Grant, LedgerReport, LiveTokens, SubjectReport
+from sandbox.authority import (
+    Authority,
+    Grant,
+    LedgerReport,
+    LiveTokens,
+    LossReport,
+    SubjectReport,
+    ViolationReport,
+)
 from sandbox.config import SandboxConfig
 from sandbox.faults import FaultRule
 from sandbox.oauth import OAuthEndpoints
@@ -172,15 +180,20 @@ class SandboxServer:
         """
         return self._call(lambda: list(self._authority.live()))
 
-    def declare_lost(self, *subjects: str) -> None:
-        """Tell the ledger that clients died with their latest answers in their hands."""
+    def declare_lost(self, subject: str, refresh_token_sha256: str) -> bool:
+        """Tell the ledger that nobody held the answer to the token of that SHA-256 when it was presented again.
 
-        def declare() -> None:
-            for subject in subjects:
-                if not self._authority.ledger.declare_lost(subject):
-                    raise LookupError(f"{subject} has no answer that could be lost")
+        Returns whether there was such a loss.
+        """
+        return self._call(lambda: self._authority.declare_lost(subject, refresh_token_sha256))
 
-        self._call(declare)
+    def losses(self) -> list[LossReport]:
+        """Return each answer that was ever lost, of earlier sign-ins too."""
+        return self._call(lambda: list(self._authority.losses()))
+
+    def violations(self) -> list[ViolationReport]:
+        """Return every presentation that should not have been."""
+        return self._call(lambda: list(self._authority.violations()))
 
     def add_faults(self, *rules: FaultRule) -> None:
         """Put ``rules`` in force, behind those that are."""

@@ -114,11 +114,18 @@ _POSTPONE = text("""
 """)
 
 _REQUEST = text("""
+    WITH wanted AS (
+        SELECT s.account_id FROM tokenfleet.refresh_schedule s
+        -- Not accounts whose successor lies in a journal: what Postgres holds for them is spent.
+        WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NOT NULL
+          AND (s.last_error IS NULL OR s.last_error NOT LIKE 'answer_refused%')
+        -- In the order in which workers lock them, or an operator who asks for many takes jobs down with him.
+        ORDER BY s.account_id
+        FOR UPDATE
+    )
     UPDATE tokenfleet.refresh_schedule s
     SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false
-    -- Not accounts whose successor lies in a journal: what Postgres holds for them is spent.
-    WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NOT NULL
-      AND (s.last_error IS NULL OR s.last_error NOT LIKE 'answer_refused%')
+    FROM wanted WHERE s.account_id = wanted.account_id
     RETURNING s.account_id
 """)
 
@@ -276,7 +283,9 @@ def request_refresh(connection: Connection, account_ids: Sequence[AccountId]) ->
 
 
 def _pairs(job: RefreshJob) -> dict[str, Any]:
+    # Rows are locked in this order, which is everybody's: a job's own order is by urgency.
+    accounts = sorted(job.accounts)
     return {
-        "account_ids": [account_id for account_id, _ in job.accounts],
-        "epochs": [epoch for _, epoch in job.accounts],
+        "account_ids": [account_id for account_id, _ in accounts],
+        "epochs": [epoch for _, epoch in accounts],
     }

@@ -233,6 +233,7 @@ def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) 
         "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined job_id "
         "duration_ms detail"
     )
+    deferrals = sorted(deferrals, key=lambda deferral: deferral.account_id)
     connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor})
 
 

@@ -28,6 +28,11 @@ def read(client: Client, path: str) -> dict[str, Any]:
     return dict(client.http.get(f"{client.server.url}/sandbox/{path}").json())
 
 
+def json_lines(client: Client, path: str) -> list[dict[str, Any]]:
+    text = client.http.get(f"{client.server.url}/sandbox/{path}").text
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def live(client: Client) -> dict[str, dict[str, Any]]:
     text = client.http.get(f"{client.server.url}/sandbox/ledger/live").text
     return {line["subject"]: line for line in map(json.loads, text.splitlines())}
@@ -72,7 +77,7 @@ def test_the_ledger_tells_totals_and_one_subject(client: Client) -> None:
     client.refresh(lines[0]["refresh_token"])
     totals = read(client, "ledger")
     assert (totals["refreshes"], totals["presented_twice"], totals["accounts_alive"]) == (1, 1, 1)
-    assert totals["violations"] == [{"kind": "after_success", "subject": "acct-1", "rotation": 0}]
+    assert totals["violations"] == [{"kind": "after_success", "subject": "acct-1", "family": 0, "rotation": 0}]
     one = read(client, "ledger?subject=acct-1")
     assert (one["presented"], one["presented_twice"], one["alive"]) == (2, 1, False)
 
@@ -111,12 +116,29 @@ def test_a_customer_revokes_for_real(client: Client) -> None:
     assert read(client, "ledger")["families_revoked"] == 0
 
 
-def test_a_tester_declares_losses(client: Client) -> None:
+def test_a_tester_declares_losses_by_the_token_that_was_presented(client: Client) -> None:
     (line,) = grants(client)
+    presented = sha256(line["refresh_token"])
     client.refresh(line["refresh_token"])
-    answer = order(client, "losses", subjects=["acct-1", "nobody"])
-    assert answer == {"lost": 1, "nothing_to_lose": ["nobody"]}
+    claims = [{"subject": name, "refresh_token_sha256": presented} for name in ("acct-1", "nobody")]
+    assert order(client, "losses", losses=claims) == {"lost": 1, "nothing_to_lose": ["nobody"]}
     assert live(client)["acct-1"]["stranded"]
+    (loss,) = json_lines(client, "losses")
+    assert loss == {"subject": "acct-1", "refresh_token_sha256": presented, "recovered": False}
+
+
+def test_what_was_presented_twice_is_listed_by_its_fingerprint(client: Client) -> None:
+    (line,) = grants(client)
+    for _ in range(2):
+        client.refresh(line["refresh_token"])
+    (violation,) = json_lines(client, "violations")
+    presented = sha256(line["refresh_token"])
+    assert violation == {"kind": "after_success", "subject": "acct-1", "refresh_token_sha256": presented}
+
+
+def test_customers_sign_in_by_name(client: Client) -> None:
+    lines = grants(client, subjects=["acct-9", "acct-4"])
+    assert [line["external_id"] for line in lines] == ["acct-9", "acct-4"]
 
 
 def test_a_hold_is_set_and_released_over_http(client: Client) -> None:

@@ -131,19 +131,63 @@ def test_a_late_loss_is_none_when_a_replay_was_delivered_first(ledger: Ledger) -
     assert ledger.counters.rotations_lost == 0
 
 
-def test_a_tester_may_declare_the_latest_answer_lost(ledger: Ledger) -> None:
+def test_a_tester_may_declare_an_answer_lost(ledger: Ledger) -> None:
     rotate(ledger, FIRST, delivered=True)
-    assert ledger.declare_lost("acct-1")
-    assert ledger.declare_lost("acct-1")
+    assert ledger.declare_lost(FIRST)
+    assert ledger.declare_lost(FIRST)
     assert ledger.counters.rotations_lost == 1
     present(ledger, FIRST)
     assert ledger.counters.replays_after_loss == 1
     assert ledger.counters.presented_twice == 0
 
 
+def test_the_word_of_a_loss_may_come_after_the_replay_it_explains(ledger: Ledger) -> None:
+    rotate(ledger, FIRST, delivered=True)
+    present(ledger, FIRST)
+    assert ledger.counters.presented_twice == 1
+    assert ledger.declare_lost(FIRST)
+    assert ledger.counters.presented_twice == 0
+    assert (ledger.counters.replays_after_loss, ledger.counters.rotations_lost) == (1, 1)
+    assert not ledger.violations
+
+
+def test_a_loss_explains_the_replay_of_no_other_token(ledger: Ledger) -> None:
+    rotate(ledger, FIRST, delivered=True)
+    rotate(ledger, SECOND, delivered=True)
+    present(ledger, FIRST)
+    assert ledger.declare_lost(SECOND)
+    assert ledger.counters.presented_after_success == 1
+    assert [violation.rotation for violation in ledger.violations] == [0]
+
+
+def test_an_answer_whose_successor_was_presented_cannot_be_declared_lost(ledger: Ledger) -> None:
+    rotate(ledger, FIRST, delivered=True)
+    rotate(ledger, SECOND, delivered=True)
+    assert not ledger.declare_lost(FIRST)
+    assert ledger.counters.rotations_lost == 0
+
+
+def test_an_answer_that_came_to_light_after_a_replay_is_a_loss_recovered(ledger: Ledger) -> None:
+    """A process that was frozen with the answer unread, for longer than anybody waits, saved it after all."""
+    rotate(ledger, FIRST, delivered=True)
+    present(ledger, FIRST)
+    rotate(ledger, SECOND, delivered=True)
+    assert ledger.declare_lost(FIRST)
+    assert ledger.counters.presented_twice == 0
+    assert ledger.counters.rotations_lost == ledger.counters.rotations_recovered == 1
+    assert [(loss.ref, loss.recovered) for loss in ledger.losses()] == [(FIRST, True)]
+
+
 def test_nothing_can_be_declared_lost_before_an_answer(ledger: Ledger) -> None:
-    assert not ledger.declare_lost("acct-1")
-    assert not ledger.declare_lost("nobody")
+    assert not ledger.declare_lost(FIRST)
+    present(ledger, FIRST)
+    assert not ledger.declare_lost(FIRST)
+
+
+def test_losses_of_an_earlier_sign_in_are_remembered(ledger: Ledger) -> None:
+    rotate(ledger, FIRST, delivered=False)
+    ledger.family_issued(1, "acct-1")
+    assert [(loss.subject, loss.ref, loss.recovered) for loss in ledger.losses()] == [("acct-1", FIRST, False)]
 
 
 def test_a_token_of_an_earlier_sign_in_is_still_judged(ledger: Ledger) -> None:
