@@ -2,8 +2,8 @@
 
 Shifted, before anything else is imported: ``time``, ``time_ns``, ``localtime``, ``gmtime``, ``ctime``, ``strftime`` and
 ``clock_gettime`` of :mod:`time`, and ``now``, ``utcnow`` and ``today`` of :mod:`datetime`. That is every wall clock
-that Python code can see: Celery, kombu, redis-py, logging and ours. Not shifted: the monotonic clocks, which a wrong wall
-clock leaves alone, and what C libraries ask the kernel themselves (OpenSSL, when it checks a certificate).
+that Python code can see: Celery, kombu, redis-py, logging and ours. Not shifted: the monotonic clocks, which a wrong
+wall clock leaves alone, and what C libraries ask the kernel themselves (OpenSSL, when it checks a certificate).
 """
 
 from __future__ import annotations
