@@ -15,13 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from kombu import Connection
+from kombu.connection import Connection
 
 from embedded.ports import LOOPBACK, free_port
 from embedded.process import Launch, OwnedProcess, StopStep
 from tests.support.fleet import eventually
 
-START_SECONDS: Final = 60.0
+START_SECONDS: Final = 120.0
 _PACKAGED: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """What Debian's ``rabbitmq-server`` runs as another account, with files in places of its own."""
 
@@ -89,7 +89,7 @@ class RabbitMQ:
 
     def connect(self) -> Connection:
         """Return a new connection, to look into it."""
-        return Connection(self.url, connect_timeout=5)
+        return Connection(self.url, connect_timeout=5)  # type: ignore[no-untyped-call]
 
     def _answers(self) -> bool:
         server = self._running[-1]
