@@ -153,6 +153,34 @@ def test_a_journal_brought_to_another_machine_is_replayed_there_and_only_what_wa
     assert (ledger.presented_twice, ledger.replays_after_loss) == (0, len(lost)), ledger.violations
 
 
+def test_a_commit_that_a_failover_lost_is_brought_back_by_the_journal_of_a_killed_worker(
+    fleet: Fleet,
+) -> None:
+    """A stand-in for a standby that lagged: the rows are put back to what they were before the answer was saved."""
+    tables = ("token_sets", "refresh_schedule", "account_events")
+    [account_id] = fleet.connect("customer")
+    with fleet.worker() as worker:
+        with fleet.server.hold(stage=Stage.AFTER_DECIDING):
+            running = worker.submit(fleet.claim()[0])
+            fleet.server.wait_for_held(1)
+            with fleet.engine.begin() as connection:
+                for table in tables:
+                    connection.execute(text(f"CREATE TABLE was_{table} AS TABLE tokenfleet.{table}"))
+        running.result(30)
+        assert fleet.row(account_id).generation == 2
+        left = shutil.copytree(fleet.settings.journal_dir, fleet.settings.home / "left-by-kill-9")
+    with fleet.engine.begin() as connection:
+        for table in tables:
+            connection.execute(text(f"DELETE FROM tokenfleet.{table}"))
+            connection.execute(text(f"INSERT INTO tokenfleet.{table} TABLE was_{table}"))
+    assert fleet.strays() == ["customer"]
+
+    fleet.settings = replace(fleet.settings, journal_dir=left)
+    with fleet.worker():
+        assert fleet.row(account_id).generation == 2
+    assert fleet.strays() == []
+
+
 def test_segments_in_which_all_is_committed_are_removed_while_the_worker_goes_on(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
