@@ -132,17 +132,6 @@ def judge(fleet: Fleet, load: Load, members: Sequence[Member]) -> None:
     assert load.shortest_life >= PROMISED_SECONDS
 
 
-def test_a_rolling_restart_of_everything_keeps_every_account_fresh(fleet: Fleet, run: Processes) -> None:
-    kinds = (SCHEDULER, WORKER, SCHEDULER, WORKER)
-    old = run.fleet(*kinds)
-    with under_load(fleet) as load:
-        for kind, member in zip(kinds, old, strict=True):
-            assert member.stop() == 0, member.text()
-            run.fleet(kind)
-            load.goes_on()
-    judge(fleet, load, run.members)
-
-
 @pytest.fixture
 def next_release(environ: dict[str, str], tmp_path: Path) -> Iterator[Processes]:
     """Processes of a release that needs one more migration: a copy of this checkout, but for the store."""
@@ -176,7 +165,7 @@ def upgrade(release: Processes) -> str:
     return done.stdout
 
 
-def test_a_deploy_with_a_migration_keeps_every_account_fresh_and_fails_no_job(
+def test_a_migration_and_a_rolling_restart_of_everything_keep_every_account_fresh_and_fail_no_job(
     fleet: Fleet, run: Processes, next_release: Processes
 ) -> None:
     too_early = next_release.start(*WORKER)
@@ -194,5 +183,5 @@ def test_a_deploy_with_a_migration_keeps_every_account_fresh_and_fails_no_job(
         for kind, member in ((WORKER, first), (SCHEDULER, scheduler), (WORKER, second)):
             assert member.stop() == 0, member.text()
             next_release.fleet(kind)
-        load.goes_on()
+            load.goes_on()
     judge(fleet, load, [*run.members, *next_release.members[1:]])
