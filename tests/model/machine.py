@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar, Final, TypeVar
 
 from hypothesis import strategies as st
@@ -32,8 +33,19 @@ SETTLING_ROUNDS: Final = 8
 PLACE: Final = st.integers(0, WORKERS - 1)
 WHICH: Final = st.integers(0, 3)
 CUSTOMER: Final = st.integers(0, len(SUBJECTS) - 1)
-FAR: Final = st.sampled_from([BUSY_STEPS] * 4 + [0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 23, 30])
-"""How many callbacks a process goes on: often until it has to wait."""
+FAR: Final = st.sampled_from([BUSY_STEPS] * 6 + [*range(16), 18, 21, 25, 30])
+"""How many callbacks a process goes on: often until it has to wait. An answer is saved within 20."""
+
+
+class Then(Enum):
+    """What becomes of a process after it went on."""
+
+    ON = "it goes on"
+    FROZEN = "it is frozen there"
+    KILLED = "it is killed there"
+
+
+THEN: Final = st.sampled_from([Then.ON] * 3 + [Then.FROZEN, Then.KILLED])
 
 
 class Acts:
@@ -41,17 +53,32 @@ class Acts:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.spared: frozenset[str] = frozenset()
+        """What does not happen here, as part of something else either."""
 
     # The fleet at work
 
-    def schedule(self, place: int, steps: int) -> None:
+    def schedule(self, place: int, steps: int, then: Then) -> None:
         """A scheduler claims what is due, and a worker gets the message."""
         before = len(self.world.desk.jobs)
         self.world.tick()
         process = self.world.processes[place]
         if len(self.world.desk.jobs) > before and process.open:
             process.take(self.world.desk.jobs[-1])
-            process.run(steps)
+            self._run(process, steps, then)
+
+    def refresh(self, place: int) -> None:
+        """A scheduler, a worker and the provider do all that is to be done."""
+        self.schedule(place, BUSY_STEPS, Then.ON)
+        for call in self.world.server.waiting():
+            if call.asker == self.world.processes[place].name:
+                self.world.server.deliver(call)
+        self.world.processes[place].run()
+
+    def take_over(self, place: int) -> None:
+        """Claims expire, and a worker does all that is to be done."""
+        self.world.pass_time(A_CLAIM)
+        self.refresh(place)
 
     def schedule_and_forget(self) -> None:
         """A scheduler claims what is due, and dies before it has published, or the broker is wiped."""
@@ -81,24 +108,24 @@ class Acts:
 
     # The provider
 
-    def answer(self, call: int, steps: int) -> None:
+    def answer(self, call: int, steps: int, then: Then) -> None:
         """The provider decides, its answer arrives, and the worker goes on."""
         if waiting := self.world.server.waiting():
             chosen = _choose(waiting, call)
             self.world.server.deliver(chosen)
-            self._asker(chosen.asker).run(steps)
+            self._run(self._asker(chosen.asker), steps, then)
 
     def decide(self, call: int) -> None:
         """The provider decides, and its answer is still on the way."""
         if waiting := self.world.server.waiting():
             self.world.server.decide(_choose(waiting, call))
 
-    def lose_the_answer(self, call: int, steps: int) -> None:
+    def lose_the_answer(self, call: int, steps: int, then: Then) -> None:
         """The connection breaks: before the provider decided, or after."""
         if waiting := self.world.server.waiting():
             chosen = _choose(waiting, call)
             self.world.server.reset(chosen)
-            self._asker(chosen.asker).run(steps)
+            self._run(self._asker(chosen.asker), steps, then)
 
     def be_unavailable(self, call: int, steps: int) -> None:
         """The provider answers 503."""
@@ -116,23 +143,19 @@ class Acts:
 
     def kill(self, place: int, steps: int) -> None:
         """A worker is killed, some callbacks from now."""
-        process = self.world.processes[place]
-        if process.alive:
-            process.run(steps)
-            process.kill()
+        self._run(self.world.processes[place], steps, Then.KILLED)
 
-    def restart(self, steps: int) -> None:
+    def restart(self, steps: int, then: Then) -> None:
         """A new worker takes the place of a dead one."""
         for place, process in enumerate(self.world.processes):
             if not process.alive:
                 self.world.restart(place)
-                self.world.processes[place].run(steps)
+                self._run(self.world.processes[place], steps, then)
                 return
 
     def freeze(self, place: int, steps: int) -> None:
         """A worker is stopped, some callbacks from now."""
-        self.world.processes[place].run(steps)
-        self.world.processes[place].frozen = True
+        self._run(self.world.processes[place], steps, Then.FROZEN)
 
     def thaw(self, place: int, steps: int) -> None:
         """A stopped worker goes on."""
@@ -181,6 +204,13 @@ class Acts:
         """A customer ends the grant."""
         self.world.server.authority.grants.revoke_subject(self.world.customers[customer].subject)
 
+    def _run(self, process: WorkerProcess, steps: int, then: Then) -> None:
+        process.run(steps)
+        if then is Then.FROZEN and "freeze" not in self.spared:
+            process.frozen = True
+        if then is Then.KILLED and "kill" not in self.spared and process.alive:
+            process.kill()
+
     def _asker(self, name: str) -> WorkerProcess:
         return next(process for process in self.world.processes if process.name == name)
 
@@ -199,11 +229,13 @@ def _asked(world: World) -> object:
 
 
 WORK: Final[dict[str, Kind]] = {
-    "schedule": Kind(8, (PLACE, FAR)),
-    "answer": Kind(10, (WHICH, FAR), _asked),
-    "go_on": Kind(4, (PLACE, FAR)),
+    "refresh": Kind(4, (PLACE,)),
+    "take_over": Kind(4, (PLACE,)),
+    "schedule": Kind(8, (PLACE, FAR, THEN)),
+    "answer": Kind(12, (WHICH, FAR, THEN), _asked),
+    "go_on": Kind(2, (PLACE, FAR)),
     "let_time_pass": Kind(4, (st.sampled_from([A_CLAIM, A_LEASE, A_CALL, A_MOMENT]),)),
-    "restart": Kind(4, (FAR,), lambda world: not all(process.alive for process in world.processes)),
+    "restart": Kind(4, (FAR, THEN), lambda world: not all(process.alive for process in world.processes)),
     "thaw": Kind(3, (PLACE, FAR), lambda world: any(process.frozen for process in world.processes)),
     "import_pending": Kind(3, (), lambda world: any(customer.pending for customer in world.customers)),
 }
@@ -214,7 +246,7 @@ HAZARDS: Final[dict[str, Kind]] = {
     "deliver_again": Kind(4, (WHICH, PLACE, FAR), lambda world: world.desk.jobs),
     "keep_house": Kind(2, (PLACE, FAR)),
     "decide": Kind(3, (WHICH,), _asked),
-    "lose_the_answer": Kind(2, (WHICH, FAR), _asked),
+    "lose_the_answer": Kind(2, (WHICH, FAR, THEN), _asked),
     "be_unavailable": Kind(1, (WHICH, FAR), _asked),
     "read_late": Kind(1, (WHICH,), lambda world: world.server.unread()),
     "kill": Kind(4, (PLACE, FAR)),
@@ -243,10 +275,12 @@ class Model(RuleBasedStateMachine):
         self.acts = Acts(self.world)
         self.judge = Judge(self.world, self.excused)
         self.kinds = WORK | HAZARDS
+        self.story: list[tuple[str, tuple[object, ...]]] = []
 
     @initialize(spared=st.sets(st.sampled_from(sorted(HAZARDS))))
     def begin(self, spared: set[str]) -> None:
         """Choose what this world is spared."""
+        self.acts.spared = frozenset(spared)
         self.kinds = {name: kind for name, kind in (WORK | HAZARDS).items() if name not in spared}
 
     @rule(data=st.data())
@@ -257,6 +291,7 @@ class Model(RuleBasedStateMachine):
         ]
         name = data.draw(st.sampled_from(possible))
         arguments = data.draw(st.tuples(*self.kinds[name].arguments), label=name)
+        self.story.append((name, arguments))
         getattr(self.acts, name)(*arguments)
 
     @invariant()

@@ -87,7 +87,7 @@ class Server:
         for earlier in self.calls:
             if earlier.ref == ref and earlier.fate is Fate.UNREAD and self.given_up(earlier):
                 # Its reader froze with the answer in its hands, and the claim is over: nobody can know of it.
-                self.authority.ledger.declare_lost(earlier.subject)
+                self._declare_lost(earlier)
 
         def connected() -> bool:
             return not (call.hung_up or call.answered or self.given_up(call))
@@ -116,7 +116,7 @@ class Server:
             if call.hung_up:
                 # It was read late, and nobody listens any more.
                 call.fate = Fate.LOST
-                self.authority.ledger.declare_lost(call.subject)
+                self._declare_lost(call)
 
     def deliver(self, call: Call) -> None:
         """Let the answer reach the machine of who asked; decide first if that is still to be done."""
@@ -156,11 +156,16 @@ class Server:
             self.hang_up(call)
             if call.fate is Fate.UNREAD:
                 call.fate = Fate.LOST
-                entry = call.presentation.entry
-                if entry is self.authority.ledger.entry_of(call.subject) and (
-                    entry.spent_through == call.ref.number
-                ):
-                    self.authority.ledger.declare_lost(call.subject)
+                self._declare_lost(call)
+
+    def _declare_lost(self, call: Call) -> None:
+        """Tell the ledger that nobody will know of this answer: what it spent may be presented again."""
+        ledger, entry = self.authority.ledger, call.presentation.entry
+        if entry is ledger.entry_of(call.subject) and entry.spent_through == call.ref.number:
+            ledger.declare_lost(call.subject)
+        else:
+            # Of a family, or of a rotation, that is history.
+            entry.lost.add(call.ref.number)
 
     def _end(self, call: Call, exchange: Exchange, *, delivered: bool) -> None:
         call.answered = True

@@ -16,8 +16,10 @@ CONFIGS = {"strict": SandboxConfig(), "grace": SandboxConfig(grace_seconds=60.0)
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.timeout(3000)
 def test_x(stage: Stage, name) -> None:
-    stats = collections.Counter()
+    stats = collections.Counter(); last = []
     class M(Model):
+        def __init__(self):
+            super().__init__(); last.append(self)
         def teardown(self):
             stats["examples"]+=1
             for c in self.world.server.calls:
@@ -34,8 +36,50 @@ def test_x(stage: Stage, name) -> None:
             settings=settings(
                 max_examples=int(os.environ.get("N","30")), stateful_step_count=int(os.environ.get("STEPS", "30")), deadline=None, database=None,
                 suppress_health_check=list(HealthCheck),
-                phases=None or settings.default.phases,
+                phases=[__import__("hypothesis").Phase.generate],
             ),
         )
+    except BaseException as error:
+        story = last[-1].story
+        import time
+        t0 = time.time()
+        first = str(error).splitlines()[0]
+        spared = last[-1].acts.spared
+        from tests.model.machine import Acts, settle
+        from tests.model.judge import Judge
+        def run(story):
+            world = stage.new_world(M.config); acts = Acts(world); judge = Judge(world, M.excused); acts.spared = spared
+            try:
+                judge.look()
+                for name, arguments in story:
+                    getattr(acts, name)(*arguments); judge.look()
+                settle(world, judge)
+            except AssertionError as e:
+                return e
+            finally:
+                world.close()
+            return None
+        def shape(e): 
+            import re
+            return e is not None and re.sub("[0-9]+|ada|bob", "", str(e))[:40]
+        goal = shape(run(story))
+        if goal:
+            changed = True
+            while changed and time.time() - t0 < 150:
+                changed = False
+                size = max(1, len(story)//2)
+                while size >= 1:
+                    i = len(story) - size
+                    while i >= 0:
+                        cand = story[:i] + story[i+size:]
+                        if shape(run(cand)) == goal:
+                            story = cand; changed = True
+                        i -= size
+                    size //= 2
+            e = run(story)
+            print("MINIMAL", type(e).__name__, e)
+        else: print("NOT REPRODUCED", first)
+        for line in story: print("   ", line)
+        raise
     finally:
         print(dict(stats))
