@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import text
 
-from sandbox.ledger import ViolationKind
+from sandbox.ledger import Violation, ViolationKind
 from sandbox.tokens import RefreshTokenRef
 from store import records
 from store.answers import SavedTokens
@@ -114,6 +114,10 @@ class Judge:
                 trouble.append(f"{subject} is refreshed no more")
         return trouble
 
+    def sight(self, customer: Customer) -> Sight:
+        """Return what is held of one account now."""
+        return next(sight for each, sight in self._sights() if each is customer)
+
     def refreshes(self) -> dict[str, int]:
         """Return how often each customer was refreshed."""
         entries = {each.subject: self.world.server.authority.ledger.entry_of(each.subject) for each in self.world.customers}
@@ -124,13 +128,20 @@ class Judge:
         while self._violations < len(ledger.violations):
             violation = ledger.violations[self._violations]
             self._violations += 1
-            if violation.subject not in self._tainted:
-                kind = "at once" if violation.kind is ViolationKind.AT_ONCE else "after its answer"
-                breach = Breach(
-                    "presented_twice",
-                    f"G2: refresh token {violation.rotation} of {violation.subject} was presented twice, {kind}",
-                )
-                self._excuse(breach, violation.subject)
+            if violation.subject in self._tainted:
+                continue
+            how = "at once" if violation.kind is ViolationKind.AT_ONCE else "after its answer"
+            message = f"G2: refresh token {violation.rotation} of {violation.subject} was presented twice, {how}"
+            self._excuse(Breach(self._kind_of_use(violation), message), violation.subject)
+
+    def _kind_of_use(self, violation: Violation) -> str:
+        living = {process.name for process in self.world.processes if process.alive}
+        answered = any(
+            call.asker in living and call.fate is Fate.KEPT
+            for call in self.world.server.calls
+            if (call.subject, call.ref.number) == (violation.subject, violation.rotation)
+        )
+        return "living_journal" if answered else "presented_twice"
 
     def _nothing_is_lost(self, customer: Customer, sight: Sight) -> None:
         for answer in self.world.journalled:
@@ -159,7 +170,8 @@ class Judge:
         family = self.world.server.authority.grants.family_of(customer.subject)
         assert family is not None
         if not family.revoked and family.live in before.durable:
-            raise Breach("false_alarm", f"G4: {customer.subject} needs_reauth, but {family.live} was held")
+            kind = "unused_candidate" if family.live in before.candidates else "false_alarm"
+            raise Breach(kind, f"G4: {customer.subject} needs_reauth, but {family.live} was held")
 
     def _excuse(self, breach: Breach, subject: str) -> None:
         if breach.kind not in self.excused:

@@ -17,9 +17,9 @@ from typing import ClassVar, Final, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sandbox.config import SandboxConfig
 from tests.model.judge import Judge
 from tests.model.process import BUSY_STEPS, Trouble, WorkerProcess
+from tests.model.provider import Policy
 from tests.model.world import SUBJECTS, WORKERS, Stage, World
 
 T = TypeVar("T")
@@ -266,12 +266,12 @@ class Model(RuleBasedStateMachine):
     """A fleet under everything that may befall it. Subclasses name the stage and the provider."""
 
     stage: ClassVar[Stage]
-    config: ClassVar[SandboxConfig]
+    policy: ClassVar[Policy]
     excused: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()
-        self.world: World = self.stage.new_world(self.config)
+        self.world: World = self.stage.new_world(self.policy)
         self.acts = Acts(self.world)
         self.judge = Judge(self.world, self.excused)
         self.kinds = WORK | HAZARDS

@@ -206,6 +206,11 @@ class WorkerProcess:
         )
         self._start(self._open())
 
+    @property
+    def adopting(self) -> bool:
+        """Whether it holds a dead sibling's journal, or the right to look for one."""
+        return bool(self._adopters_files)
+
     def take(self, job: RefreshJob) -> None:
         """Receive a message."""
         self._start(self._run(job))

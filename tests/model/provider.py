@@ -18,12 +18,41 @@ from urllib.parse import parse_qs
 from providers.exchange import Answer, Exchange, Failure, FailureKind, TokenRequest
 from sandbox.authority import Authority
 from sandbox.config import SandboxConfig
-from sandbox.grants import Issued, Refused
+from sandbox.grants import Grants, Issued, Refused
 from sandbox.ledger import Presentation
 from sandbox.tokens import RefreshTokenRef
 from tokenfleet_client.secret import Secret
 
 JSON: Final = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a provider treats a refresh token that it has replaced."""
+
+    config: SandboxConfig
+    branching: bool = False
+    """Whether a replay within the grace is given a successor of its own, which ends the first one."""
+
+
+STRICT: Final = Policy(SandboxConfig())
+"""Single use, no grace, and reuse ends the family."""
+GRACE: Final = Policy(SandboxConfig(grace_seconds=60.0))
+LENIENT: Final = Policy(SandboxConfig(family_revocation=False))
+"""Single use, no grace, but reuse ends nothing."""
+BRANCHING: Final = Policy(SandboxConfig(grace_seconds=60.0, family_revocation=False), branching=True)
+
+
+class BranchingGrants(Grants):
+    """Grants whose replays within the grace end the successor that was given first."""
+
+    def refresh(self, ref: RefreshTokenRef, now: float, *, rotate: bool = True) -> Issued | Refused:
+        decision = super().refresh(ref, now, rotate=rotate)
+        if isinstance(decision, Issued) and decision.replayed:
+            family = self._families[ref.family]
+            family.number += 1
+            return self._tokens(family, now, refresh_token=True, replayed=True)
+        return decision
 
 
 class Fate(Enum):
@@ -68,14 +97,16 @@ class Call:
 class Server:
     """One authorization server. ``calls`` holds every request there ever was, oldest first."""
 
-    config: SandboxConfig
+    policy: Policy
     clock: Callable[[], float]
     given_up: Callable[[Call], bool]
     """Whether the fleet may take an unread answer for lost: its asker has been frozen for longer than its claim."""
     calls: list[Call] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.authority = Authority(self.config, self.clock)
+        self.authority = Authority(self.policy.config, self.clock)
+        if self.policy.branching:
+            self.authority.grants = BranchingGrants(self.policy.config, self.authority.mint)
 
     def receive(
         self, request: TokenRequest, asker: str, exchange: asyncio.Future[Exchange], claim_ends: float

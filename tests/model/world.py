@@ -26,7 +26,6 @@ from sqlalchemy import Connection, Engine, event, text
 
 from cli.accounts_import import compose_rules
 from providers import load_registry
-from sandbox.config import SandboxConfig
 from sandbox.definition import definition_toml
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
@@ -37,7 +36,7 @@ from store.imports import Importer
 from store.keys import Vault
 from store.limits import Budgets
 from tests.model.process import WorkerProcess
-from tests.model.provider import Call, Fate, Server
+from tests.model.provider import Call, Fate, Policy, Server
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import refresh_token_binding
@@ -112,7 +111,7 @@ class World:
     vault: Vault
     settings: Settings
     redis: Redis
-    config: SandboxConfig
+    policy: Policy
     journals: Path
     providers: Path
     clock: Clock
@@ -126,9 +125,9 @@ class World:
 
     def __post_init__(self) -> None:
         self.tunables = self.settings.tunables.model_copy(update={"group_commit_seconds": 0.0})
-        self.server = Server(self.config, lambda: self.now, self._has_given_up)
+        self.server = Server(self.policy, lambda: self.now, self._has_given_up)
         self.providers.mkdir(exist_ok=True)
-        (self.providers / "sandbox.toml").write_text(definition_toml("http://127.0.0.1:9", self.config))
+        (self.providers / "sandbox.toml").write_text(definition_toml("http://127.0.0.1:9", self.policy.config))
         self.registry = load_registry(self.providers, allow_http=True)
         self.desk = Desk()
         self._leases: dict[str, float] = {}
@@ -142,8 +141,8 @@ class World:
                 provider="sandbox",
                 environment="production",
                 name="default",
-                client_id=self.config.client_id,
-                client_secret=self.config.client_secret,
+                client_id=self.policy.config.client_id,
+                client_secret=self.policy.config.client_secret,
                 variables={},
             )
         self.redis.flushdb()
@@ -300,7 +299,7 @@ class Stage:
         engine.dispose()
         event.listen(engine, "begin", self._tell_the_time)
 
-    def new_world(self, config: SandboxConfig) -> World:
+    def new_world(self, policy: Policy) -> World:
         """Return a world in which nothing has happened yet but that two customers have signed up."""
         self._clock.now, self._clock.began = 0.0, datetime.now(UTC)
         return World(
@@ -308,7 +307,7 @@ class Stage:
             self._vault,
             self._settings,
             self._redis,
-            config,
+            policy,
             self._home / "journals",
             self._home / "providers",
             self._clock,
