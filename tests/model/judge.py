@@ -107,7 +107,9 @@ class Judge:
                 continue
             if sight.status is AccountStatus.NEEDS_REAUTH:
                 if not family.revoked and family.live in sight.durable:
-                    trouble.append(f"{subject} is in needs_reauth, and the fleet holds {family.live}: {sight}")
+                    trouble.append(
+                        f"{subject} is in needs_reauth, and the fleet holds {family.live}: {sight}"
+                    )
             elif sight.status is not AccountStatus.ACTIVE or sight.held != family.live:
                 trouble.append(f"{subject} is {sight.status} and holds {sight.held}, alive is {family.live}")
             elif entry.refreshes <= refreshed[subject]:
@@ -120,7 +122,10 @@ class Judge:
 
     def refreshes(self) -> dict[str, int]:
         """Return how often each customer was refreshed."""
-        entries = {each.subject: self.world.server.authority.ledger.entry_of(each.subject) for each in self.world.customers}
+        entries = {
+            each.subject: self.world.server.authority.ledger.entry_of(each.subject)
+            for each in self.world.customers
+        }
         return {subject: entry.refreshes for subject, entry in entries.items() if entry is not None}
 
     def _presented_once(self) -> None:
@@ -131,7 +136,9 @@ class Judge:
             if violation.subject in self._tainted:
                 continue
             how = "at once" if violation.kind is ViolationKind.AT_ONCE else "after its answer"
-            message = f"G2: refresh token {violation.rotation} of {violation.subject} was presented twice, {how}"
+            message = (
+                f"G2: refresh token {violation.rotation} of {violation.subject} was presented twice, {how}"
+            )
             self._excuse(Breach(self._kind_of_use(violation), message), violation.subject)
 
     def _kind_of_use(self, violation: Violation) -> str:
@@ -232,7 +239,9 @@ def _told_once(subject: str, status: str, events: Sequence[Event], told: list[st
         if known is None:
             expected.append(EventType.CREATED.value)
         else:
-            assert event.status_from == known, f"G5: {subject} was {known}, and moved from {event.status_from}"
+            assert event.status_from == known, (
+                f"G5: {subject} was {known}, and moved from {event.status_from}"
+            )
             trigger = Trigger(event.kind.removeprefix("account."))
             move = TRANSITIONS.get((AccountStatus(known), trigger))
             assert move is not None, f"G5: {subject}: {trigger} leads nowhere from {known}"

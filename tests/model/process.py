@@ -48,6 +48,7 @@ PROBE_AFTER: Final = timedelta(seconds=30)
 BUSY_STEPS: Final = 2_000
 """More callbacks than anything here takes: whoever runs on beyond them waits for somebody in a loop."""
 BURIAL_ROUNDS: Final = 20
+FILES: Final = Path("/proc/self/fd")
 
 
 class Trouble(Enum):
@@ -234,7 +235,9 @@ class WorkerProcess:
         """End like ``kill -9``."""
         self.alive = self.open = False
         self.world.server.bury(self.name)
-        held = {fd for fd, path in _open_files(self.world.journals) if self._owns(path)} | self._adopters_files
+        held = {
+            fd for fd, path in _open_files(self.world.journals) if self._owns(path)
+        } | self._adopters_files
         with open(os.devnull, "r+b") as nothing:
             for descriptor in held:
                 # Releases the lock and keeps the number: what unwinds below closes it again.
@@ -248,10 +251,9 @@ class WorkerProcess:
                 task.cancel()
             while self.loop.step():
                 pass
-        for descriptor in (self._journal._descriptor, self._journal._lock):
-            if descriptor is not None and descriptor >= 0:
-                os.close(descriptor)
-        self._journal._descriptor = -1
+        os.close(self._journal._descriptor)
+        if self._journal._lock is not None:
+            os.close(self._journal._lock)
 
     async def pause(self) -> None:
         """Stop for a moment: here the process may be left for ever."""
@@ -317,11 +319,11 @@ class WorkerProcess:
 def _open_files(root: Path) -> list[tuple[int, Path]]:
     """Return this process's open files at or below ``root``."""
     found: list[tuple[int, Path]] = []
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in FILES.iterdir():
         try:
-            target = Path(os.readlink(f"/proc/self/fd/{entry}"))
+            target = entry.readlink()
         except FileNotFoundError:
             continue
         if target == root or root in target.parents:
-            found.append((int(entry), target))
+            found.append((int(entry.name), target))
     return found

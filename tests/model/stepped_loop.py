@@ -17,12 +17,19 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 R = TypeVar("R")
+_Ts = TypeVarTuple("_Ts")
+
+if TYPE_CHECKING:
+    # Of all that a loop could be asked for, nothing here needs more than what stands below.
+    from asyncio import SelectorEventLoop as _Loop
+else:
+    from asyncio import AbstractEventLoop as _Loop
 
 
-class SteppedLoop(asyncio.AbstractEventLoop):
+class SteppedLoop(_Loop):
     """One process's event loop. Everything that :mod:`asyncio` asks of a loop without sockets."""
 
     def __init__(self, clock: Callable[[], float], on_error: Callable[[dict[str, Any]], None]) -> None:
@@ -58,19 +65,19 @@ class SteppedLoop(asyncio.AbstractEventLoop):
         return self._clock()
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self._clock() + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), handle))

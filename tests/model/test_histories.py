@@ -126,7 +126,9 @@ def test_an_answer_that_died_unread_costs_one_replay_and_then_the_customer_is_to
 
 
 @pytest.mark.xfail(
-    strict=True, raises=Breach, reason="the journals of living siblings are not looked at before an account is asked"
+    strict=True,
+    raises=Breach,
+    reason="the journals of living siblings are not looked at before an account is asked",
 )
 def test_an_answer_in_a_frozen_siblings_journal_keeps_its_token_from_being_presented_again(
     begin: Begin,
@@ -144,7 +146,9 @@ def test_an_answer_in_a_frozen_siblings_journal_keeps_its_token_from_being_prese
 
 
 @pytest.mark.xfail(
-    strict=True, raises=Breach, reason="the journals of living siblings are not looked at before an account is asked"
+    strict=True,
+    raises=Breach,
+    reason="the journals of living siblings are not looked at before an account is asked",
 )
 def test_an_answer_that_a_sibling_cannot_save_keeps_its_token_from_being_presented_again(
     begin: Begin,
@@ -181,7 +185,9 @@ def test_a_candidate_is_tried_before_the_customer_is_told_to_sign_in_again(begin
     history.end()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="adopters of one directory take turns without end")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="adopters of one directory take turns without end"
+)
 def test_a_frozen_adopter_does_not_hold_up_its_siblings(begin: Begin) -> None:
     """It has locked the journals' directory, and every other worker waits for it before every job."""
     history = begin(STRICT)
@@ -195,7 +201,11 @@ def test_a_frozen_adopter_does_not_hold_up_its_siblings(begin: Begin) -> None:
     history.freeze(SECOND)
     history.take_over(THIRD)
     history.world.pass_time(A_MOMENT)
-    asked = {call.subject for call in history.world.server.calls if call.asker == history.world.processes[THIRD].name}
+    asked = {
+        call.subject
+        for call in history.world.server.calls
+        if call.asker == history.world.processes[THIRD].name
+    }
     assert asked, "the others' accounts are not refreshed either"
 
 

@@ -127,7 +127,9 @@ class World:
         self.tunables = self.settings.tunables.model_copy(update={"group_commit_seconds": 0.0})
         self.server = Server(self.policy, lambda: self.now, self._has_given_up)
         self.providers.mkdir(exist_ok=True)
-        (self.providers / "sandbox.toml").write_text(definition_toml("http://127.0.0.1:9", self.policy.config))
+        (self.providers / "sandbox.toml").write_text(
+            definition_toml("http://127.0.0.1:9", self.policy.config)
+        )
         self.registry = load_registry(self.providers, allow_http=True)
         self.desk = Desk()
         self._leases: dict[str, float] = {}
@@ -214,7 +216,7 @@ class World:
 
     def run_all(self) -> None:
         """Let every process that is not frozen go on until it has to wait."""
-        while any([process.run() for process in self.processes]):
+        while sum(process.run() for process in self.processes):
             pass
 
     def flush_redis(self) -> None:
@@ -322,9 +324,7 @@ class Stage:
 
 
 @contextmanager
-def stage_of(
-    engine: Engine, vault: Vault, settings: Settings, redis: Redis, home: Path
-) -> Iterator[Stage]:
+def stage_of(engine: Engine, vault: Vault, settings: Settings, redis: Redis, home: Path) -> Iterator[Stage]:
     """Yield a stage on a test's own database; the workers' clock is the world's while it lasts."""
     stage = Stage(engine, vault, settings, redis, home)
     with pytest.MonkeyPatch.context() as patch:
