@@ -238,7 +238,7 @@ class WorkerProcess:
         held = {
             fd for fd, path in _open_files(self.world.journals) if self._owns(path)
         } | self._adopters_files
-        with open(os.devnull, "r+b") as nothing:
+        with Path(os.devnull).open("r+b") as nothing:
             for descriptor in held:
                 # Releases the lock and keeps the number: what unwinds below closes it again.
                 os.dup2(nothing.fileno(), descriptor)
