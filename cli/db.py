@@ -28,8 +28,9 @@ def db() -> None:
 def upgrade() -> None:
     """Bring the database to the schema of this release.
 
-    Safe to run again, and from many machines at once: one of them migrates. Also makes the history partitions
-    of the coming days, and the first data keys if key-encryption keys are configured.
+    Safe to run again, and from many machines at once: one of them migrates. Nothing has to stop for it: it
+    waits 2 s for a lock, steps back, and tries again for some minutes. Also makes the history partitions of
+    the coming days, and the first data keys if key-encryption keys are configured.
 
     \b
     Example:
@@ -42,8 +43,12 @@ def upgrade() -> None:
     settings = load_settings()
     with bare_database(settings) as engine, engine.connect() as connection:
         before = schema_revision(connection)
-    after = upgrade_database(settings)
-    click.echo(f"The schema was already at {after}." if before == after else f"The schema is now at {after}.")
+    wanted = upgrade_database(settings)
+    if before is not None and before > wanted:
+        click.echo(f"The schema is at {before}, newer than this release needs ({wanted}), and serves it.")
+    else:
+        was = before == wanted
+        click.echo(f"The schema was already at {wanted}." if was else f"The schema is now at {wanted}.")
     if settings.access_ring.primary is None or settings.refresh_ring.primary is None:
         click.echo("No keys are configured yet: run 'tokenfleet keys generate' before importing accounts.")
     else:

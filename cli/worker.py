@@ -3,7 +3,7 @@
 Celery's order, on which ``workers.app`` relies (Celery 5.7, ``celery/worker/worker.py``): ``worker_init``
 is sent while the worker is built, before the pool and the consumer exist; on a warm shutdown the consumer
 stops fetching, the pool waits for running tasks, and ``worker_shutdown`` is sent after that. A cold
-shutdown (SIGQUIT) sends none: the journal is then adopted by the next worker.
+shutdown sends none, so a running worker has none: ``workers.app`` takes the signals over.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 def worker(ctx: click.Context, queues: str | None, concurrency: int | None, hostname: str | None) -> None:
     """Run a worker: it asks providers for new tokens and saves what they answer.
 
-    One process uses one core; run as many as you have cores to spare. SIGTERM or Ctrl-C ends it when what
-    is in flight is saved. It can be killed at any moment: what it had on disk is saved by the next worker
-    on this machine.
+    One process uses one core; run as many as you have cores to spare. SIGTERM or Ctrl-C, once or often, ends
+    it when what is in flight is saved. It can be killed at any moment: what it had on disk is saved by the
+    next worker on this machine.
 
     \b
     Example:
@@ -80,7 +80,7 @@ def worker(ctx: click.Context, queues: str | None, concurrency: int | None, host
         )
         process.start()
     # Celery calls an interrupted worker failed, even when everything was finished first.
-    stopped_warmly = asked_to_stop == ["Warm"]
+    stopped_warmly = set(asked_to_stop) == {"Warm"}
     ctx.exit(EX_OK if stopped_warmly else process.exitcode or EX_OK)
 
 

@@ -1,7 +1,8 @@
 """When a token ends, from what an answer tells: total, and strict about what it believes.
 
-A lifetime that is not a positive finite number of at most ten years is treated as not told: an invented hour
-and an endless token are the two mistakes that this module exists to avoid (DESIGN section 8).
+A lifetime that is not a finite number from one second to ten years is treated as not told: an invented hour and an
+endless token are the two mistakes that this module exists to avoid (DESIGN section 8), and a token that lives for a
+millisecond would be renewed every second.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from providers.fields import TEN_YEARS_SECONDS
 from providers.paths import Path, first
 from providers.spec import Duration, Moment
 
+SHORTEST_LIFE: Final = timedelta(seconds=1)
 LONGEST_LIFE: Final = timedelta(seconds=TEN_YEARS_SECONDS)
 MAX_JWT_CHARACTERS: Final = 16_384
 
@@ -46,7 +48,7 @@ class ExpiryReader:
     def read(self, document: dict[str, Any], now: datetime) -> datetime | None:
         """Return the expiry that ``document`` tells, or None."""
         seconds = _number(first(self._in_paths, document))
-        if seconds is not None and 0 < seconds * self._unit <= TEN_YEARS_SECONDS:
+        if seconds is not None and 1 <= seconds * self._unit <= TEN_YEARS_SECONDS:
             return now + timedelta(seconds=seconds * self._unit)
         if not self._at_paths:
             return None
@@ -107,4 +109,4 @@ def _believable(moment: datetime | None, now: datetime) -> datetime | None:
     """A token that ended before it was issued tells of a wrong clock, not of its life."""
     if moment is None:
         return None
-    return moment.astimezone(UTC) if timedelta(0) < moment - now <= LONGEST_LIFE else None
+    return moment.astimezone(UTC) if SHORTEST_LIFE <= moment - now <= LONGEST_LIFE else None

@@ -160,7 +160,9 @@ class RefreshRequests:
             values[name] = self._checked(rule, value)
         return values
 
-    def _checked(self, rule: VariableRule, value: str) -> str:
+    def _checked(self, rule: VariableRule, value: object) -> str:
+        if not isinstance(value, str):
+            raise RequestBuildError("variable_malformed", f"the variable {rule.name!r} must be text")
         try:
             return rule.check(value, allow_http=self._allow_http)
         except ValueError as error:

@@ -3,22 +3,21 @@
 Order: a success is a success; then the definition's error rules as written; then the error codes of RFC 6749
 section 5.2; then the status. Only the first two rows of that order can say that a grant is gone, and only a
 body that can be read can say it (G4). An answer that may have come with a new refresh token, but cannot be
-read, is :class:`OutcomeUnknown`: the caller must not assume that the old one is unspent.
+read, is :class:`OutcomeUnknown`: the caller must not assume that the old one is unspent. And a refresh token that
+came is never thrown away for what came beside it: what else is odd about an answer costs the oddity, not the tokens.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
+from providers.documents import Document, Repeated, parse
 from providers.exchange import Answer, Exchange, Failure, FailureKind
 from providers.expiry import ExpiryReader, jwt_expiry
-from providers.oauth2 import FORM_TYPE
 from providers.paths import Path, first
 from providers.rules import DEFAULT_STATUSES, CompiledRule, condition_test, scalar_text
 from providers.shapes import error_word, shape_of
@@ -53,18 +52,9 @@ RFC6749_ERRORS: Final[Mapping[str, RefreshOutcome]] = {
 RETRY_STATUSES: Final = frozenset({408, 425})
 """4xx statuses that by their own definition invite a repetition (RFC 9110 section 15.5.9, RFC 8470)."""
 
-MAX_FORM_FIELDS: Final = 100
 MAX_TEXT_CHARACTERS: Final = 10_000
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
-
-
-def _bounded_int(digits: str) -> int | None:
-    """An integer that can be no expiry and no code is null: one absurd field must not cost us the tokens."""
-    return int(digits) if len(digits) <= 30 else None
-
-
-_JSON = json.JSONDecoder(parse_int=_bounded_int, strict=False)
 
 
 class AnswerReader:
@@ -110,16 +100,30 @@ class AnswerReader:
             if exchange.kind is FailureKind.NOT_SENT:
                 return Unavailable(exchange.code)
             return OutcomeUnknown(exchange.code)
-        document = None if exchange.flaw else _parse(exchange)
+        document, is_whole = (None, False) if exchange.flaw else parse(exchange)
         if isinstance(document, dict) and 200 <= exchange.status < 300:
             tokens = self._tokens(document, now)
             if tokens is not None:
                 return Refreshed(tokens)
-        return self._error(exchange, document, now)
+            if is_whole and self._contradicts_itself(document):
+                return self._undescribed(exchange.status, document)
+        return self._error(exchange, document if is_whole else None, now)
+
+    def _contradicts_itself(self, document: dict[str, Any]) -> bool:
+        """Answer whether an answer that is no success brings both tokens: then no error in it is a definite word."""
+        paths = (self._access_token, self._refresh_token)
+        return all(_token(first(path, document)) is not None for path in paths)
+
+    def _undescribed(self, status: int, document: Document) -> Undescribed:
+        word, shape = error_word(document) or _status_code(status), shape_of(status, document)
+        successor = None
+        if isinstance(document, dict) and 200 <= status < 300:
+            successor = _token(first(self._refresh_token, document))
+        return Undescribed(word, shape, Secret(successor) if successor else None)
 
     def _tokens(self, document: dict[str, Any], now: datetime) -> TokenAnswer | None:
         """Return the tokens of a 2xx answer, or None when it is not a success."""
-        access_token = _token(first(self._access_token, document))
+        access_token = _sendable(_token(first(self._access_token, document)))
         if access_token is None or not all(holds(document) for holds in self._success):
             return None
         refresh_token = _token(first(self._refresh_token, document))
@@ -149,7 +153,7 @@ class AnswerReader:
                 continue
         return captured
 
-    def _error(self, answer: Answer, document: object, now: datetime) -> Outcome:
+    def _error(self, answer: Answer, document: Document | None, now: datetime) -> Outcome:
         status = answer.status
         for rule in self._rules:
             code = rule.code_for(status, document)
@@ -160,7 +164,7 @@ class AnswerReader:
             known = RFC6749_ERRORS.get(error) if isinstance(error, str) else None
             if known is not None:
                 return _outcome(known, str(error), answer, document, now)
-        code = f"http_{status}" if 100 <= status <= 999 else "http_invalid"
+        code = _status_code(status)
         if status == 429:
             return Throttled(code, _retry_after(answer, now))
         if status == 503 and (retry_after := _retry_after(answer, now)) is not None:
@@ -168,10 +172,14 @@ class AnswerReader:
         if status not in DEFAULT_STATUSES or status in RETRY_STATUSES:
             return Unavailable(code)
         if document is not None:
-            return Undescribed(error_word(document) or code, shape_of(status, document))
+            return self._undescribed(status, document)
         if status >= 400:
             return Unavailable(code)
         return OutcomeUnknown(answer.flaw or ("unreadable_answer" if answer.body else "empty_answer"))
+
+
+def _status_code(status: int) -> str:
+    return f"http_{status}" if 100 <= status <= 999 else "http_invalid"
 
 
 def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, now: datetime) -> Outcome:
@@ -190,31 +198,14 @@ def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, 
             return Undescribed(code, shape_of(answer.status, document))
 
 
-def _parse(answer: Answer) -> dict[str, Any] | list[Any] | None:
-    """Return the object or list that the body holds, or None for anything else.
-
-    Bytes that are not UTF-8 become replacement characters: an accent in an error description must not hide
-    the error code beside it. A token never contains one (see :func:`_token`).
-    """
-    text = answer.body.decode("utf-8-sig", "replace").strip()
-    if answer.headers.get("content-type", "").startswith(FORM_TYPE) and not text.startswith(("{", "[")):
-        try:
-            return dict(parse_qsl(text, max_num_fields=MAX_FORM_FIELDS)) or None
-        except ValueError:
-            return None
-    try:
-        document = _JSON.decode(text)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, (dict, list)) else None
-
-
 def _paths(texts: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(Path.compile(text) for text in texts)
 
 
 def _token(value: object) -> str | None:
-    """Return ``value`` if it can be a token: text that survives being stored and sent."""
+    """Return ``value`` if it can be a token: text that survives being stored."""
+    if isinstance(value, Repeated):
+        return next(filter(None, map(_token, reversed(value.values))), None)
     if not isinstance(value, str) or not value:
         return None
     if value.isascii():
@@ -224,6 +215,12 @@ def _token(value: object) -> str | None:
     except UnicodeEncodeError:
         return None
     return None if "\N{REPLACEMENT CHARACTER}" in value else value
+
+
+def _sendable(access_token: str | None) -> str | None:
+    """Return the token as a header carries it (RFC 6750 section 2.1), or None: readers could do nothing with it."""
+    access_token = access_token and access_token.strip()
+    return access_token if access_token and access_token.isprintable() else None
 
 
 def _text(value: object) -> str | None:

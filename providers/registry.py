@@ -44,6 +44,8 @@ class Provider:
     rate_per_second: float | None
     burst: int
     max_outstanding: int
+    rotates: bool
+    """Whether an answer may carry a new refresh token that replaces the one presented."""
     replay_grace: timedelta | None
     """How long a replaced refresh token still works; None when it is spent at once, or never replaced."""
     _requests: RefreshRequests = field(repr=False, compare=False)
@@ -63,6 +65,7 @@ class Provider:
             rate_per_second=rate.requests_per_second,
             burst=burst,
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
+            rotates=spec.rotation.policy != "never",
             replay_grace=timedelta(seconds=grace) if grace else None,
             _requests=RefreshRequests(spec, allow_http=allow_http),
             _answers=AnswerReader(spec, allow_http=allow_http),

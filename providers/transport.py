@@ -7,9 +7,11 @@ Promises, each one tested against raw sockets:
 * Whether the request left is observed, not guessed. Names of exceptions cannot tell: the HTTP client reports
   a disconnect in mid-request as a connect timeout. The body tells us when it is handed to the socket.
 * An answer that reached this machine in time is not thrown away by a clock. When time is over, the connection
-  is aborted instead of the task being cancelled: what was read by then is still an answer. The event loops
-  read their sockets before they run their timers, so this holds after a machine was paused, too.
+  is aborted instead of the task being cancelled: what was read by then is still an answer. What lies unread in
+  the socket is read first: a process that was stopped and goes on (``SIGCONT`` interrupts the polling of
+  sockets) runs its timers before it has looked at what came in meanwhile.
 * An answer belongs to its request: a connection on which anything arrived unasked is not used again.
+* Whatever a server sends, an answer takes little more memory than :data:`MAX_BODY_BYTES`.
 
 Proxies, netrc and cookies are not for token endpoints: ``HTTP_PROXY`` and ``~/.netrc`` are ignored, cookies
 are dropped. Certificates are checked against the bundled authorities, or those that ``SSL_CERT_FILE`` or
@@ -24,161 +26,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import select
 import ssl
-import time
-import weakref
-from contextvars import ContextVar
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Final
 
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
+from providers.connections import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    AnswerHead,
+    Ask,
+    Body,
+    Connector,
+    asking,
+    boottime,
+)
 from providers.content_encoding import decoded
 from providers.exchange import Answer, Failure, FailureKind, TokenRequest
 
-if TYPE_CHECKING:
-    from aiohttp.abc import AbstractStreamWriter
-    from aiohttp.client_proto import ResponseHandler
-    from aiohttp.connector import Connection
-    from aiohttp.tracing import Trace
-
 __all__ = ["Answer", "Failure", "FailureKind", "Transport", "boottime"]
 
-MAX_BODY_BYTES: Final = 1024 * 1024
-CONNECT_SHARE: Final = 0.5
-"""How much of its time an exchange may spend on getting a connection. A request that left with a moment to
-spare would be an answer lost, and perhaps a refresh token spent, for nothing."""
-KEEPALIVE_SECONDS: Final = 4.0
-"""Idle connections are closed before the usual servers close them (5 s is the shortest common default): a
-request that meets a closing connection is an answer lost."""
+MAX_BODY_BYTES: Final = 256 * 1024
+"""Token responses have a few kB. A thousand pages in flight must fit into memory, and reading one holds up the loop:
+60 ms for the worst kind of this size, a quarter of a second for a megabyte of it."""
 
-_clock: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _IDENTITY: Final = {"User-Agent": "tokenfleet", "Accept-Encoding": "identity"}
 _parsed_url: Final = lru_cache(maxsize=4096)(httpx.URL)
-
-
-def boottime() -> float:
-    """Return seconds on the clock of ``send_before``: it also counts the time that a machine sleeps."""
-    return time.clock_gettime(_clock)
-
-
-class _NotSentError(Exception):
-    """The request is given up before a byte of it left."""
-
-
-class _Ask:
-    """One request on its way: the facts that decide what its failure means."""
-
-    __slots__ = (
-        "_deadline",
-        "_loop",
-        "_send_before",
-        "_timer",
-        "connect_by",
-        "connection",
-        "left",
-        "refusal",
-        "time_is_over",
-    )
-
-    def __init__(self, timeout_seconds: float, send_before: float | None) -> None:
-        self.left = False
-        self.time_is_over = False
-        self.refusal: str | None = None
-        self.connection: Connection | None = None
-        self._loop = asyncio.get_running_loop()
-        self.connect_by = self._loop.time() + timeout_seconds * CONNECT_SHARE
-        self._deadline = self._loop.time() + timeout_seconds
-        self._send_before = send_before
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connected(self, connection: Connection) -> None:
-        """Take the connection; from here on, the end of the time aborts it."""
-        self.connection = connection
-        self._timer = self._loop.call_at(self._deadline, self._on_deadline)
-
-    def leave(self) -> None:
-        """Mark the request as sent. The socket is written in the same step of the loop, or this raises."""
-        if self._send_before is not None and boottime() >= self._send_before:
-            self.refuse("claim_expired")
-        if self._loop.time() >= self._deadline:
-            self.refuse("timeout")
-        transport = self.connection.transport if self.connection else None
-        if transport is None or transport.is_closing():
-            self.refuse("connection_closed")
-        self.left = True
-
-    def finish(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self.connection = None
-
-    def refuse(self, code: str) -> NoReturn:
-        self.refusal = code
-        raise _NotSentError(code)
-
-    def _on_deadline(self) -> None:
-        self.time_is_over = True
-        self.abort()
-
-    def abort(self) -> None:
-        if self.connection is not None and self.connection.transport is not None:
-            self.connection.transport.abort()
-
-
-_asking: ContextVar[_Ask] = ContextVar("_asking")
-
-
-class _Body(aiohttp.BytesPayload, httpx.AsyncByteStream):
-    """A request body that says when it leaves: to httpx a stream that it passes on, to aiohttp a payload."""
-
-    def __init__(self, value: bytes, ask: _Ask) -> None:
-        super().__init__(value)
-        self._ask = ask
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        self._ask.leave()
-        await super().write_with_length(writer, content_length)
-
-
-class _Connector(aiohttp.TCPConnector):
-    """A connection pool that hands out a connection once per request, and none that something arrived on."""
-
-    def __init__(self, *, max_connections: int, tls: ssl.SSLContext) -> None:
-        super().__init__(limit=max_connections, keepalive_timeout=KEEPALIVE_SECONDS, ssl=tls)
-        self._used: weakref.WeakSet[ResponseHandler] = weakref.WeakSet()
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], *rest: Any, **named: Any
-    ) -> Connection:
-        ask = _asking.get()
-        if ask.left:
-            raise _NotSentError("a token request is never repeated")
-        while True:
-            # Nothing has left yet, so this is the one place where the end of the time may cancel.
-            try:
-                async with asyncio.timeout_at(ask.connect_by):
-                    connection = await super().connect(req, traces, *rest, **named)
-            except TimeoutError:
-                ask.refuse("connect_timeout")
-            protocol = connection.protocol
-            assert protocol is not None
-            if protocol not in self._used:
-                self._used.add(protocol)
-            elif protocol.should_close or _has_input(protocol):
-                connection.close()
-                continue
-            try:
-                ask.connected(connection)
-                if not req.body:
-                    ask.leave()
-            except _NotSentError:
-                connection.release()
-                raise
-            return connection
 
 
 class Transport:
@@ -195,6 +71,8 @@ class Transport:
         self._timeout_seconds = timeout_seconds
         self._max_connections = max_connections
         self._tls = tls or httpx.create_ssl_context()
+        self.asking = 0
+        """How many exchanges are under way. Whoever ends this process before it is 0 may lose an answer."""
         self._http = AiohttpTransport(verify=self._tls, client=self._open_session)
 
     async def ask(self, request: TokenRequest, *, send_before: float | None = None) -> Answer | Failure:
@@ -203,8 +81,9 @@ class Transport:
         ``send_before`` is a moment of :func:`boottime`: once it has passed, nothing is sent any more. Raises
         nothing but the cancellation of the calling task.
         """
-        ask = _Ask(self._timeout_seconds, send_before)
-        token = _asking.set(ask)
+        ask = Ask(self._timeout_seconds, send_before)
+        token = asking.set(ask)
+        self.asking += 1
         try:
             response = await self._http.handle_async_request(_http_request(request, ask))
             body, flaw = await _read(response, ask)
@@ -215,8 +94,9 @@ class Transport:
             ask.abort()
             raise
         finally:
+            self.asking -= 1
             ask.finish()
-            _asking.reset(token)
+            asking.reset(token)
         headers = {
             name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers.raw
         }
@@ -230,22 +110,25 @@ class Transport:
 
     def _open_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=_Connector(max_connections=self._max_connections, tls=self._tls),
+            connector=Connector(max_connections=self._max_connections, tls=self._tls),
             cookie_jar=aiohttp.DummyCookieJar(),
+            response_class=AnswerHead,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
             trust_env=False,
         )
 
 
-def _http_request(request: TokenRequest, ask: _Ask) -> httpx.Request:
+def _http_request(request: TokenRequest, ask: Ask) -> httpx.Request:
     headers = {**_IDENTITY, **request.headers}
     if request.body:
         url = _parsed_url(request.url)
-        return httpx.Request(request.method, url, headers=headers, stream=_Body(request.body, ask))
+        return httpx.Request(request.method, url, headers=headers, stream=Body(request.body, ask))
     # The URL of a GET holds secrets: it must not stay in a cache.
     return httpx.Request(request.method, httpx.URL(request.url), headers=headers)
 
 
-async def _read(response: httpx.Response, ask: _Ask) -> tuple[bytes, str | None]:
+async def _read(response: httpx.Response, ask: Ask) -> tuple[bytes, str | None]:
     """Return the body as it came over the wire, or empty and what is wrong with it."""
     chunks: list[bytes] = []
     size, flaw = 0, None
@@ -266,17 +149,7 @@ async def _read(response: httpx.Response, ask: _Ask) -> tuple[bytes, str | None]
     return b"".join(chunks), flaw
 
 
-def _has_input(protocol: ResponseHandler) -> bool:
-    """Answer whether an idle connection has something to read: the end, or an answer nobody asked for."""
-    sock = protocol.transport.get_extra_info("socket") if protocol.transport else None
-    if sock is None:
-        return protocol.transport is None
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-    return bool(poll.poll(0))
-
-
-def _code(error: Exception, ask: _Ask) -> str:
+def _code(error: Exception, ask: Ask) -> str:
     """Return a word for people; nothing is decided by it."""
     cause = error.__cause__ if isinstance(error, httpx.HTTPError) else error
     if ask.refusal:

@@ -22,9 +22,9 @@ from sqlalchemy.exc import DBAPIError
 
 from providers import Registry
 from scheduler.publisher import Publisher, make_jobs
-from store import apps, history, schedule
+from store import apps, candidates, history, schedule
 from store.apps import App
-from store.engine import database_now, is_outage
+from store.engine import database_now, is_outage, postmaster_start
 from store.limits import Budgets, Demand
 from store.schedule import Allowance, Claim
 from tokenfleet import telemetry
@@ -42,6 +42,9 @@ PAUSED_WHEN_BROKEN_SECONDS: Final = 1.0
 MAX_WAITING_JOBS: Final = 400
 """Nothing is claimed while so many jobs lie in the queue: about a claim's life of work for two busy workers. Without
 workers the queue would grow by all that is due, again with every life of a claim, until Redis is full."""
+TAKE_OVER_SHARE: Final = 1 / 3
+"""Part of a claim's life for which, after Postgres was away, nobody takes over a claim that was started: who
+started it lands its answer first, or renews its lease (``workers.refresh``)."""
 STOP_NOTICED_SECONDS: Final = 0.5
 """How long a stop may go unnoticed while nothing is due, however long the tick is."""
 
@@ -72,6 +75,8 @@ class Scheduler:
         self._publisher = publisher
         self._tunables = tunables
         self._claim = timedelta(seconds=tunables.claim_seconds)
+        self._patience = self._claim * TAKE_OVER_SHARE
+        self._take_over_from = 0.0
         self._stopping = False
         self._next_housekeeping = datetime.min.replace(tzinfo=UTC)
         self._trouble: str | None = None
@@ -114,12 +119,14 @@ class Scheduler:
         self._waiting_jobs = self._publisher.waiting()
         with self._engine.begin() as connection:
             now = database_now(connection)
+            started = postmaster_start(connection)
             if now >= self._next_housekeeping:
                 history.maintain_partitions(
                     connection,
                     today=history.utc_date(now),
                     retention_days=self._tunables.history_retention_days,
                 )
+                candidates.prune(connection)
                 self._next_housekeeping = now + HOUSEKEEPING_EVERY
             if self._waiting_jobs > MAX_WAITING_JOBS:
                 return TickResult(0, 0, False)
@@ -128,10 +135,15 @@ class Scheduler:
         allowances = self._allow(known, probes, now)
         if not allowances:
             return TickResult(0, 0, False)
+        take_over = self._may_take_over(now - started)
         with self._engine.begin() as connection:
-            claims = schedule.claim_due(connection, allowances, claim=self._claim)
+            claims = schedule.claim_due(connection, allowances, claim=self._claim, take_over=take_over)
         self._give_back(known, allowances, claims)
         return self._publish(known, allowances, claims)
+
+    def _may_take_over(self, postgres_up: timedelta) -> bool:
+        """Answer whether Postgres has been here for long enough, as it says and as we have seen."""
+        return postgres_up > self._patience and time.monotonic() >= self._take_over_from
 
     def _listen(self, listener: Connection) -> None:
         """Tick, then wait for a notification or the next tick, for as long as the connection holds."""
@@ -241,6 +253,8 @@ class Scheduler:
         state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
         away = not isinstance(error, DBAPIError) or is_outage(error)
         trouble = "Postgres does not answer" if away else f"Postgres refuses a statement (SQLSTATE {state})"
+        if away:
+            self._take_over_from = time.monotonic() + self._patience.total_seconds()
         if self._trouble != trouble:
             telemetry.logger().error(Event.TICK_FAILED.value, reason=trouble, sqlstate=state)
         self._trouble = trouble

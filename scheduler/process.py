@@ -5,20 +5,35 @@ from __future__ import annotations
 import signal
 from datetime import timedelta
 from types import FrameType
+from typing import Final
 
 from redis import Redis
 
 from providers import load_registry
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
-from store.engine import check_ready, make_engine
+from store.engine import (
+    IDLE_IN_TRANSACTION_MS,
+    LOCK_TIMEOUT_MS,
+    STATEMENT_TIMEOUT_MS,
+    check_ready,
+    make_engine,
+)
 from store.limits import Budgets
 from tokenfleet import telemetry
-from tokenfleet.broker import make_celery
+from tokenfleet.broker import BROKER_SOCKET_SECONDS, make_celery
 from tokenfleet.errors import UserError
 from tokenfleet.health import HealthServer
 from tokenfleet.settings import Settings, process_name
 from tokenfleet.telemetry import Event
+
+BROKER_EXCHANGES: Final = 3
+"""What a tick says to the broker: how long is the queue, a job, the job again on a new connection."""
+LONGEST_STOP_SECONDS: Final = (
+    BROKER_EXCHANGES * BROKER_SOCKET_SECONDS + STATEMENT_TIMEOUT_MS / 1000 + 2 * LOCK_TIMEOUT_MS / 1000
+)
+"""How long a scheduler may take to stop, everything around it being slow: the tick at hand is finished, so that what
+it has claimed is sent or given back. Killed sooner, it loses nothing; those accounts wait for their claim to end."""
 
 
 def serve(settings: Settings) -> None:
@@ -29,7 +44,11 @@ def serve(settings: Settings) -> None:
     tunables = settings.tunables
     registry = load_registry(settings.providers_dir, allow_http=tunables.allow_http_providers)
     name = process_name()
-    engine = make_engine(settings.database_url, application_name=f"tokenfleet scheduler {name}")
+    engine = make_engine(
+        settings.database_url,
+        application_name=f"tokenfleet scheduler {name}",
+        idle_in_transaction_ms=IDLE_IN_TRANSACTION_MS,
+    )
     check_ready(engine, max_clock_skew=timedelta(seconds=tunables.max_clock_skew_seconds))
     publisher = Publisher(
         make_celery(settings),

@@ -38,6 +38,7 @@ from store import records
 from store.answers import SavedTokens
 from store.records import Damage
 from tokenfleet.errors import UserError
+from tokenfleet.jobs import AccountId
 
 Segment = NewType("Segment", int)
 
@@ -45,6 +46,7 @@ SEGMENT_BYTES: Final = 8 * 1024 * 1024
 _SUFFIX: Final = ".segment"
 _LOCK_NAME: Final = "lock"
 _DONE: Final = ".done"
+_DAMAGED: Final = "damaged"
 
 # macOS has no fdatasync.
 _sync_data = os.fsync if sys.platform == "darwin" else os.fdatasync
@@ -74,13 +76,8 @@ class Journal:
         self.directory = root / name
         self.trouble: str | None = None
         """Why the disk refused the last write; no new request may start until :meth:`check` clears it."""
-        # Locked under a name that nobody adopts, then renamed: a sibling never sees it unlocked.
-        unborn = root / f".{name}"
         try:
-            unborn.mkdir(parents=True, mode=0o700)
-            self._lock = _lock(os.open(unborn / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600))
-            unborn.rename(self.directory)
-            _sync_directory(root)
+            self._lock = self._create()
             self._segments: dict[Segment, _Open] = {}
             self._next = 0
             self._current = Segment(0)
@@ -140,8 +137,13 @@ class Journal:
         return sum(entry.unsettled for entry in self._segments.values())
 
     def check(self) -> None:
-        """Clear ``trouble`` when an append would work now."""
+        """Clear ``trouble`` when an append would work now. A directory that somebody removed is made anew."""
         try:
+            if self._is_removed():
+                removed, self._lock = self._lock, self._create()
+                if removed is not None:
+                    os.close(removed)
+                self._roll()
             self._probe()
         except OSError as error:
             self._refused(str(error.strerror or error))
@@ -160,6 +162,24 @@ class Journal:
             _remove(self.directory)
         if self._lock is not None:
             os.close(self._lock)
+
+    def _create(self) -> int | None:
+        """Make our directory and return its lock."""
+        # Locked under a name that nobody adopts, then renamed: a sibling never sees it unlocked.
+        unborn = self.directory.with_name(f".{self.directory.name}")
+        unborn.mkdir(parents=True, mode=0o700, exist_ok=True)
+        lock = _lock(os.open(unborn / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600))
+        unborn.rename(self.directory)
+        _sync_directory(self.directory.parent)
+        return lock
+
+    def _is_removed(self) -> bool:
+        """Answer whether what we write would be found by nobody."""
+        try:
+            found = (self.directory / _LOCK_NAME).stat()
+        except FileNotFoundError:
+            return True
+        return self._lock is not None and not os.path.samestat(found, os.fstat(self._lock))
 
     def _roll(self) -> None:
         """Start a new segment; drop the previous one when it is already settled."""
@@ -220,7 +240,7 @@ class Orphan:
     def discard(self) -> None:
         """Remove it: everything in it is settled. Damaged segments are kept beside it for a person."""
         for path in {damage.path for damage in self.damage}:
-            keep = self.directory.parent / "damaged"
+            keep = self.directory.parent / _DAMAGED
             keep.mkdir(exist_ok=True, mode=0o700)
             path.replace(keep / f"{self.directory.name}-{path.name}")
         _remove(self.directory)
@@ -257,6 +277,23 @@ def orphans(root: Path) -> Iterator[Orphan]:
         lock = None if directory.name.startswith(".") else _adopt(directory)
         if lock is not None:
             yield Orphan(directory, lock)
+
+
+def find(root: Path, wanted: Mapping[AccountId, int]) -> list[SavedTokens]:
+    """Return the answers on this disk that were asked for with the ``wanted`` generations, oldest first.
+
+    Living processes' journals are read too: one that is frozen, or cut off from Postgres, cannot tell what it
+    has. Torn records at a living journal's end are passed over; they are not there yet.
+    """
+    found: list[SavedTokens] = []
+    for path in sorted(root.glob(f"*/*{_SUFFIX}")):
+        if path.parent.name == _DAMAGED:
+            continue
+        # Removed meanwhile: then all of it is in Postgres.
+        with suppress(FileNotFoundError):
+            answers = records.read(path, [])
+            found.extend(answer for answer in answers if wanted.get(answer.account_id) == answer.generation)
+    return sorted(found, key=lambda answer: (answer.account_id, answer.epoch))
 
 
 def segments(directory: Path) -> list[Path]:

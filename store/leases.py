@@ -7,6 +7,7 @@ leases are granted without it, and that is counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,11 @@ from redis.exceptions import RedisError
 from tokenfleet.jobs import AccountId
 
 KEY_PREFIX: Final = "tokenfleet:lease:"
+NO_ANSWER: Final = (RedisError, OSError, RuntimeError)
+"""What a Redis that is away raises. RuntimeError is uvloop's word for a connection that was reset while it was idle,
+and redis-py lets it through."""
+SILENCE_SECONDS: Final = 5.0
+"""For so long after Redis did not answer, nobody waits for it to give a lease back."""
 _TAKE: Final = (Path(__file__).parent / "leases.lua").read_text()
 _GIVE_BACK: Final = (Path(__file__).parent / "release.lua").read_text()
 
@@ -30,6 +36,7 @@ class Leases:
     def __init__(self, redis: Redis, *, life_seconds: float, prefix: str = "") -> None:
         self._prefix = prefix + KEY_PREFIX
         self._life_ms = int(life_seconds * 1000)
+        self._silent_until = 0.0
         self._take = redis.register_script(_TAKE)
         self._give_back = redis.register_script(_GIVE_BACK)
 
@@ -37,20 +44,25 @@ class Leases:
         """Return the accounts whose lease is now ``owner``'s, or None when Redis does not answer."""
         try:
             answer = await self._take(keys=self._keys(account_ids), args=[owner, self._life_ms])
-        except (RedisError, OSError):
+        except NO_ANSWER:
+            self._silent_until = time.monotonic() + SILENCE_SECONDS
             return None
+        self._silent_until = 0.0
         return frozenset(
             account_id for account_id, taken in zip(account_ids, answer, strict=True) if int(taken)
         )
 
     async def give_back(self, account_ids: Sequence[AccountId], owner: str) -> None:
-        """Give leases back. Failure is harmless: they expire by themselves."""
-        if not account_ids:
+        """Give leases back. Failure is harmless: they expire by themselves.
+
+        The writer waits here between two commits, so it must not wait for a Redis that is known to be cut off.
+        """
+        if not account_ids or time.monotonic() < self._silent_until:
             return
         try:
             await self._give_back(keys=self._keys(account_ids), args=[owner])
-        except (RedisError, OSError):
-            return
+        except NO_ANSWER:
+            self._silent_until = time.monotonic() + SILENCE_SECONDS
 
     def _keys(self, account_ids: Sequence[AccountId]) -> list[str]:
         return [f"{self._prefix}{account_id}" for account_id in account_ids]

@@ -44,7 +44,8 @@ _CLAIM = text("""
                     SELECT w.account_id FROM tokenfleet.refresh_schedule w
                     WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now()
                     ORDER BY w.next_refresh_at LIMIT allowance.outstanding))
-                AND (s.claimed_until IS NULL OR s.claimed_until <= now())
+                AND (s.claimed_until IS NULL OR (s.claimed_until <= now()
+                    AND (CAST(:take_over AS boolean) OR s.started_epoch < s.claim_epoch)))
             ORDER BY s.next_refresh_at
             LIMIT allowance.count
             FOR UPDATE SKIP LOCKED
@@ -70,10 +71,18 @@ _START = text("""
 """)
 
 _READ = text("""
-    SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.refresh_token, t.scope,
+    SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.access_token,
+           t.refresh_token, t.scope,
            t.expires_at, t.obtained_at, t.refresh_token_expires_at, clock_timestamp() AS database_now
     FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
     WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
+""")
+
+_MOVED = text("""
+    SELECT t.account_id FROM tokenfleet.token_sets t
+    JOIN unnest(CAST(:account_ids AS bigint[]), CAST(:generations AS bigint[])) AS i (account_id, generation)
+        USING (account_id)
+    WHERE t.generation <> i.generation
 """)
 
 _ABANDON = text("""
@@ -82,7 +91,11 @@ _ABANDON = text("""
 """)
 
 _UNCLAIM = text("""
-    UPDATE tokenfleet.refresh_schedule SET claimed_until = NULL
+    UPDATE tokenfleet.refresh_schedule
+    SET claimed_until = NULL,
+        -- Due and not refreshable: every tick would claim it anew, for ever.
+        next_refresh_at = CASE WHEN account_id = ANY (CAST(:unrefreshable AS bigint[])) THEN NULL
+                               ELSE next_refresh_at END
     WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
@@ -139,7 +152,7 @@ class Claim:
 class Attempt:
     """An account whose claim was just started by this process: all that is needed to ask.
 
-    ``refresh_token`` is sealed. ``database_now`` is the database's clock at the reading, from which the
+    Both tokens are sealed. ``database_now`` is the database's clock at the reading, from which the
     caller derives every later moment.
     """
 
@@ -147,6 +160,7 @@ class Attempt:
     epoch: Epoch
     status: AccountStatus
     generation: int
+    access_token: bytes | None
     refresh_token: bytes | None
     scope: str | None
     variables: Mapping[str, str]
@@ -160,11 +174,16 @@ class Attempt:
 
 
 def claim_due(
-    connection: Connection, allowances: Sequence[Allowance], *, claim: timedelta
+    connection: Connection,
+    allowances: Sequence[Allowance],
+    *,
+    claim: timedelta,
+    take_over: bool = True,
 ) -> dict[AppId, list[Claim]]:
     """Claim due accounts, most urgent first, at most ``count`` for each app, for ``claim`` from now.
 
-    Commit before publishing them. Any number of schedulers may do this at once; none waits for another.
+    ``take_over`` False leaves out accounts whose expired claim was started: their answer may be in somebody's
+    hands. Commit before publishing them. Any number of schedulers may do this at once; none waits for another.
     """
     rows = connection.execute(
         _CLAIM,
@@ -173,6 +192,7 @@ def claim_due(
             "counts": [allowance.count for allowance in allowances],
             "windows": [allowance.outstanding for allowance in allowances],
             "claim": claim,
+            "take_over": take_over,
         },
     )
     claims: dict[AppId, list[Claim]] = defaultdict(list)
@@ -189,7 +209,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     Two statements in the caller's transaction: the second one takes a new snapshot (READ COMMITTED), so it
     sees what a sibling committed while the first one waited for its row. The claim is renewed for ``claim``.
     Accounts that are not refreshable any more, or that a late answer has made fresh meanwhile, are unclaimed
-    and left out.
+    and left out; the former are not due any more.
     """
     started = {
         row.account_id: row
@@ -198,10 +218,14 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     if not started:
         return []
     attempts: list[Attempt] = []
+    unrefreshable: list[int] = []
     for row in connection.execute(_READ, {"account_ids": list(started)}):
         schedule = started[row.id]
         is_due = schedule.next_refresh_at is not None and schedule.next_refresh_at <= row.database_now
-        if row.status not in REFRESHABLE or row.refresh_token is None or not is_due:
+        if row.status not in REFRESHABLE:
+            unrefreshable.append(row.id)
+            continue
+        if not is_due:
             continue
         del started[row.id]
         attempts.append(
@@ -210,6 +234,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 epoch=Epoch(schedule.claim_epoch),
                 status=AccountStatus(row.status),
                 generation=row.generation,
+                access_token=row.access_token,
                 refresh_token=row.refresh_token,
                 scope=row.scope,
                 variables=row.variables,
@@ -224,7 +249,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
         )
     if started:
         # Still locked by the first statement: nobody can have claimed them meanwhile.
-        connection.execute(_UNCLAIM, {"account_ids": list(started)})
+        connection.execute(_UNCLAIM, {"account_ids": list(started), "unrefreshable": unrefreshable})
     return attempts
 
 
@@ -241,6 +266,12 @@ def postpone(connection: Connection, job: RefreshJob, *, wait: timedelta) -> Non
 def abandon(connection: Connection, account_id: AccountId, epoch: Epoch) -> None:
     """Give back a claim that was started and under which nothing was sent: no answer can have been lost."""
     connection.execute(_ABANDON, {"account_id": account_id, "epoch": epoch})
+
+
+def moved_since(connection: Connection, generations: Mapping[AccountId, int]) -> frozenset[AccountId]:
+    """Return the accounts whose generation is another one now."""
+    parameters = {"account_ids": list(generations), "generations": list(generations.values())}
+    return frozenset(AccountId(row.account_id) for row in connection.execute(_MOVED, parameters))
 
 
 def request_refresh(connection: Connection, account_ids: Sequence[AccountId]) -> list[AccountId]:

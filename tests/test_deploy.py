@@ -26,15 +26,15 @@ import pytest
 import yaml
 
 from cli.main import root
+from scheduler.process import LONGEST_STOP_SECONDS
 from tokenfleet import settings
 from tokenfleet.settings import Tunables
+from workers.engine import longest_stop_seconds
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DEPLOY: Final = ROOT / "deploy"
 UNITS: Final = sorted((DEPLOY / "systemd").glob("*.service"))
 PROGRAM: Final = "/opt/tokenfleet/bin/tokenfleet"
-DRAIN_SECONDS: Final = 90
-"""What a warm shutdown may take after the last answer: sealing, journal, commit, acknowledgement."""
 
 
 def procfile() -> dict[str, list[str]]:
@@ -168,13 +168,18 @@ def test_workers_of_one_machine_share_the_journals_that_outlive_them_and_have_po
     assert "journal" in compose()["volumes"]
 
 
-def test_a_worker_is_given_time_to_finish_what_is_in_flight() -> None:
-    needed = Tunables.model_fields["http_timeout_seconds"].default + DRAIN_SECONDS
-    service = unit(DEPLOY / "systemd" / "tokenfleet-worker@.service")["Service"]
+def test_every_process_is_given_the_time_that_its_stop_may_take() -> None:
+    units = {path.name: unit(path)["Service"] for path in UNITS}
+    services = our_services()
+    needed = {
+        ("tokenfleet-worker@.service", "worker"): longest_stop_seconds(Tunables()),
+        ("tokenfleet-scheduler.service", "scheduler"): LONGEST_STOP_SECONDS,
+    }
 
-    assert int(service["TimeoutStopSec"]) > needed
-    assert (service["KillSignal"], service["KillMode"]) == ("SIGTERM", "mixed")
-    assert all(int(each["stop_grace_period"].removesuffix("s")) > needed for each in our_services().values())
+    for (name, service), seconds in needed.items():
+        assert seconds < int(units[name]["TimeoutStopSec"]) <= 2 * seconds
+        assert (units[name]["KillSignal"], units[name]["KillMode"]) == ("SIGTERM", "mixed")
+        assert seconds < int(services[service]["stop_grace_period"].removesuffix("s")) <= 2 * seconds
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not on this machine")

@@ -88,10 +88,14 @@ class RequestRejected:
 
 @dataclass(frozen=True, slots=True)
 class Undescribed:
-    """A permanent-looking error that no rule describes. ``shape`` has status and keys, never values."""
+    """A permanent-looking error that no rule describes. ``shape`` has status and keys, never values.
+
+    ``refresh_token`` is one that came with it all the same: unless it is the one presented, that one is spent.
+    """
 
     code: str
     shape: str
+    refresh_token: Secret | None = None
 
 
 Outcome = (

@@ -30,6 +30,8 @@ BACKOFF_BASE: Final = timedelta(seconds=4)
 BACKOFF_CAP: Final = timedelta(minutes=5)
 BACKOFF_FLOOR: Final = timedelta(seconds=1)
 
+REPLAYS_IN_GRACE: Final = 3
+
 THROTTLE_DEFAULT: Final = timedelta(seconds=30)
 THROTTLE_CAP: Final = timedelta(hours=24)
 
@@ -53,6 +55,8 @@ class Known:
     ``attempts`` counts consecutive failures before this one. ``unanswered`` counts earlier presentations of
     this same refresh token whose answer was lost, in this attempt or an earlier one. ``replayed`` says that
     this attempt has presented it a second time. ``last_lifetime`` is how long the previous token lived.
+    ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
+    ``replay_grace`` is how long a replaced one still works, None when it is spent at once.
     """
 
     attempts: int
@@ -60,6 +64,8 @@ class Known:
     replayed: bool
     margins: Margins
     last_lifetime: timedelta | None = None
+    rotates: bool = True
+    replay_grace: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,7 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
             expires_at = answer.expires_at or _learned_expiry(known, now)
             return Save(_next_refresh(expires_at, known, now, chance), expires_at)
         case GrantRejected(code):
-            return RequireReauth(ROTATION_LOST if known.unanswered else code, code)
+            return RequireReauth(ROTATION_LOST if known.unanswered and known.rotates else code, code)
         case ClientRejected(code):
             return HoldApp(code)
         case Throttled(code, retry_after):
@@ -146,10 +152,10 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
         case OutcomeUnknown(code):
             if not known.replayed:
                 return Replay()
-            return RetryLater(now + backoff(known.attempts, chance), code, answer_lost=True)
+            return RetryLater(now + _replay_wait(known, chance), code, answer_lost=True)
         case RequestRejected(code):
             return _our_fault(code, known.attempts, now)
-        case Undescribed(code, _):
+        case Undescribed(code):
             step = min(known.attempts, len(UNDESCRIBED_DELAYS) - 1)
             return RetryLater(now + UNDESCRIBED_DELAYS[step] * (0.75 + chance / 2), code)
         case _:
@@ -161,6 +167,17 @@ def backoff(attempts: int, chance: float) -> timedelta:
     doublings: int = 1 << min(max(attempts, 0), 16)
     ceiling = min(BACKOFF_CAP, BACKOFF_BASE * doublings)
     return max(BACKOFF_FLOOR, ceiling * chance)
+
+
+def _replay_wait(known: Known, chance: float) -> timedelta:
+    """Return the wait after a second lost answer: short enough for some more tries within the provider's grace.
+
+    After that the replaced token is reuse, and the family may be revoked for it (RFC 9700 section 4.14.2).
+    """
+    wait = backoff(known.attempts, chance)
+    if known.replay_grace is None or known.attempts >= REPLAYS_IN_GRACE:
+        return wait
+    return max(BACKOFF_FLOOR, min(wait, known.replay_grace / (REPLAYS_IN_GRACE + 1)))
 
 
 def _learned_expiry(known: Known, now: datetime) -> datetime | None:

@@ -41,6 +41,10 @@ class Event(StrEnum):
     STORE_UNAVAILABLE = "store.unavailable"
     STORE_RECOVERED = "store.recovered"
     WRITER_FAILED = "writer.failed"
+    CANDIDATE_KEPT = "candidate.kept"
+    CANDIDATE_PROMOTED = "candidate.promoted"
+    CANDIDATE_UNREADABLE = "candidate.unreadable"
+    JOURNAL_CONSULTED = "journal.consulted"
     JOURNAL_LEFT = "journal.left"
     RECORD_REFUSED = "record.refused"
     JOURNAL_UNWRITABLE = "journal.unwritable"
@@ -73,6 +77,10 @@ COMMIT_SECONDS: Final = Histogram(
 )
 COMMIT_SIZE: Final = Histogram(
     "tokenfleet_commit_size", "Results in one group commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+)
+ROTATIONS_LOST: Final = Counter(
+    "tokenfleet_rotations_lost_total",
+    "Accounts that must sign in again because the answer with their new refresh token never reached us.",
 )
 IN_FLIGHT: Final = Gauge("tokenfleet_in_flight", "Accounts being asked about now.")
 JOURNAL_UNSETTLED: Final = Gauge("tokenfleet_journal_unsettled", "Answers on disk, not yet in Postgres.")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
-from typing import Any
+import threading
+from types import FrameType
+from typing import Any, Final
 
 from celery import Celery, signals
+from celery.platforms import EX_OK
+from celery.worker import state
 
 from tokenfleet import telemetry
 from tokenfleet.broker import make_celery
@@ -17,12 +22,16 @@ from tokenfleet.telemetry import Event
 from workers.bootstrap import Process
 from workers.tasks import register
 
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
 
 def make_worker(settings: Settings) -> tuple[Celery, Process]:
     """Return the Celery application with every task registered, and the process behind it.
 
     The process starts on Celery's ``worker_init``, before any job is fetched, and stops after the last one
-    has finished (warm shutdown).
+    has finished (warm shutdown). From the first signal to stop on, no request starts; each of them, however
+    often it comes, means the same warm shutdown. Celery would drop the requests in flight at a second Ctrl-C
+    and at SIGQUIT, and with them the only copy of rotated tokens; who wants that has SIGKILL.
     """
     app = make_celery(settings)
     process = Process(settings)
@@ -39,11 +48,22 @@ def make_worker(settings: Settings) -> tuple[Celery, Process]:
             telemetry.alarm(Event.PROCESS_FAILED, error=type(error).__name__)
             raise SystemExit(1) from error
 
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        process.stop_asking()
+        state.should_stop = EX_OK
+
+    def on_ready(**_: Any) -> None:
+        # Celery has set handlers of its own by now.
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                signal.signal(number, stop)
+
     def on_shutdown(**_: Any) -> None:
         process.stop()
 
     signals.setup_logging.connect(lambda **_: None, weak=False)
     signals.worker_init.connect(on_init, weak=False)
+    signals.worker_ready.connect(on_ready, weak=False)
     signals.worker_shutdown.connect(on_shutdown, weak=False)
     return app, process
 

@@ -31,6 +31,8 @@ from tokenfleet.outcome import (
     Outcome,
     Refreshed,
     RequestRejected,
+    TokenAnswer,
+    Undescribed,
 )
 from tokenfleet.policy import (
     QUARANTINE_DELAY,
@@ -38,6 +40,8 @@ from tokenfleet.policy import (
     Known,
     Quarantine,
     Replay,
+    RequireReauth,
+    RetryLater,
     Save,
     decide,
 )
@@ -47,6 +51,7 @@ from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from workers.candidates import Candidates
 from workers.settling import KINDS, Asking, Judged, results
 from workers.writer import AppRecovered, GroupWriter, Result
 
@@ -59,11 +64,19 @@ APP_FAULTS: Final = frozenset({"client_secret_missing"})
 class Asker:
     """Performs attempts. One per worker process."""
 
-    def __init__(self, transport: Transport, vault: Vault, journal: Journal, writer: GroupWriter) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        vault: Vault,
+        journal: Journal,
+        writer: GroupWriter,
+        candidates: Candidates,
+    ) -> None:
         self._transport = transport
         self._vault = vault
         self._journal = journal
         self._writer = writer
+        self._candidates = candidates
         self._chance = random.SystemRandom().random
 
     async def perform(self, asking: Asking, attempt: Attempt) -> bool:
@@ -83,30 +96,61 @@ class Asker:
             now = asking.now(attempt)
             outcome = asking.provider.read(exchange, now=now)
             decision = self._decide(outcome, asking, attempt, replayed, now)
+            completed = self._completed(attempt, outcome, refresh_token)
+            if completed is not None and isinstance(decision, RetryLater):
+                outcome, decision = completed, Save(decision.at, attempt.expires_at)
+                now = attempt.obtained_at
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
                 duration_ms = _milliseconds(began)
                 answer = self._seal(asking, attempt, outcome, decision, refresh_token, now, duration_ms)
                 saved = self._keep(asking, answer)
                 await self._report(asking, answer, saved)
+                if completed is not None:
+                    code = "access_token_missing"
+                    telemetry.alarm(Event.ACCOUNT_TROUBLED, account_id=attempt.account_id, code=code)
                 return True
             if not isinstance(decision, Replay):
                 break
             replayed = True
         if _never_asked(exchange) and not replayed:
             return False
-        await self._settle(asking, attempt, Judged(outcome, decision, replayed, _milliseconds(began)))
+        judged = Judged(outcome, decision, replayed, _milliseconds(began))
+        if not await self._succeeded_by_candidate(asking, attempt, judged, refresh_token):
+            await self._settle(asking, attempt, judged)
         return True
+
+    async def _succeeded_by_candidate(
+        self, asking: Asking, attempt: Attempt, judged: Judged, rejected: Secret
+    ) -> bool:
+        """Answer whether a good answer that once lost a race takes the place of what was just rejected."""
+        if not isinstance(judged.decision, RequireReauth):
+            return False
+        succeeded = await self._candidates.succeed(
+            attempt.account_id,
+            attempt.epoch,
+            attempt.generation,
+            rejected=rejected,
+            code=judged.decision.code,
+            job_id=asking.job_id,
+            duration_ms=judged.duration_ms,
+        )
+        if succeeded:
+            telemetry.REFRESHES.labels(asking.provider.name, KINDS[type(judged.outcome)]).inc()
+        return succeeded
 
     def _prepare(self, asking: Asking, attempt: Attempt) -> tuple[TokenRequest, Secret] | Judged:
         """Open the refresh token and build the request, or say why that is impossible."""
         now = asking.now(attempt)
-        assert attempt.refresh_token is not None
         binding = refresh_token_binding(attempt.account_id, attempt.generation)
+        code = "refresh_token_missing"
         try:
-            refresh_token = Secret(self._vault.refresh.open(attempt.refresh_token, binding))
+            refresh_token = Secret(self._vault.refresh.open(attempt.refresh_token or b"", binding))
         except EnvelopeError:
-            # Repetition cannot help: the ciphertext was altered, moved, or its key is not here.
-            code = "envelope_unreadable"
+            # The ciphertext was altered or moved, or its key is not here.
+            refresh_token = Secret("")
+            code = "envelope_unreadable" if attempt.refresh_token is not None else code
+        if not refresh_token:
+            # Repetition cannot help.
             return Judged(RequestRejected(code), Quarantine(now + QUARANTINE_DELAY, code), False, 0)
         telemetry.UNSEALED.labels("refresh").inc()
         variables = {**asking.app.variables, **attempt.variables}
@@ -127,8 +171,25 @@ class Asker:
             replayed=replayed,
             margins=asking.provider.margins,
             last_lifetime=lifetime,
+            rotates=asking.provider.rotates,
+            replay_grace=asking.provider.replay_grace,
         )
         return decide(outcome, known, now=now, chance=self._chance())
+
+    def _completed(self, attempt: Attempt, outcome: Outcome, presented: Secret) -> Refreshed | None:
+        """Return an answer with a new refresh token and no access token, completed by the one that we have.
+
+        The provider has rotated: without the successor the account would be lost. None for any other outcome.
+        """
+        successor = outcome.refresh_token if isinstance(outcome, Undescribed) else None
+        if successor is None or successor == presented:
+            return None
+        kept = ""
+        if attempt.access_token is not None:
+            with contextlib.suppress(EnvelopeError):
+                binding = access_token_binding(attempt.account_id, attempt.generation)
+                kept = self._vault.access.open(attempt.access_token, binding)
+        return Refreshed(TokenAnswer(Secret(kept), refresh_token=successor))
 
     def _seal(
         self,
@@ -168,7 +229,7 @@ class Asker:
             next_refresh_at=decision.next_refresh_at,
             job_id=asking.job_id,
             duration_ms=duration_ms,
-            connecting=attempt.status is AccountStatus.CONNECTING,
+            connecting=attempt.status is AccountStatus.CONNECTING and bool(tokens.access_token),
         )
 
     def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:

@@ -87,6 +87,12 @@ class Process:
             self._health = HealthServer(tunables.metrics_host, tunables.metrics_port, self.health)
         telemetry.logger().info(Event.PROCESS_STARTED.value, role="worker", name=engine.name)
 
+    def stop_asking(self) -> None:
+        """Begin no request from now on. Safe in a signal handler, and repeatable."""
+        engine = self._engine
+        if engine is not None:
+            engine.stop_asking()
+
     def stop(self) -> None:
         """Finish what is in flight and close."""
         if self._health is not None:

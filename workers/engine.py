@@ -8,17 +8,17 @@ across a fork.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import secrets
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 import uvloop
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,14 +27,16 @@ from providers.transport import Transport
 from store import keys
 from store.engine import make_async_engine
 from store.journal import Journal
-from store.leases import Leases
+from store.leases import NO_ANSWER, Leases
 from tokenfleet import telemetry
-from tokenfleet.jobs import RefreshJob
-from tokenfleet.settings import Settings, process_name
+from tokenfleet.broker import BROKER_SOCKET_SECONDS
+from tokenfleet.jobs import AccountId, RefreshJob
+from tokenfleet.settings import Settings, Tunables, process_name
 from tokenfleet.telemetry import Event
 from workers.attempt import Asker
+from workers.candidates import Candidates
 from workers.refresh import STRAGGLER_SECONDS, Refresher
-from workers.replay import adopt_orphans
+from workers.replay import adopt_orphans, consult_journals
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
 
 R = TypeVar("R")
@@ -48,9 +50,26 @@ HOUSEKEEPING_SECONDS: Final = 5.0
 HOUSEKEEPINGS_PER_CLAIM: Final = 6
 """At least so often, so that what a sibling left behind is saved before its claims expire."""
 GIVE_UP_SECONDS: Final = 15.0
-"""How long a stop waits for a Postgres that is away; the journal keeps the answers for the next worker."""
+"""How long a stop waits for Postgres: for jobs that have not begun to ask, from the order to stop; for answers, from
+the last one. The journal keeps them for the next worker."""
+CLOSE_SECONDS: Final = 5.0
+"""How long a stop waits for connections to close."""
+BROKER_EXCHANGES: Final = 3
+"""What Celery says to the broker at the end: acknowledgements, jobs given back, good-bye. Each may time out."""
 PROBE_AFTER: Final = timedelta(seconds=30)
 REDIS_TIMEOUT_SECONDS: Final = 2.0
+POSTGRES_PROBE_SECONDS: Final = 5.0
+"""How long Postgres may leave a probe unanswered before the worker says so."""
+
+
+def longest_stop_seconds(tunables: Tunables) -> float:
+    """Return how long a worker may take to stop, everything around it being away: the grace period it needs.
+
+    The requests end meanwhile Celery waits for jobs and lets go of the broker; then what is in hand is written.
+    """
+    requests = 2 * tunables.http_timeout_seconds
+    jobs_and_broker = GIVE_UP_SECONDS + BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
+    return max(requests, jobs_and_broker) + GIVE_UP_SECONDS + STRAGGLER_SECONDS + 2 * CLOSE_SECONDS
 
 
 class Engine:
@@ -62,6 +81,7 @@ class Engine:
         self.name = f"{process_name()}-{secrets.token_hex(3)}"
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
+        self._jobs: set[Future[None]] = set()
 
     def start(self) -> None:
         """Open everything and replay what a dead process left; returns when jobs may run.
@@ -77,8 +97,10 @@ class Engine:
 
     def run(self, job: RefreshJob) -> None:
         """Run one job and return when it is done. Called from any thread."""
+        running = self._submit(self._refresher.run(job))
+        self._jobs.add(running)
         try:
-            self._submit(self._refresher.run(job)).result()
+            running.result()
         except CancelledError:
             telemetry.logger().warning(Event.JOB_DROPPED.value, job_id=job.job_id, reason="stopping")
         except (SQLAlchemyError, OSError) as error:
@@ -88,9 +110,23 @@ class Engine:
             telemetry.logger().warning(
                 Event.JOB_DROPPED.value, job_id=job.job_id, sqlstate=state, error=reason
             )
+        finally:
+            self._jobs.discard(running)
+
+    def stop_asking(self) -> None:
+        """Begin no request from now on; what is on its way goes on. Safe in a signal handler, and repeatable."""
+        self._refresher.stop()
+        # The loop is closed when the order comes at the very end.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._hurry_jobs)
 
     def stop(self) -> None:
-        """Finish what is in flight, write it, close everything."""
+        """Finish what is in flight, write it, close everything.
+
+        Returns in the end, whatever is away: a request takes twice the provider timeout at most, and
+        :data:`GIVE_UP_SECONDS` after the last one what Postgres has not taken is left to the journal. The one
+        exception is an answer that neither Postgres nor the disk takes: it is waited for until we are killed.
+        """
         self._submit(self._close()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -144,7 +180,8 @@ class Engine:
             wait_seconds=tunables.group_commit_seconds,
             probe_after=PROBE_AFTER,
         )
-        self._asker = Asker(self._transport, self._vault, self._journal, self._writer)
+        self._candidates = Candidates(self._engine, self._vault, self._writer)
+        self._asker = Asker(self._transport, self._vault, self._journal, self._writer, self._candidates)
         self._refresher = Refresher(
             self._engine,
             self._registry,
@@ -156,18 +193,31 @@ class Engine:
             owner=self.name,
             tunables=tunables,
             adopt=self._adopt,
+            consult=self._consult,
         )
         await self._adopt()
         self._postgres_away = False
+        self._probing: asyncio.Task[bool] | None = None
         self._writing = asyncio.create_task(self._writer.run())
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._housekeeping = asyncio.create_task(self._keep_house())
 
+    def _hurry_jobs(self) -> None:
+        """Let jobs that wait for room go at once, and those that wait for Postgres after a while."""
+        self._closing = self._loop.create_task(self._refresher.hurry())
+        self._loop.call_later(GIVE_UP_SECONDS, self._give_up_jobs)
+
+    def _give_up_jobs(self) -> None:
+        """Free the threads that wait for jobs. What was asked goes on; what was not is claimed again."""
+        for job in tuple(self._jobs):
+            job.cancel()
+
     async def _close(self) -> None:
         self._housekeeping.cancel()
+        self._refresher.stop()
+        await self._refresher.hurry()
         if await self._drained():
             self._writer.close()
-            await self._writing
         else:
             self._writing.cancel()
             telemetry.alarm(Event.JOURNAL_LEFT, records=self._journal.unsettled())
@@ -178,26 +228,31 @@ class Engine:
             _, unfinished = await asyncio.wait(others, timeout=STRAGGLER_SECONDS)
             for task in unfinished:
                 task.cancel()
-            await asyncio.gather(*unfinished, return_exceptions=True)
-        await self._transport.aclose()
-        await self._redis.aclose()
-        await self._engine.dispose()
-        await self._writing_engine.dispose()
+            if unfinished:
+                await asyncio.wait(unfinished, timeout=CLOSE_SECONDS)
+        closings = (
+            self._transport.aclose(),
+            self._redis.aclose(),
+            self._engine.dispose(),
+            self._writing_engine.dispose(),
+        )
+        await asyncio.wait([asyncio.ensure_future(each) for each in closings], timeout=CLOSE_SECONDS)
         self._journal.close()
 
     async def _drained(self) -> bool:
-        """Wait until every attempt is settled; False when Postgres stays away, so that they cannot be."""
+        """Wait until every attempt is settled; False when Postgres does not take what is in hand.
+
+        Nothing is lost by giving up: no request is on its way, and every answer is in the journal.
+        """
         draining = asyncio.create_task(self._refresher.drain())
-        ends: float | None = None
+        ends = self._loop.time() + GIVE_UP_SECONDS
         while not draining.done():
             await asyncio.wait({draining}, timeout=0.2)
-            if self._writer.available:
-                ends = None
-            else:
-                ends = ends or self._loop.time() + GIVE_UP_SECONDS
-                if self._loop.time() > ends:
-                    draining.cancel()
-                    return False
+            if self._transport.asking or self._writer.in_memory_only:
+                ends = self._loop.time() + GIVE_UP_SECONDS
+            elif self._loop.time() > ends:
+                draining.cancel()
+                return False
         return True
 
     async def _keep_house(self) -> None:
@@ -211,6 +266,7 @@ class Engine:
                 if self._journal.trouble is not None:
                     self._journal.check()
                 await self._adopt()
+                await self._candidates.restore_deposed()
             except Exception as error:  # noqa: BLE001
                 # This task must outlive whatever goes wrong in one round: it is the one that notices recovery.
                 telemetry.logger().warning(Event.HOUSEKEEPING_FAILED.value, error=type(error).__name__)
@@ -218,7 +274,17 @@ class Engine:
     async def _adopt(self) -> int:
         return await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)
 
+    async def _consult(self, wanted: Mapping[AccountId, int]) -> frozenset[AccountId]:
+        return await consult_journals(self._engine, self._settings.journal_dir, wanted, actor=self.name)
+
     async def _postgres_answers(self) -> bool:
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe_postgres())
+        # Not cancelled: it ends with its connection, and until then there is no need for a second one.
+        await asyncio.wait({self._probing}, timeout=POSTGRES_PROBE_SECONDS)
+        return self._probing.done() and self._probing.result()
+
+    async def _probe_postgres(self) -> bool:
         try:
             async with self._engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -229,7 +295,7 @@ class Engine:
     async def _redis_answers(self) -> bool:
         try:
             await self._redis.ping()
-        except (RedisError, OSError) as error:
+        except NO_ANSWER as error:
             if not self._redis_away:
                 telemetry.logger().error(Event.REDIS_UNAVAILABLE.value, error=type(error).__name__)
             return False

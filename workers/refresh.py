@@ -6,8 +6,9 @@ Invariants kept here:
   what was read then.
 * No new attempt starts that could not be saved: not while Postgres or the journal refuses writes.
 * Nobody asks about an account whose answer is here and not in Postgres yet, even when its claim has expired
-  meanwhile: not this process, which remembers; not a sibling, because the lease is kept alive; and not the
-  heir of a process that died, because it adopts the journal first.
+  meanwhile: not this process, which remembers; not a sibling, because the lease is kept alive; not the heir of
+  a process that died, because it adopts the journal first; and not who takes over from one that is frozen,
+  because it looks into that one's journal.
 * One provider that hangs occupies only its share of this process; what does not fit is postponed.
 """
 
@@ -16,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Concatenate, Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers import Registry
@@ -74,17 +76,26 @@ class Room:
         self._app_capacity = app_capacity
         self._taken: Counter[AppId] = Counter()
         self._freed = asyncio.Condition()
+        self._closed = False
 
     async def enter(self, app_id: AppId, count: int) -> bool:
         """Wait a moment for room for ``count``; False when there is none, or the app has used up its share."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ROOM_SECONDS), self._freed:
-                while not self._taken[app_id] or self._taken[app_id] + count <= self._app_capacity:
+                while not self._closed and (
+                    not self._taken[app_id] or self._taken[app_id] + count <= self._app_capacity
+                ):
                     if not self._taken.total() or self._taken.total() + count <= self._capacity:
                         self._taken[app_id] += count
                         return True
                     await self._freed.wait()
         return False
+
+    async def close(self) -> None:
+        """Let nobody in any more; who waits is told at once."""
+        async with self._freed:
+            self._closed = True
+            self._freed.notify_all()
 
     async def leave(self, app_id: AppId, count: int) -> None:
         """Give room back."""
@@ -109,8 +120,13 @@ class Refresher:
         owner: str,
         tunables: Tunables,
         adopt: Callable[[], Awaitable[int]],
+        consult: Callable[[Mapping[AccountId, int]], Awaitable[frozenset[AccountId]]],
     ) -> None:
-        """``adopt`` returns when no dead process's answers are left on this machine."""
+        """``adopt`` returns when no dead process's answers are left on this machine.
+
+        ``consult`` writes the answers that any process here has for accounts at these generations, and returns
+        whose they were.
+        """
         self._engine = engine
         self._registry = registry
         self._vault = vault
@@ -125,7 +141,9 @@ class Refresher:
         share = max(1, int(tunables.max_in_flight * APP_SHARE))
         self._room = Room(tunables.max_in_flight, share)
         self._running: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._adopt = adopt
+        self._consult = consult
         self._busy: set[AccountId] = set()
         self._renewal_seconds = tunables.lease_seconds / RENEWALS_PER_LEASE
 
@@ -137,8 +155,11 @@ class Refresher:
         remembers them.
         """
         can_save = self._writer.available and self._journal.trouble is None
-        if not can_save or not await self._room.enter(job.app_id, len(job.accounts)):
-            await self._in_database(schedule.postpone, job, wait=POSTPONE)
+        if self._is_stopping() or not can_save or not await self._room.enter(job.app_id, len(job.accounts)):
+            if self._is_stopping():
+                await self._in_database(schedule.release, job)
+            else:
+                await self._in_database(schedule.postpone, job, wait=POSTPONE)
             return
         try:
             attempts = await self._begin(job)
@@ -151,6 +172,21 @@ class Refresher:
             attempt.add_done_callback(self._running.discard)
         if attempts:
             await asyncio.wait(attempts, timeout=STRAGGLER_SECONDS)
+
+    def stop(self) -> None:
+        """Ask about nobody any more: jobs are given back at once, for others. Safe in a signal handler.
+
+        What was begun goes on; :meth:`drain` waits for it.
+        """
+        self._stopping = True
+
+    async def hurry(self) -> None:
+        """After :meth:`stop`, let jobs that wait for room be given back now."""
+        await self._room.close()
+
+    def _is_stopping(self) -> bool:
+        # It changes while we wait, at any await.
+        return self._stopping
 
     async def drain(self) -> None:
         """Return when every attempt has ended."""
@@ -177,10 +213,15 @@ class Refresher:
         leased = await self._lease(await self._not_busy(job))
         if not leased.accounts:
             return []
+        if self._is_stopping():
+            await self._in_database(schedule.release, leased)
+            await self._leases.give_back([account_id for account_id, _ in leased.accounts], self._owner)
+            return []
         # The claim is counted from before the statement, the database's time from after it: both on the safe side.
         claimed_at = boottime()
         attempts = await self._in_database(schedule.start, leased, claim=self._claim)
         read_at = boottime()
+        attempts = await self._without_answered(attempts)
         self._busy.update(attempt.account_id for attempt in attempts)
         started = {attempt.account_id for attempt in attempts}
         unused = [account_id for account_id, _ in leased.accounts if account_id not in started]
@@ -192,6 +233,9 @@ class Refresher:
             claimed=len(job.accounts),
             started=len(attempts),
         )
+        if self._is_stopping():
+            await self._give_back(attempts)
+            return []
         if not attempts:
             return []
         asking = Asking(
@@ -204,6 +248,27 @@ class Refresher:
             send_before=claimed_at + self._claim.total_seconds() - self._call_seconds - self._saving_seconds,
         )
         return [asyncio.create_task(self._perform(asking, attempt)) for attempt in attempts]
+
+    async def _without_answered(self, attempts: list[Attempt]) -> list[Attempt]:
+        """Return ``attempts`` without those whose earlier answer turns up at the last moment."""
+        doubtful = {attempt.account_id: attempt.generation for attempt in attempts if attempt.unanswered}
+        if not doubtful:
+            return attempts
+        answered = await self._consult(doubtful)
+        # A journal that is gone now has just been written to Postgres.
+        answered |= await self._in_database(schedule.moved_since, doubtful)
+        for attempt in attempts:
+            if attempt.account_id in answered:
+                await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
+        return [attempt for attempt in attempts if attempt.account_id not in answered]
+
+    async def _give_back(self, attempts: list[Attempt]) -> None:
+        """Give back what was started and not asked, because the order to stop came in between."""
+        for attempt in attempts:
+            await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
+        given_back = [attempt.account_id for attempt in attempts]
+        self._busy.difference_update(given_back)
+        await self._leases.give_back(given_back, self._owner)
 
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
@@ -264,7 +329,16 @@ class Refresher:
     async def _in_database(
         self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Run a function of ``store`` in one transaction of its own."""
+        """Run a function of ``store`` in one transaction of its own; once more when the connection was a dead one.
+
+        Every function here may be repeated: what a lost commit has already done, it does not do again.
+        """
+        try:
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(function, *args, **kwargs)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
         async with self._engine.begin() as connection:
             return await connection.run_sync(function, *args, **kwargs)
 

@@ -1,13 +1,15 @@
-"""Answers that a dead process left on disk are written to Postgres by whoever finds them.
+"""Answers that other processes have on this disk are written to Postgres by whoever finds them.
 
-Run at start, again and again, and before every job: a sibling on the same machine may die at any time, and an
-account whose answer lies on this disk must not be asked about again before that answer is saved (G2). Every
-record goes through the same compare-and-set as a live answer, so replaying twice does no harm.
+What a dead process left is adopted at start, again and again, and before every job. What a living one has not
+brought to Postgres, because it is frozen or cut off, is looked up for the very accounts that are about to be asked
+about again. Either way an account whose answer lies on this disk is not asked before that answer is saved (G2).
+Every record goes through the same compare-and-set as a live answer, so writing it twice does no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from store import settlement
 from store.answers import SavedTokens
 from store.engine import is_about_the_data
-from store.journal import Orphan, adopting, orphans
+from store.journal import Orphan, adopting, find, orphans
 from tokenfleet import telemetry
+from tokenfleet.jobs import AccountId
 from tokenfleet.telemetry import Event
 
 BATCH: Final = 500
@@ -38,6 +41,23 @@ async def adopt_orphans(engine: AsyncEngine, root: Path, *, actor: str) -> int:
             if is_our_turn:
                 return await _adopt_each(engine, root, actor)
         await asyncio.sleep(TURN_SECONDS)
+
+
+async def consult_journals(
+    engine: AsyncEngine, root: Path, wanted: Mapping[AccountId, int], *, actor: str
+) -> frozenset[AccountId]:
+    """Write the answers on this disk that were asked for with the ``wanted`` generations; returns their accounts.
+
+    For accounts whose last attempt was never settled: its process may live, frozen or cut off from Postgres, with
+    the answer in its journal. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away.
+    """
+    answers = await asyncio.to_thread(find, root, wanted)
+    if not answers:
+        return frozenset()
+    await _save(engine, answers, lambda _: None, actor)
+    accounts = frozenset(answer.account_id for answer in answers)
+    telemetry.logger().warning(Event.JOURNAL_CONSULTED.value, account_ids=sorted(accounts))
+    return accounts
 
 
 async def _adopt_each(engine: AsyncEngine, root: Path, actor: str) -> int:
@@ -72,15 +92,17 @@ async def _write(engine: AsyncEngine, orphan: Orphan, actor: str) -> tuple[int, 
         count += 1
         # One account once in a statement: an older answer of the same account goes first.
         if record.account_id in batch or len(batch) >= BATCH:
-            recovered += await _save(engine, list(batch.values()), orphan, actor)
+            recovered += await _save(engine, list(batch.values()), orphan.refuse, actor)
             batch = {}
         batch[record.account_id] = record
     if batch:
-        recovered += await _save(engine, list(batch.values()), orphan, actor)
+        recovered += await _save(engine, list(batch.values()), orphan.refuse, actor)
     return count, recovered
 
 
-async def _save(engine: AsyncEngine, batch: list[SavedTokens], orphan: Orphan, actor: str) -> int:
+async def _save(
+    engine: AsyncEngine, batch: list[SavedTokens], refuse: Callable[[str], None], actor: str
+) -> int:
     """Save ``batch``; what Postgres refuses for itself is kept for a person, and its company is saved.
 
     Or else one bad record would keep this machine's workers from ever asking again.
@@ -101,9 +123,9 @@ async def _save(engine: AsyncEngine, batch: list[SavedTokens], orphan: Orphan, a
                     code=f"answer_refused_{state}",
                     actor=actor,
                 )
-            orphan.refuse(f"Postgres refuses the answer of account {batch[0].account_id}: SQLSTATE {state}")
+            refuse(f"Postgres refuses the answer of account {batch[0].account_id}: SQLSTATE {state}")
             return 0
         middle = len(batch) // 2
-        first = await _save(engine, batch[:middle], orphan, actor)
-        return first + await _save(engine, batch[middle:], orphan, actor)
+        first = await _save(engine, batch[:middle], refuse, actor)
+        return first + await _save(engine, batch[middle:], refuse, actor)
     return len(result.saved) + len(result.candidates)

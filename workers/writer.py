@@ -26,14 +26,16 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import apps, settlement
+from store import apps, candidates, settlement
 from store.answers import SavedTokens
-from store.engine import is_about_the_data, is_contention
+from store.candidates import Promotion
+from store.engine import is_about_the_data, is_contention, is_too_slow
 from store.journal import Journal, JournalUnwritable, Segment
 from store.leases import Leases
 from store.settlement import Deferral, Rejection
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.policy import ROTATION_LOST
 from tokenfleet.telemetry import Event
 
 MAX_BATCH: Final = 500
@@ -68,7 +70,7 @@ class AppRecovered:
     app_id: AppId
 
 
-Settled = SavedTokens | Deferral | Rejection
+Settled = SavedTokens | Deferral | Rejection | Promotion
 Result = Settled | AppPaused | AppHeld | AppRecovered
 
 
@@ -88,6 +90,7 @@ class _Written:
 
     flipped: frozenset[AccountId] = frozenset()
     candidates: frozenset[AccountId] = frozenset()
+    promoted: frozenset[AccountId] = frozenset()
     held: list[AppHeld] = field(default_factory=list)
     recovered: list[AppRecovered] = field(default_factory=list)
 
@@ -117,6 +120,8 @@ class GroupWriter:
         self._waiting: set[asyncio.Task[None]] = set()
         self.available = True
         """False while Postgres refuses writes: no new refresh may start."""
+        self.in_memory_only = 0
+        """Answers that are neither in Postgres nor on disk: who ends this process now loses them."""
 
     def add(self, *results: Result, segment: Segment | None = None) -> asyncio.Future[bool]:
         """Queue the results of one attempt; the future is True when they are in Postgres, False if it refuses them.
@@ -124,9 +129,15 @@ class GroupWriter:
         ``segment`` is where the journal holds the answer among them.
         """
         entry = _Entry(results, segment, asyncio.get_running_loop().create_future())
+        if segment is None and any(isinstance(result, SavedTokens) for result in results):
+            self.in_memory_only += 1
+            entry.done.add_done_callback(self._is_safe)
         self._pending.append(entry)
         self._wake.set()
         return entry.done
+
+    def _is_safe(self, _: asyncio.Future[bool]) -> None:
+        self.in_memory_only -= 1
 
     async def run(self) -> None:
         """Write until :meth:`close` was called and everything is written."""
@@ -160,6 +171,8 @@ class GroupWriter:
                 written = await self._commit(batch)
             except DBAPIError as error:
                 if is_about_the_data(error) or is_contention(error):
+                    if is_too_slow(error):
+                        self._note_outage(error)
                     await self._split(batch, error)
                     return
                 await self._wait(attempt, error)
@@ -203,6 +216,8 @@ class GroupWriter:
             settlement.defer(connection, deferrals, actor=self._owner)
         if rejections := [result for result in results if isinstance(result, Rejection)]:
             written.flipped = settlement.reject(connection, rejections, actor=self._owner)
+        if promotions := [result for result in results if isinstance(result, Promotion)]:
+            written.promoted = candidates.promote(connection, promotions, actor=self._owner)
         if pauses := [result for result in results if isinstance(result, AppPaused)]:
             moments = [pause.until for pause in pauses]
             apps.pause_until(connection, [pause.app_id for pause in pauses], moments)
@@ -234,10 +249,17 @@ class GroupWriter:
             telemetry.logger().warning(Event.APP_PAUSED.value, app_id=paused.app_id, until=str(paused.until))
         for well in written.recovered:
             telemetry.logger().warning(Event.APP_RESUMED.value, app_id=well.app_id)
-        for account_id in written.flipped:
-            telemetry.logger().warning(Event.ACCOUNT_NEEDS_REAUTH.value, account_id=account_id)
+        for rejection in _rejections(batch):
+            if rejection.account_id in written.flipped:
+                telemetry.logger().warning(
+                    Event.ACCOUNT_NEEDS_REAUTH.value, account_id=rejection.account_id, reason=rejection.reason
+                )
+                if rejection.reason == ROTATION_LOST:
+                    telemetry.ROTATIONS_LOST.inc()
         for account_id in written.candidates:
-            telemetry.alarm(Event.ACCOUNT_TROUBLED, account_id=account_id, code="lost_race")
+            telemetry.alarm(Event.CANDIDATE_KEPT, account_id=account_id)
+        for account_id in written.promoted:
+            telemetry.logger().warning(Event.CANDIDATE_PROMOTED.value, account_id=account_id)
 
     async def _split(self, batch: list[_Entry], error: DBAPIError) -> None:
         """Write what can be written; set apart the one entry that waits for a lock or is refused for itself."""
@@ -269,7 +291,7 @@ class GroupWriter:
             try:
                 async with self._engine.begin() as connection:
                     for result in entry.results:
-                        if isinstance(result, SavedTokens | Deferral | Rejection):
+                        if isinstance(result, Settled):
                             await connection.run_sync(
                                 settlement.quarantine,
                                 result.account_id,
@@ -287,6 +309,11 @@ class GroupWriter:
 
     async def _wait(self, attempt: int, error: Exception) -> None:
         """Pause. Meanwhile ``Refresher.keep_leases`` keeps these accounts, whose claims may run out, from others."""
+        self._note_outage(error)
+        await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+
+    def _note_outage(self, error: Exception) -> None:
+        """Let no new refresh start until something was written."""
         if self.available:
             self.available = False
             cause = error.orig if isinstance(error, DBAPIError) else error
@@ -295,13 +322,11 @@ class GroupWriter:
                 error=type(cause).__name__,
                 sqlstate=getattr(cause, "sqlstate", None),
             )
-        await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+
+
+def _rejections(batch: Sequence[_Entry]) -> list[Rejection]:
+    return [result for entry in batch for result in entry.results if isinstance(result, Rejection)]
 
 
 def _accounts(batch: Sequence[_Entry]) -> list[AccountId]:
-    return [
-        result.account_id
-        for entry in batch
-        for result in entry.results
-        if isinstance(result, SavedTokens | Deferral | Rejection)
-    ]
+    return [result.account_id for entry in batch for result in entry.results if isinstance(result, Settled)]

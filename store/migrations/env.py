@@ -1,30 +1,40 @@
-"""How migrations run: one at a time in the fleet, one transaction each, never waiting long for a table's lock."""
+"""How migrations run: one at a time in the fleet, one transaction each, never waiting long for a table's lock.
+
+Each migration names in ``compatible_from`` the oldest schema whose release still runs on the new one; that is
+written beside the revision, where a release can read it that has never heard of this migration (ADR 9).
+"""
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from alembic.script import Script
 from sqlalchemy import Connection, text
 
 from store.tables import METADATA
 from tokenfleet_client.contract import APPLICATION_SCHEMA
 
-LOCK_TIMEOUT: Final = "5s"
-"""A migration that cannot get its lock fails and is run again; it never queues readers behind itself."""
+LOCK_TIMEOUT: Final = "2s"
+"""Everybody queues behind a migration that waits for its lock. So it gives up soon, and ``store.migrate`` runs it
+again later."""
 STATEMENT_TIMEOUT: Final = "10min"
 ADVISORY_LOCK: Final = 7_305_811_034
+TURN_SECONDS: Final = 0.25
+"""How often a second migrator looks whether the first one is done."""
+VERSIONS: Final = f"{APPLICATION_SCHEMA}.alembic_version"
 
 
 def run(connection: Connection) -> None:
     """Migrate over ``connection``; a second migrator waits for the first and then finds nothing to do."""
-    # Waiting for the first migrator is not waiting for a lock on a table: it may take as long as a migration.
-    connection.execute(text("SET lock_timeout = 0"))
     connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
-    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {APPLICATION_SCHEMA}"))
     connection.commit()
+    while not _is_our_turn(connection):
+        time.sleep(TURN_SECONDS)
+    _prepare(connection)
     try:
         context.configure(
             connection=connection,
@@ -32,6 +42,7 @@ def run(connection: Connection) -> None:
             transaction_per_migration=True,
             # Our own schema: the database is shared, and its other tenants may use Alembic too.
             version_table_schema=APPLICATION_SCHEMA,
+            on_version_apply=_note_compatibility,
         )
         with context.begin_transaction():
             context.run_migrations()
@@ -42,6 +53,47 @@ def run(connection: Connection) -> None:
         connection.execute(text("RESET lock_timeout"))
         connection.execute(text("RESET statement_timeout"))
         connection.commit()
+
+
+def _is_our_turn(connection: Connection) -> bool:
+    """Take the lock if it is free.
+
+    Waiting inside Postgres would be a transaction open all the time, which CREATE INDEX CONCURRENTLY of the
+    first migrator would wait for in turn.
+    """
+    taken: bool = connection.execute(
+        text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}
+    ).scalar_one()
+    connection.commit()
+    return taken
+
+
+def _prepare(connection: Connection) -> None:
+    """Create Alembic's table with the column of ours, or add that."""
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {APPLICATION_SCHEMA}"))
+    connection.execute(
+        text(
+            f"CREATE TABLE IF NOT EXISTS {VERSIONS} "
+            "(version_num varchar(32) CONSTRAINT alembic_version_pkc PRIMARY KEY, compatible_from text)"
+        )
+    )
+    columns = connection.execute(text(f"SELECT * FROM {VERSIONS} LIMIT 0")).keys()
+    if "compatible_from" not in columns:
+        # Not every time: starting processes read this table, and would wait for the lock.
+        connection.execute(text(f"ALTER TABLE {VERSIONS} ADD COLUMN compatible_from text"))
+    connection.commit()
+
+
+def _note_compatibility(ctx: MigrationContext, step: MigrationInfo, heads: object, run_args: object) -> None:
+    """Write down, in the migration's own transaction, who may still run. What was once refused stays refused."""
+    if not step.is_upgrade or ctx.connection is None:
+        return
+    assert isinstance(step.up_revision, Script)
+    oldest = getattr(step.up_revision.module, "compatible_from", step.up_revision_id)
+    ctx.connection.execute(
+        text(f"UPDATE {VERSIONS} SET compatible_from = greatest(compatible_from, :oldest)"),
+        {"oldest": oldest},
+    )
 
 
 run(context.config.attributes["connection"])

@@ -12,6 +12,8 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
+compatible_from = ${repr(down_revision)}
+"""The oldest schema whose release runs on this one: never newer than the one before (docs/deploys.md)."""
 
 
 def upgrade() -> None:

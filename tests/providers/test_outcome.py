@@ -305,7 +305,7 @@ def test_a_flawed_success_may_have_rotated(flaw: str) -> None:
         (b'"at-1"', "unreadable_answer"),
         (b"null", "unreadable_answer"),
         (b"[" * 100_000, "unreadable_answer"),
-        (b'{"access_token": "at-1"} trailing', "unreadable_answer"),
+        (b'leading {"access_token": "at-1"}', "unreadable_answer"),
     ],
 )
 def test_a_success_that_cannot_be_read_may_have_rotated(body: bytes, code: str) -> None:

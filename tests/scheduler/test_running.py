@@ -26,6 +26,7 @@ from tests.scheduler.stage import (
     set_rate,
     wait_until_published,
 )
+from tests.support.builders import let_claims_expire, start
 from tests.support.fleet import Fleet, eventually
 
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
@@ -126,6 +127,33 @@ def test_the_loop_outlives_the_loss_of_its_connections(fleet: Fleet, redis: Redi
         [account_id] = connect(fleet, 1, "last")
         wait_until_published(redis, account_id, 1)
         assert thread.is_alive()
+    engine.dispose()
+
+
+def test_after_an_outage_claims_that_were_started_are_taken_over_last(fleet: Fleet, redis: Redis) -> None:
+    """Whoever started them may have the answer in hand, and needs a moment to land it."""
+    [started] = connect(fleet, 1, "started")
+    [job] = fleet.claim()
+    assert start(fleet.engine, job)
+    engine = make_engine(fleet.settings.database_url, application_name="scheduler under test")
+    scheduler = make_scheduler(fleet, redis, engine=engine, tick_seconds=0.05, claim_seconds=6)
+    with running(scheduler):
+        eventually(
+            lambda: (
+                fleet.column(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND application_name = 'scheduler under test'"
+                )
+                != []
+            ),
+            what="it has connected, and lost that",
+        )
+        eventually(lambda: scheduler.health().fatal == ("Postgres does not answer",))
+        let_claims_expire(fleet.engine)
+        [untouched] = connect(fleet, 1, "untouched")
+        wait_until_published(redis, untouched, 1)
+        assert started not in dict(published(redis))
+        wait_until_published(redis, started, 2)
     engine.dispose()
 
 

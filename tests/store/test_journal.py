@@ -638,7 +638,7 @@ def test_a_directory_that_cannot_be_written_is_one_sentence_that_says_what_to_do
     assert "TOKENFLEET_JOURNAL_DIR" in message
 
 
-def test_a_directory_that_somebody_removed_is_noticed_at_the_next_sync(tmp_path: Path) -> None:
+def test_a_directory_that_somebody_removed_is_noticed_at_the_next_sync_and_made_anew(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "one")
     journal.append(record(1))
     journal.sync()
@@ -647,8 +647,26 @@ def test_a_directory_that_somebody_removed_is_noticed_at_the_next_sync(tmp_path:
     with pytest.raises(JournalUnwritable, match="removed"):
         journal.sync()
     assert "removed" in (journal.trouble or "")
-    assert trouble_of(journal) is not None
+    assert trouble_of(journal) is None
+    journal.append(record(2))
+    journal.sync()
+    assert list(orphans(tmp_path)) == [], "nobody adopts it while its process lives"
+    die(journal)
+    orphan = adopted(tmp_path)
+    assert accounts(orphan) == [2]
+    orphan.release()
+
+
+def test_a_removed_directory_that_cannot_be_made_anew_is_trouble_until_it_can(tmp_path: Path) -> None:
+    root = tmp_path / "journal"
+    journal = Journal(root, "one")
+    shutil.rmtree(root)
+    root.touch()
+    assert "Not a directory" in (trouble_of(journal) or "")
+    root.unlink()
+    assert trouble_of(journal) is None
     journal.close()
+    assert list(root.iterdir()) == []
 
 
 def test_appending_and_syncing_on_two_threads_lose_nothing(

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from textwrap import dedent
+from pathlib import Path
+from textwrap import dedent, indent
+from types import SimpleNamespace
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from store import engine as engines
 from store import migrate
 from store.engine import SCHEMA_REVISION, check_ready, make_engine, schema_revision
 from tests.support.builders import column, empty_database
-from tests.support.racing import in_background, wait_until_blocked
+from tests.support.racing import in_background, wait_until, wait_until_blocked
 from tokenfleet.errors import UserError
 
 MIGRATION_LOCK = 7_305_811_034
@@ -29,6 +33,71 @@ def empty(servers: dict[str, str]) -> Iterator[Engine]:
     """An engine on an empty database of its own."""
     with empty_database(servers) as engine:
         yield engine
+
+
+class Newer:
+    """Migrations of releases to come, which the real path finds beside those of this one."""
+
+    def __init__(self, versions: Path) -> None:
+        self.versions = versions
+
+    def __call__(self, revision: str, compatible_from: str | None, body: str = "pass") -> None:
+        """Add one; ``compatible_from`` None leaves the word out."""
+        lines = [
+            "from alembic import op",
+            f"revision, down_revision = {revision!r}, '{int(revision) - 1:04}'",
+            *([f"compatible_from = {compatible_from!r}"] if compatible_from else []),
+            "def upgrade():",
+            indent(dedent(body).strip(), "    "),
+        ]
+        (self.versions / f"{revision}_later.py").write_text("\n".join(lines))
+
+
+COLUMN = "op.execute('ALTER TABLE tokenfleet.accounts ADD COLUMN later text')"
+INDEX = """
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS tokenfleet.ix_later")
+        op.execute("CREATE INDEX CONCURRENTLY ix_later ON tokenfleet.refresh_schedule (attempts)")
+"""
+
+
+@pytest.fixture
+def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Newer:
+    versions = tmp_path / "versions"
+    versions.mkdir()
+    ours = Path(migrate.__file__).parent / "migrations"
+
+    def config() -> Config:
+        config = Config()
+        config.set_main_option("script_location", str(ours))
+        config.set_main_option("path_separator", "space")
+        config.set_main_option("version_locations", f"{ours / 'versions'} {versions}")
+        return config
+
+    monkeypatch.setattr(migrate, "_config", config)
+    return Newer(versions)
+
+
+@pytest.fixture
+def from_this_release(newer: Newer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Forget the newer migrations: from here on, this release is the one that is running."""
+
+    def forget() -> None:
+        for path in newer.versions.glob("*.py"):
+            path.unlink()
+
+    return forget
+
+
+def sessions(engine: Engine, name: str, query: str = "") -> int:
+    """Return how many sessions an application has whose latest statement matches ``query``."""
+    with engine.connect() as connection:
+        found: int = connection.execute(
+            text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND query ~ :query"),
+            {"name": name, "query": query},
+        ).scalar_one()
+    return found
 
 
 def revision(engine: Engine) -> str | None:
@@ -60,6 +129,7 @@ MIGRATOR = dedent("""
     import os
     from store import migrate
     from store.engine import make_engine
+    migrate.LOCK_TRIES = 1
     migrate.upgrade(make_engine(os.environ["TOKENFLEET_DATABASE_URL"], application_name="migrator"))
 """)
 
@@ -76,7 +146,7 @@ def test_machines_that_migrate_at_once_take_turns_and_all_succeed(empty: Engine)
             )
             for _ in range(3)
         ]
-        wait_until_blocked(empty, 3)
+        wait_until(lambda: sessions(empty, "migrator") == 3, "three migrators are here")
         starter.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
         errors = [migrator.communicate(timeout=60)[1] for migrator in migrators]
 
@@ -84,25 +154,30 @@ def test_machines_that_migrate_at_once_take_turns_and_all_succeed(empty: Engine)
     assert column(empty, "SELECT version_num FROM tokenfleet.alembic_version") == [SCHEMA_REVISION]
 
 
-def test_a_second_migrator_waits_longer_than_for_any_other_lock(
-    empty: Engine, monkeypatch: pytest.MonkeyPatch
+def test_a_second_migrator_that_waits_is_not_in_the_way_of_the_first(
+    engine: Engine, newer: Newer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "LOCK_TIMEOUT_MS", 20)
-    monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_MS", 50)
-    second = make_engine(empty.url.render_as_string(hide_password=False), application_name="second")
-    try:
-        with empty.connect() as first:
-            first.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
-            migrating = in_background(partial(migrate.upgrade, second))
-            wait_until_blocked(empty)
-            time.sleep(0.1)
-            assert not migrating.done()
-            first.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
-        migrating.result(20)
-    finally:
-        second.dispose()
+    """CREATE INDEX CONCURRENTLY waits for every open transaction: one that waits for the migrator is a deadlock."""
+    monkeypatch.setattr(migrate, "LOCK_TRIES", 1)
+    newer("0002", "0001", INDEX)
+    url = engine.url.render_as_string(hide_password=False)
+    with engine.connect() as writer:
+        writer.execute(text("LOCK TABLE tokenfleet.refresh_schedule IN ROW EXCLUSIVE MODE"))
+        first_migrates = in_background(partial(migrate.upgrade, engine))
+        wait_until_blocked(engine)
+        second = subprocess.Popen(
+            [sys.executable, "-c", MIGRATOR],
+            env=os.environ | {"TOKENFLEET_DATABASE_URL": url},
+            stderr=subprocess.PIPE,
+        )
+        wait_until(lambda: sessions(engine, "migrator", "advisory|COMMIT") == 1, "the second waits")
+    first_migrates.result(20)
+    assert (second.communicate(timeout=60)[1], second.returncode) == (b"", 0)
 
-    assert revision(empty) == SCHEMA_REVISION
+    assert revision(engine) == "0002"
+    assert column(
+        engine, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tokenfleet.ix_later'::regclass"
+    ) == [True]
 
 
 def test_a_migrators_connection_goes_back_to_its_pool_as_it_was(empty: Engine) -> None:
@@ -136,17 +211,127 @@ def test_another_application_that_uses_alembic_in_the_same_database_is_left_alon
     assert revision(empty) == SCHEMA_REVISION
 
 
-def test_a_database_that_a_newer_release_has_migrated_is_refused_in_one_sentence(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE tokenfleet.alembic_version SET version_num = '9999'"))
+def test_this_release_runs_on_the_schema_of_a_newer_one_that_says_so(
+    engine: Engine, newer: Newer, from_this_release: Callable[[], None]
+) -> None:
+    newer("0002", "0001", COLUMN)
+    migrate.upgrade(engine)
+    from_this_release()
+
+    check_ready(engine, max_clock_skew=timedelta(minutes=5))
+    migrate.upgrade(engine)
+
+    assert revision(engine) == "0002", (
+        "'db upgrade' of this release leaves it as it is: a deploy can be undone"
+    )
+
+
+def test_a_release_that_is_older_than_the_database_says_which_one_to_deploy(
+    engine: Engine, newer: Newer, from_this_release: Callable[[], None]
+) -> None:
+    newer("0002", "0001", COLUMN)
+    newer("0003", "0002", "op.execute('ALTER TABLE tokenfleet.oauth_apps DROP COLUMN variables')")
+    # What was refused once stays refused, whatever a later migration says of its own step.
+    newer("0004", "0001")
+    migrate.upgrade(engine)
+    from_this_release()
 
     with pytest.raises(UserError) as refused:
+        check_ready(engine, max_clock_skew=timedelta(minutes=5))
+    with pytest.raises(UserError) as not_migrated:
         migrate.upgrade(engine)
 
     message = str(refused.value)
-    assert "\n" not in message
-    assert "9999" in message
-    assert "run the release that migrated it" in message
+    assert message.startswith("this release is older than the database at ")
+    assert message.endswith(
+        "it is for schema 0001, the database is at 0004: deploy a release for schema 0002 or newer"
+    )
+    assert "\n" not in str(not_migrated.value)
+    assert "0004" in str(not_migrated.value)
+    assert "run the release that migrated it" in str(not_migrated.value)
+
+
+def test_a_newer_release_refuses_the_schema_of_an_older_one_and_says_how_to_migrate(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "SCHEMA_REVISION", "0002")
+
+    with pytest.raises(UserError, match=r"is at schema 0001, not 0002: run 'tokenfleet db upgrade'$"):
+        check_ready(engine, max_clock_skew=timedelta(minutes=5))
+
+
+def test_a_database_from_before_the_rule_is_migrated_and_serves_what_its_migrations_say(
+    engine: Engine, newer: Newer, from_this_release: Callable[[], None]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE tokenfleet.alembic_version DROP COLUMN compatible_from"))
+    check_ready(engine, max_clock_skew=timedelta(minutes=5))
+    newer("0002", "0001", COLUMN)
+    migrate.upgrade(engine)
+    from_this_release()
+
+    check_ready(engine, max_clock_skew=timedelta(minutes=5))
+
+
+def unsafe(script: ScriptDirectory) -> list[str]:
+    """Return the migrations that do not keep the release before them running."""
+    return [
+        each.revision
+        for each in script.walk_revisions()
+        if each.down_revision and getattr(each.module, "compatible_from", "9999") > str(each.down_revision)
+    ]
+
+
+def test_every_migration_keeps_the_release_before_it_running(newer: Newer) -> None:
+    assert unsafe(ScriptDirectory.from_config(migrate._config())) == []
+
+    newer("0002", "0001")
+    newer("0003", "0003")
+    newer("0004", None)
+    assert unsafe(ScriptDirectory.from_config(migrate._config())) == ["0004", "0003"]
+
+
+def test_a_migration_that_does_not_get_its_lock_steps_back_and_tries_again(
+    engine: Engine, newer: Newer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody queues behind it meanwhile, but nobody for longer than it waits itself."""
+    newer("0002", "0001", COLUMN)
+    pausing, go_on = threading.Event(), threading.Event()
+
+    def pause(seconds: float) -> None:
+        if seconds == migrate.LOCK_PAUSE_SECONDS:
+            pausing.set()
+            assert go_on.wait(20)
+
+    monkeypatch.setattr(migrate, "time", SimpleNamespace(sleep=pause))
+    with engine.connect() as reporter:
+        reporter.execute(text("SELECT count(*) FROM tokenfleet.accounts"))
+        migrating = in_background(partial(migrate.upgrade, engine))
+        wait_until_blocked(engine)
+        # Behind the migration, which waits for the reporter.
+        assert column(engine, "SELECT count(*) FROM tokenfleet.accounts") == [0]
+        assert pausing.wait(20)
+        assert revision(engine) == "0001"
+    go_on.set()
+    migrating.result(20)
+
+    assert revision(engine) == "0002"
+
+
+def test_a_migration_that_never_gets_its_lock_names_who_is_in_the_way(
+    engine: Engine, newer: Newer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer("0002", "0001", COLUMN)
+    monkeypatch.setattr(migrate, "LOCK_TRIES", 1)
+    report = make_engine(engine.url.render_as_string(hide_password=False), application_name="report")
+    try:
+        with report.connect() as reporter:
+            reporter.execute(text("SELECT count(*) FROM tokenfleet.accounts"))
+            pid = reporter.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            with pytest.raises(UserError, match=rf"\(pid {pid}, 'report', in one transaction for \d+ s\)"):
+                migrate.upgrade(engine)
+    finally:
+        report.dispose()
 
 
 def test_a_migrated_database_is_ready(empty: Engine) -> None:

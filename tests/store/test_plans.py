@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from store import history, migrate, schedule, settlement, transitions
+from store import candidates, history, migrate, schedule, settlement, transitions
 from store.keys import Vault
 from store.schedule import Allowance
 from tests.support.builders import (
@@ -99,7 +99,8 @@ def claim(connection: Connection, big: Big) -> None:
 def start(connection: Connection, big: Big) -> None:
     epochs = "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1, claimed_until = now() + interval '1 h'"
     connection.execute(
-        text(f"{epochs}, next_refresh_at = now() WHERE account_id = ANY (:ids)"), {"ids": [*big.ids]}
+        text(f"{epochs}, next_refresh_at = now() WHERE account_id = ANY (CAST(:ids AS bigint[]))"),
+        {"ids": [*big.ids]},
     )
     attempts = schedule.start(connection, big.job, claim=CLAIM)
     assert len(attempts) == BATCH
@@ -108,7 +109,7 @@ def start(connection: Connection, big: Big) -> None:
 def start_of_paused_accounts(connection: Connection, big: Big) -> None:
     transitions.pause(connection, big.ids, actor=ACTOR, reason=None)
     epochs = "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1, claimed_until = now() + interval '1 h'"
-    connection.execute(text(f"{epochs} WHERE account_id = ANY (:ids)"), {"ids": [*big.ids]})
+    connection.execute(text(f"{epochs} WHERE account_id = ANY (CAST(:ids AS bigint[]))"), {"ids": [*big.ids]})
     assert schedule.start(connection, big.job, claim=CLAIM) == []
 
 
@@ -134,8 +135,35 @@ def save_late_and_repeated_answers(connection: Connection, big: Big) -> None:
 
 
 def reject(connection: Connection, big: Big) -> None:
+    connection.execute(
+        text(
+            "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1 WHERE account_id = ANY (CAST(:ids AS bigint[]))"
+        ),
+        {"ids": [*big.ids[:3]]},
+    )
     rejections = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
     assert len(settlement.reject(connection, rejections, actor=ACTOR)) == 3
+
+
+def look_for_candidates(connection: Connection, big: Big) -> None:
+    late = [answer(big.vault, each, epoch=10**9, generation=0) for each in big.ids]
+    assert len(settlement.save_refreshed(connection, late, actor=ACTOR).candidates) == BATCH
+    [found] = candidates.of_account(connection, big.ids[0])
+    promotion = candidates.Promotion(
+        account_id=big.ids[0],
+        epoch=Epoch(0),
+        generation=1,
+        candidate_id=found.candidate_id,
+        access_token=found.access_token,
+        refresh_token=found.access_token,
+        code="invalid_grant",
+        job_id=None,
+        duration_ms=None,
+    )
+    assert candidates.promote(connection, [promotion], actor=ACTOR) == {big.ids[0]}
+    assert candidates.deposed(connection) == []
+    candidates.prune(connection)
+    schedule.moved_since(connection, dict.fromkeys(big.ids, 1))
 
 
 def defer(connection: Connection, big: Big) -> None:
@@ -180,6 +208,7 @@ CALLS: Final[tuple[Callable[[Connection, Big], None], ...]] = (
     save,
     save_late_and_repeated_answers,
     reject,
+    look_for_candidates,
     defer,
     pause_and_resume,
     read_history,

@@ -199,6 +199,33 @@ def test_an_expired_claim_counts_as_unanswered_only_if_it_was_started(
     assert state_of(engine, vault, silent).unanswered == 0
 
 
+def test_claims_that_were_started_are_left_alone_unless_they_may_be_taken_over(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    started, silent, untouched = make_accounts(engine, vault, app_id, 3)
+    claims = claim(engine, app_id, count=2)
+    assert ids(claims) == [started, silent]
+    start(engine, job_of(app_id, claims[:1]))
+    let_claims_expire(engine)
+    allowances = [Allowance(app_id, 10, 10)]
+
+    with engine.begin() as connection:
+        careful = schedule.claim_due(connection, allowances, claim=CLAIM, take_over=False)
+        later = schedule.claim_due(connection, allowances, claim=CLAIM)
+
+    assert set(ids(careful[app_id])) == {silent, untouched}
+    assert ids(later[app_id]) == [started]
+
+
+def test_accounts_whose_generation_has_moved_are_told_apart(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    moved, still = make_accounts(engine, vault, app_id, 2)
+    with engine.begin() as connection:
+        settlement.save_refreshed(connection, [answer(vault, moved, epoch=1, generation=1)], actor=ACTOR)
+        assert schedule.moved_since(connection, {moved: 1, still: 1}) == {moved}
+
+
 def test_a_settled_attempt_never_counts_as_unanswered(engine: Engine, vault: Vault, app_id: AppId) -> None:
     [account_id] = make_accounts(engine, vault, app_id, 1)
     attempt = begin_attempt(engine, app_id, account_id)

@@ -8,25 +8,35 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import psutil
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from sandbox.config import SandboxConfig
+from sandbox.definition import definition_toml
 from sandbox.faults import FaultKind, FaultRule
+from sandbox.selection import Stage
 from sandbox.tokens import ACCESS_TOKEN_PREFIX, REFRESH_TOKEN_PREFIX
+from store.journal import Journal, segments
+from tests.support.altering_proxy import AlteringProxy
+from tests.support.builders import answer
 from tests.support.fleet import Fleet, eventually
 from tests.support.processes import SCHEDULER, SHORT_LADDER, WORKER, Processes
-from tokenfleet.jobs import REFRESH_QUEUE, REFRESH_TASK
+from tokenfleet.jobs import REFRESH_QUEUE, REFRESH_TASK, AccountId
 from tokenfleet_client.secret import Secret
 
 CLIENT_SECRET = "sentinel-of-the-client-secret"
@@ -56,9 +66,12 @@ def spellings(sentinel: str) -> Iterator[bytes]:
     yield raw
     yield quote(sentinel, safe="").encode()
     yield raw.hex().encode()
+    yield raw.hex().upper().encode()
     for offset in range(3):
         # What precedes shifts the letters of base64, and the last ones depend on what follows.
-        yield base64.b64encode(bytes(offset) + raw)[offset + (offset > 0) : -4]
+        letters = base64.b64encode(bytes(offset) + raw)[offset + (offset > 0) : -4]
+        yield letters
+        yield letters.replace(b"+", b"-").replace(b"/", b"_")
 
 
 def leaks(sentinels: dict[str, str], found: dict[str, bytes]) -> list[str]:
@@ -75,7 +88,8 @@ def leaks(sentinels: dict[str, str], found: dict[str, bytes]) -> list[str]:
 def listening_in(url: str) -> Iterator[list[bytes]]:
     """Collect every command that anybody sends to Redis until the block ends."""
     heard: list[bytes] = []
-    with Redis.from_url(url) as redis, redis.monitor() as monitor:
+    # However long nobody says anything: processes take their time to start.
+    with Redis.from_url(url, socket_timeout=None) as redis, redis.monitor() as monitor:
 
         def listen() -> None:
             try:
@@ -127,12 +141,145 @@ def values(redis: Redis) -> dict[str, bytes]:
 @pytest.mark.parametrize("before", ["", "a", "ab", "abc"])
 def test_a_sentinel_is_found_however_it_is_spelled(before: str) -> None:
     around = f"{before}{REFRESH_TOKEN_PREFIX}0_0_0123456789".encode()
-    for content in (around, around.hex().encode(), base64.b64encode(around), quote(around).encode()):
+    packed = (base64.b64encode(around), base64.urlsafe_b64encode(around))
+    for content in (
+        around,
+        around.hex().encode(),
+        around.hex().upper().encode(),
+        *packed,
+        quote(around).encode(),
+    ):
         assert leaks({"it": REFRESH_TOKEN_PREFIX}, {"there": b"..." + content + b"..."}) == ["it in there"]
 
 
+@contextmanager
+def watching_queries(fleet: Fleet) -> Iterator[set[str]]:
+    """Collect the text of every statement that is seen at work in Postgres until the block ends."""
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            # The test ends everybody's connections once.
+            with suppress(DBAPIError):
+                seen.update(
+                    fleet.column("SELECT query FROM pg_stat_activity WHERE datname = current_database()")
+                )
+
+    thread = threading.Thread(target=watch, name="queries")
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join(10)
+
+
+@contextmanager
+def talkative_postgres(fleet: Fleet, log: Path) -> Iterator[list[bytes]]:
+    """Let Postgres log every statement with all that is bound to it; the block's end puts the log into the list."""
+    name = fleet.engine.url.database
+    told = (
+        "log_min_duration_statement = 0",
+        "log_parameter_max_length = -1",
+        "log_parameter_max_length_on_error = -1",
+    )
+    with fleet.engine.begin() as connection:
+        for setting in told:
+            connection.execute(text(f"ALTER DATABASE {name} SET {setting}"))
+    begins, written = log.stat().st_size, list[bytes]()
+    yield written
+    with log.open("rb") as file:
+        file.seek(begins)
+        written.append(file.read())
+
+
+def echo(body: bytes) -> tuple[int, bytes]:
+    """Answer as a careless provider does: with all that it was sent, everywhere."""
+    sent = dict(parse_qsl(body.decode()))
+    token, secret = sent["refresh_token"], sent["client_secret"]
+    document = {"error": token, "error_description": f"{secret}: {token}", token: secret, "request": sent}
+    return 400, json.dumps(document).encode()
+
+
+def damage_a_journal(fleet: Fleet) -> None:
+    """Leave the journal of a dead process with a record that breaks off."""
+    journal = Journal(fleet.settings.journal_dir, "dead")
+    [account_id] = fleet.connect("journalled")
+    journal.append(
+        answer(fleet.vault, account_id, epoch=1, generation=1, refresh_token=f"{REFRESH_TOKEN_PREFIX}1")
+    )
+    journal.append(
+        answer(fleet.vault, account_id, epoch=2, generation=2, access_token=f"{ACCESS_TOKEN_PREFIX}1")
+    )
+    [segment] = segments(journal.directory)
+    assert journal._lock is not None
+    os.close(journal._lock)
+    os.close(journal._descriptor)
+    segment.write_bytes(segment.read_bytes()[:-20])
+
+
+def refuse_to_save(fleet: Fleet, account_id: AccountId) -> None:
+    """Let Postgres refuse this account's next tokens: its error quotes the whole row."""
+    with fleet.engine.begin() as connection:
+        connection.execute(
+            text(
+                "ALTER TABLE tokenfleet.token_sets ADD CONSTRAINT odd "
+                f"CHECK (account_id <> {int(account_id)} OR generation < 3) NOT VALID"
+            )
+        )
+
+
+COMMANDS = (
+    "doctor",
+    "doctor --json",
+    "status --json",
+    "apps list --json",
+    "apps show sandbox --json",
+    "accounts list --json",
+    "accounts show 1 --json",
+    "accounts history 1 --json",
+    "keys status --json",
+    "providers show sandbox --json",
+    "db check",
+)
+
+
+def printouts(environ: dict[str, str]) -> dict[str, bytes]:
+    """Return what the commands that look at a fleet print, all run at once."""
+    running = {
+        words: subprocess.Popen(
+            [sys.executable, "-m", "cli", *words.split()],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for words in COMMANDS
+    }
+    printed = {
+        f"tokenfleet {words}": process.communicate(timeout=100)[0] for words, process in running.items()
+    }
+    assert all(process.returncode in {0, 1} for process in running.values()), printed
+    return printed
+
+
+@pytest.fixture
+def proxy(fleet: Fleet, environ: dict[str, str]) -> Iterator[AlteringProxy]:
+    """The only way to the sandbox that the processes know."""
+    with AlteringProxy(fleet.server.url) as proxy:
+        definition = Path(environ["TOKENFLEET_PROVIDERS_DIR"], "sandbox.toml")
+        definition.write_text(definition_toml(proxy.url, fleet.server.config))
+        yield proxy
+
+
 def test_no_secret_surfaces_anywhere(
-    fleet: Fleet, run: Processes, redis_url: str, servers: dict[str, str], environ: dict[str, str]
+    fleet: Fleet,
+    proxy: AlteringProxy,
+    run: Processes,
+    redis_url: str,
+    servers: dict[str, str],
+    environ: dict[str, str],
 ) -> None:
     home = Path(environ["TOKENFLEET_HOME"])
     keys = json.loads((home / "keys.json").read_text())
@@ -149,11 +296,18 @@ def test_no_secret_surfaces_anywhere(
         "the password of Redis": urlsplit(redis_url).password or "no password",
     }
     found: dict[str, bytes] = {}
-    with listening_in(redis_url) as heard, Redis.from_url(redis_url) as redis:
+    postgres_log = Path(servers["TOKENFLEET_HOME"], "logs", "postgres.log")
+    with (
+        talkative_postgres(fleet, postgres_log) as logged,
+        watching_queries(fleet) as queries,
+        listening_in(redis_url) as heard,
+        Redis.from_url(redis_url) as redis,
+    ):
+        damage_a_journal(fleet)
         members = run.fleet(SCHEDULER, WORKER, log_level="debug", **SHORT_LADDER)
         for kind in FAULTS:
             fleet.server.add_faults(FaultRule(kind=kind, prefix=kind))
-        ids = fleet.connect("well", "moved", *FAULTS)
+        ids = fleet.connect("well", "moved", "echoed", "refused", *FAULTS)
         assert fleet.row(ids[0]).refresh_token.startswith(REFRESH_TOKEN_PREFIX)
         assert fleet.row(ids[0]).access_token.startswith(ACCESS_TOKEN_PREFIX)
         eventually(lambda: all(fleet.events(account_id) for account_id in ids), what="each met its fault")
@@ -174,6 +328,13 @@ def test_no_secret_surfaces_anywhere(
             )
         fleet.make_due(ids[1])
         eventually(lambda: "refresh.our_fault" in fleet.events(ids[1]), what="it cannot be opened")
+        refuse_to_save(fleet, ids[3])
+        fleet.make_due(ids[3])
+        eventually(lambda: "refresh.our_fault" in fleet.events(ids[3]), what="it cannot be saved")
+        proxy.answer = echo
+        fleet.make_due(ids[2])
+        eventually(lambda: "refresh.undescribed" in fleet.events(ids[2]), what="all that was sent is echoed")
+        proxy.answer = None
         fleet.register(Secret(WRONG_SECRET))
         fleet.make_due(ids[0])
         eventually(lambda: fleet.current_app().held_since is not None, what="the app is held")
@@ -184,24 +345,63 @@ def test_no_secret_surfaces_anywhere(
             process = psutil.Process(member.process.pid)
             for each in (process, *process.children(recursive=True)):
                 found[f"arguments of {name}, {each.pid}"] = " ".join(each.cmdline()).encode()
+                environment = json.dumps(each.environ()).encode()
+                # Its URLs are what the process is told; whoever runs it may keep them in files instead.
+                assert leaks(sentinels, {f"environment of {name}": environment}) == []
             assert member.stop() == 0
             found[f"log of {name}"] = member.log.read_bytes()
         fleet.make_due(*ids)
         fleet.publish(fleet.claim())
         found |= values(redis)
+        found |= printouts(environ)
     found["what went through Redis"] = b"\n".join(heard)
+    found["statements at work"] = "\n".join(queries).encode()
+    found["log of Postgres"] = b"".join(logged)
+    found["printed settings"] = f"{fleet.settings!r} {fleet.settings.describe()}".encode()
     found |= rows(fleet)
     for file in home.rglob("*"):
         if file.is_file() and file.name != "keys.json":
             found[str(file)] = file.read_bytes()
-    for file in Path(servers["TOKENFLEET_HOME"], "logs").glob("*.log"):
-        found[str(file)] = file.read_bytes()
+    found["log of Valkey"] = Path(servers["TOKENFLEET_HOME"], "logs", "valkey.log").read_bytes()
     # A dump in which our own traces are missing would prove nothing.
     assert REFRESH_TASK.encode() in found["what went through Redis"]
     assert f"Redis key {REFRESH_QUEUE.encode()!r}" in found
     assert b"tokenfleet_refreshes_total" in found["/metrics of 1-worker"]
     assert b"account.quarantined" in found["log of 1-worker"]
+    assert b"journal.damaged" in found["log of 1-worker"]
+    assert b"record.refused" in found["log of 1-worker"]
     assert b"authentication_error" in found["table tokenfleet.outbox"]
+    assert b"UPDATE tokenfleet.token_sets" in found["log of Postgres"]
+    assert b"Failing row contains" in found["log of Postgres"]
+    [sealed] = fleet.column(
+        "SELECT refresh_token FROM tokenfleet.token_sets WHERE account_id = :id", id=ids[0]
+    )
+    assert sealed.hex().encode() in found["log of Postgres"], "bound values are logged, and sealed"
+    assert b"tokenfleet.refresh_schedule" in found["statements at work"]
+    assert b"sandbox" in found["tokenfleet apps list --json"]
+    # And a search that finds nothing where everything is would prove nothing.
+    everything = {"the proxy": b"\n".join(proxy.seen), "the key file": (home / "keys.json").read_bytes()}
+    assert {leak.partition(" in ")[0] for leak in leaks(sentinels, everything)} == set(sentinels)
     assert leaks(sentinels, found) == []
     ours = {place: content for place, content in found.items() if not place.startswith("table")}
     assert leaks(passwords, ours) == []
+
+
+def test_a_crash_dump_shows_no_secret(fleet: Fleet, run: Processes, redis_url: str) -> None:
+    """Python's own dump of every thread, in the middle of requests whose tokens are in memory."""
+    run.environ["PYTHONFAULTHANDLER"] = "1"
+    [worker] = run.fleet(WORKER, log_level="debug")
+    fleet.connect("first", "second")
+    with fleet.server.hold(stage=Stage.AFTER_DECIDING):
+        fleet.publish(fleet.claim())
+        fleet.server.wait_for_held(2)
+        worker.process.send_signal(signal.SIGABRT)
+        assert worker.wait() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in worker.text()
+    assert "Thread 0x" in worker.text()
+    sentinels = {
+        "an access token": ACCESS_TOKEN_PREFIX,
+        "a refresh token": REFRESH_TOKEN_PREFIX,
+        "the client secret": CLIENT_SECRET,
+    }
+    assert leaks(sentinels, {"the crash dump": worker.log.read_bytes()}) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, get_args
 
@@ -28,6 +29,7 @@ from tokenfleet.policy import (
     LEARNED_LIFETIME_CAP,
     OUR_FAULT_DELAYS,
     QUARANTINE_DELAY,
+    REPLAYS_IN_GRACE,
     ROTATION_LOST,
     THROTTLE_CAP,
     THROTTLE_DEFAULT,
@@ -170,7 +172,31 @@ def test_a_rejection_after_a_lost_answer_is_a_lost_rotation(unanswered: int, rep
     assert decision == RequireReauth(ROTATION_LOST, "invalid_grant")
 
 
+def test_where_refresh_tokens_are_never_replaced_no_rotation_can_be_lost() -> None:
+    what_we_know = replace(known(unanswered=3, replayed=True), rotates=False)
+    decision = decide(GrantRejected("invalid_grant"), what_we_know, now=NOW, chance=0.5)
+    assert decision == RequireReauth("invalid_grant", "invalid_grant")
+
+
 # Lost answers
+
+
+@given(chance=chances, grace=st.integers(8, 600))
+def test_within_a_grace_window_a_lost_answer_is_asked_for_several_times(chance: float, grace: int) -> None:
+    window, waited = timedelta(seconds=grace), timedelta(0)
+    for attempts in range(REPLAYS_IN_GRACE):
+        what_we_know = replace(known(attempts=attempts, replayed=True), replay_grace=window)
+        decision = decide(OutcomeUnknown("cut"), what_we_know, now=NOW, chance=chance)
+        assert isinstance(decision, RetryLater)
+        waited += decision.at - NOW
+    assert waited < window
+
+
+@given(attempts=st.integers(REPLAYS_IN_GRACE, 100), chance=chances)
+def test_after_the_grace_a_lost_answer_waits_like_any_failure(attempts: int, chance: float) -> None:
+    what_we_know = replace(known(attempts=attempts, replayed=True), replay_grace=timedelta(seconds=30))
+    decision = decide(OutcomeUnknown("cut"), what_we_know, now=NOW, chance=chance)
+    assert decision == RetryLater(NOW + backoff(attempts, chance), "cut", answer_lost=True)
 
 
 @given(what_we_know=knowns, now=moments, chance=chances)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 
 from sqlalchemy import text
@@ -146,17 +145,6 @@ def test_an_account_whose_client_is_rejected_again_and_again_waits_longer_each_t
     assert waits[-1] > 2 * waits[0]
 
 
-def test_no_refresh_starts_after_the_journal_was_removed(fleet: Fleet) -> None:
-    first, second = fleet.connect("first", "second")
-    with fleet.worker() as worker:
-        shutil.rmtree(fleet.settings.journal_dir)
-        [job] = fleet.claim(count=1)
-        worker.run([job])
-        eventually(lambda: worker.engine.problems()[0] != [], what="the worker says so")
-        worker.run(fleet.claim())
-    assert sorted(fleet.row(each).generation for each in (first, second)) == [1, 2]
-
-
 def test_a_stop_gives_up_on_a_postgres_that_stays_away_and_leaves_the_answer_on_disk(
     fleet: Fleet, monkeypatch: object
 ) -> None:
@@ -183,3 +171,17 @@ def test_a_stop_gives_up_on_a_postgres_that_stays_away_and_leaves_the_answer_on_
     with fleet.worker():
         assert fleet.row(account_id).generation == 2, "the next worker adopted the journal"
     assert fleet.server.ledger().presented_twice == 0
+
+
+def test_a_job_that_meets_connections_which_were_cut_is_done_at_once(fleet: Fleet) -> None:
+    [account_id] = fleet.connect("customer")
+    with fleet.worker() as worker:
+        worker.run(fleet.claim())
+        cut = fleet.column(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name LIKE 'tokenfleet worker%'"
+        )
+        assert cut
+        fleet.make_due(account_id)
+        worker.run(fleet.claim())
+        assert fleet.row(account_id).generation == 3
