@@ -13,7 +13,7 @@ from chaos import witness
 from chaos.evidence import read_witnesses
 from chaos.orders import Deed, Order
 from chaos.points import Role
-from chaos.processes import Child, Processes
+from chaos.processes import Child
 from chaos.witness import Step, Witness
 from providers.exchange import TokenRequest
 
@@ -80,9 +80,8 @@ def test_a_frozen_process_held_what_it_saved_later_for_too_long(tmp_path: Path) 
     assert presentation.gone <= presentation.saved < 9e9
 
 
-def test_children_end_with_their_zygote(tmp_path: Path) -> None:
-    with Processes(tmp_path / "one") as processes:
-        # Without a database to connect to it ends by itself, and says so.
-        child = processes.start(Role.SCHEDULER, {"PATH": os.environ["PATH"]})
-        assert processes.wait(child) == 70
-        assert "TOKENFLEET_DATABASE_URL" in processes.log.read_text()
+def test_what_another_thread_did_while_its_process_froze_is_as_good_as_frozen(tmp_path: Path) -> None:
+    steps = (Step.STRUCK, 0), (Step.SENT, 1), (Step.JOURNALLED, 1)
+    child = child_with(tmp_path, *steps, deed=Deed.FREEZE, ended=9e9)
+    [[presentation]] = read_witnesses([child]).tokens.values()
+    assert presentation.gone is not None
