@@ -93,6 +93,9 @@ def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dic
             case Step.JOURNALLED | Step.COMMITTED:
                 if key in unsaved:
                     unsaved.pop(key).saved = line.at
+            case Step.REFUSED:
+                if key in unsaved:
+                    unsaved.pop(key).refused = line.at
             case Step.UNANSWERED:
                 if key in unsaved:
                     unsaved[key].gone = line.at
@@ -217,6 +220,8 @@ class Archive:
         if child.order.point is not None:
             who += f" ({child.order.deed} at {child.order.point})"
         words = f"{who} asked at {each.at - self._began:.2f} s"
+        if each.refused is not None:
+            words += f", was refused at {each.refused - self._began:.2f} s"
         if each.gone is not None:
             words += f", was gone at {each.gone - self._began:.2f} s"
         if each.saved is not None:

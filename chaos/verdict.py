@@ -33,6 +33,8 @@ class Presentation:
     """When its answer was in the journal or in the database."""
     gone: float | None = None
     """When the process died, was frozen or was told by the network that there is no answer, with none saved."""
+    refused: float | None = None
+    """When it was answered without tokens: then it held nothing that could be saved or lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +135,16 @@ def taken_by_physics(presentations: Sequence[Presentation], *, held_against_us: 
     """
     for number, later in enumerate(presentations):
         for earlier in presentations[:number]:
+            if earlier.refused is not None and earlier.refused <= later.at:
+                continue
             if earlier.saved is not None and earlier.saved <= later.at:
                 return False
             if earlier.gone is None or earlier.gone > later.at:
                 return False
+    holders = [each for each in presentations if each.refused is None]
     if held_against_us:
-        return len(presentations) > 1
-    return all(each.saved is None and each.gone is not None for each in presentations)
+        return len(presentations) > 1 and bool(holders)
+    return bool(holders) and all(each.saved is None and each.gone is not None for each in holders)
 
 
 def judge(evidence: Evidence) -> Verdict:

@@ -42,6 +42,8 @@ class Step(StrEnum):
 
     SENT = "sent"
     RECEIVED = "received"
+    REFUSED = "refused"
+    """An answer that is no success came, so it holds no tokens."""
     UNANSWERED = "unanswered"
     JOURNALLED = "journalled"
     COMMITTED = "committed"
@@ -125,7 +127,8 @@ def install(witness: Witness) -> None:
         token.set(fingerprint(args[1]))
         exchange = await original(*args, **named)
         if isinstance(exchange, Answer):
-            witness.note(Step.RECEIVED, *attempt.get(), token.get())
+            step = Step.RECEIVED if exchange.status < 400 else Step.REFUSED
+            witness.note(step, *attempt.get(), token.get())
         elif isinstance(exchange, Failure) and exchange.kind is FailureKind.ANSWER_LOST:
             witness.note(Step.UNANSWERED, *attempt.get(), token.get())
         return exchange

@@ -30,8 +30,10 @@ QUIET = Evidence(
 )
 
 
-def asked(at: float, *, saved: float | None = None, gone: float | None = None) -> Presentation:
-    return Presentation(account_id=1, process=0, at=at, saved=saved, gone=gone)
+def asked(
+    at: float, *, saved: float | None = None, gone: float | None = None, refused: float | None = None
+) -> Presentation:
+    return Presentation(account_id=1, process=0, at=at, saved=saved, gone=gone, refused=refused)
 
 
 def test_an_answer_that_nobody_saved_before_its_process_died_was_taken_by_physics() -> None:
@@ -66,6 +68,14 @@ def test_an_answer_that_a_frozen_process_saved_too_late_explains_the_request_bef
 
 def test_a_request_that_never_arrived_is_no_loss_once_another_one_was_answered() -> None:
     assert not taken_by_physics([asked(1.0, gone=1.1), asked(4.0, saved=4.1)], held_against_us=False)
+
+
+def test_a_request_that_was_refused_held_nothing() -> None:
+    died, refused, again = asked(1.0, gone=1.1), asked(4.0, refused=4.1), asked(9.0, refused=9.1)
+    assert taken_by_physics([died, refused, again], held_against_us=True)
+    assert not taken_by_physics([refused, again], held_against_us=True)
+    assert not taken_by_physics([refused], held_against_us=False)
+    assert not taken_by_physics([asked(1.0, saved=1.1), refused, again], held_against_us=True)
 
 
 def test_one_request_alone_explains_nothing_that_is_held_against_us() -> None:
