@@ -128,6 +128,7 @@ def install(witness: Witness) -> None:
         exchange = await original(*args, **named)
         if isinstance(exchange, Answer):
             step = Step.RECEIVED if exchange.status < 400 else Step.REFUSED
+            step = Step.UNANSWERED if exchange.flaw else step
             witness.note(step, *attempt.get(), token.get())
         elif isinstance(exchange, Failure) and exchange.kind is FailureKind.ANSWER_LOST:
             witness.note(Step.UNANSWERED, *attempt.get(), token.get())
