@@ -192,7 +192,6 @@ class Engine:
             self._journal,
             owner=self.name,
             tunables=tunables,
-            adopt=self._adopt,
             consult=self._consult,
         )
         await self._adopt()

@@ -77,7 +77,9 @@ def test_the_ledger_tells_totals_and_one_subject(client: Client) -> None:
     client.refresh(lines[0]["refresh_token"])
     totals = read(client, "ledger")
     assert (totals["refreshes"], totals["presented_twice"], totals["accounts_alive"]) == (1, 1, 1)
-    assert totals["violations"] == [{"kind": "after_success", "subject": "acct-1", "family": 0, "rotation": 0}]
+    assert totals["violations"] == [
+        {"kind": "after_success", "subject": "acct-1", "family": 0, "rotation": 0}
+    ]
     one = read(client, "ledger?subject=acct-1")
     assert (one["presented"], one["presented_twice"], one["alive"]) == (2, 1, False)
 

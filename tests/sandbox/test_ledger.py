@@ -187,7 +187,9 @@ def test_nothing_can_be_declared_lost_before_an_answer(ledger: Ledger) -> None:
 def test_losses_of_an_earlier_sign_in_are_remembered(ledger: Ledger) -> None:
     rotate(ledger, FIRST, delivered=False)
     ledger.family_issued(1, "acct-1")
-    assert [(loss.subject, loss.ref, loss.recovered) for loss in ledger.losses()] == [("acct-1", FIRST, False)]
+    assert [(loss.subject, loss.ref, loss.recovered) for loss in ledger.losses()] == [
+        ("acct-1", FIRST, False)
+    ]
 
 
 def test_a_token_of_an_earlier_sign_in_is_still_judged(ledger: Ledger) -> None:
