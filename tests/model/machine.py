@@ -38,6 +38,10 @@ FAR: Final = st.sampled_from([0, BUSY_STEPS, 1] * 4 + [BUSY_STEPS] * 3 + [*range
 writes it to the journal; within 20 it is saved."""
 
 
+Act = tuple[str, tuple[object, ...]]
+"""One of :class:`Acts` by its name, and its arguments."""
+
+
 class Then(Enum):
     """What becomes of a process after it went on."""
 
@@ -283,7 +287,7 @@ class Model(RuleBasedStateMachine):
         self.acts = Acts(self.world)
         self.judge = Judge(self.world, self.excused)
         self.kinds = WORK | HAZARDS
-        self.story: list[tuple[str, tuple[object, ...]]] = []
+        self.story: list[Act] = []
 
     @initialize(spared=st.sets(st.sampled_from(sorted(HAZARDS))))
     def begin(self, spared: set[str]) -> None:

@@ -259,3 +259,16 @@ def test_an_answer_to_the_grant_before_the_reconnect_overwrites_nothing(begin: B
     assert (sight.held.family, sight.held.number) == (len(history.world.customers), 0)
     assert sight.candidates == {call.successor}
     history.end()
+
+
+def test_a_rejection_of_the_grant_before_the_reconnect_flips_nobody(begin: Begin) -> None:
+    history = begin(STRICT)
+    call = history.ask(FIRST)
+    history.world.sign_in_again(history.customer)
+    history.world.import_pending(history.customer)
+    history.answer(call)
+    history.world.run_all()
+    history.judge.look()
+    assert history.world.server.authority.ledger.counters.presented_twice == 0
+    assert history.status() is AccountStatus.ACTIVE
+    history.end()
