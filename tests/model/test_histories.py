@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.model.judge import Breach, Judge
-from tests.model.machine import A_CLAIM, A_MOMENT, Acts, Then, settle
+from tests.model.machine import A_MOMENT, Acts, Then, settle
 from tests.model.process import BUSY_STEPS, Trouble, WorkerProcess
 from tests.model.provider import BRANCHING, LENIENT, STRICT, Call, Fate, Policy
 from tests.model.world import Customer, Stage, World
@@ -56,7 +56,7 @@ class History:
 
     def take_over(self, place: int) -> None:
         """Claims expire, and a worker does all that there is to do."""
-        self.acts.take_over(place)
+        self.acts.take_over(place, False)
         self.judge.look()
 
     def status(self) -> AccountStatus:
@@ -158,9 +158,7 @@ def test_an_answer_that_a_sibling_cannot_save_keeps_its_token_from_being_present
     call = history.ask(FIRST)
     history.world.processes[FIRST].troubles.extend([Trouble.REFUSED] * 500)
     history.answer(call)
-    history.world.pass_time(A_CLAIM)
-    history.acts.flush_redis()
-    history.acts.refresh(SECOND)
+    history.acts.take_over(SECOND, True)
     history.judge.look()
     assert history.presentations() == 1
     history.end()
@@ -259,3 +257,26 @@ def test_an_answer_to_the_grant_before_the_reconnect_overwrites_nothing(begin: B
     assert (sight.held.family, sight.held.number) == (len(history.world.customers), 0)
     assert sight.candidates == {call.successor}
     history.end()
+
+
+def test_a_rejection_of_the_grant_before_the_reconnect_flips_nobody(begin: Begin) -> None:
+    history = begin(STRICT)
+    call = history.ask(FIRST)
+    history.world.sign_in_again(history.customer)
+    history.world.import_pending(history.customer)
+    history.answer(call)
+    history.world.run_all()
+    history.judge.look()
+    assert history.world.server.authority.ledger.counters.presented_twice == 0
+    assert history.status() is AccountStatus.ACTIVE
+    history.end()
+
+
+def test_a_message_that_comes_twice_is_worked_on_once_though_redis_was_wiped_in_between(begin: Begin) -> None:
+    history = begin(STRICT)
+    call = history.ask(FIRST)
+    history.acts.deliver_again(0, SECOND, True, BUSY_STEPS)
+    history.judge.look()
+    history.answer(call)
+    history.end()
+    assert history.presentations() == 1
