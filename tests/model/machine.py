@@ -284,13 +284,12 @@ class Model(RuleBasedStateMachine):
 
     stage: ClassVar[Stage]
     policy: ClassVar[Policy]
-    excused: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()
         self.world: World = self.stage.new_world(self.policy)
         self.acts = Acts(self.world)
-        self.judge = Judge(self.world, self.excused)
+        self.judge = Judge(self.world)
         self.kinds = WORK | HAZARDS
         self.story: list[Act] = []
 

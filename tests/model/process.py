@@ -88,6 +88,9 @@ class Database:
         if trouble is not None:
             raise _broken()
 
+    connect = begin
+    """A transaction that reads may as well be committed."""
+
 
 class _Transaction:
     def __init__(self, connection: Connection) -> None:

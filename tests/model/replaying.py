@@ -28,13 +28,12 @@ class Teller:
 
     stage: Stage
     policy: Policy
-    excused: frozenset[str]
     spared: frozenset[str]
 
     def tell(self, story: Sequence[Act]) -> AssertionError | None:
         """Let it all happen in a new world; returns what the judge says, None when all is well."""
         world = self.stage.new_world(self.policy)
-        acts, judge = Acts(world), Judge(world, self.excused)
+        acts, judge = Acts(world), Judge(world)
         acts.spared = self.spared
         try:
             judge.look()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.model.judge import Breach, Judge
+from tests.model.judge import Judge
 from tests.model.machine import A_MOMENT, Acts, Then, settle
 from tests.model.process import BUSY_STEPS, Trouble, WorkerProcess
 from tests.model.provider import BRANCHING, LENIENT, STRICT, Call, Fate, Policy
@@ -125,11 +125,6 @@ def test_an_answer_that_died_unread_costs_one_replay_and_then_the_customer_is_to
     history.end()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=Breach,
-    reason="the journals of living siblings are not looked at before an account is asked",
-)
 def test_an_answer_in_a_frozen_siblings_journal_keeps_its_token_from_being_presented_again(
     begin: Begin,
 ) -> None:
@@ -145,11 +140,6 @@ def test_an_answer_in_a_frozen_siblings_journal_keeps_its_token_from_being_prese
     assert history.status() is AccountStatus.ACTIVE
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=Breach,
-    reason="the journals of living siblings are not looked at before an account is asked",
-)
 def test_an_answer_that_a_sibling_cannot_save_keeps_its_token_from_being_presented_again(
     begin: Begin,
 ) -> None:
@@ -164,9 +154,6 @@ def test_an_answer_that_a_sibling_cannot_save_keeps_its_token_from_being_present
     history.end()
 
 
-@pytest.mark.xfail(
-    strict=True, raises=Breach, reason="candidates are not tried before an account becomes needs_reauth"
-)
 def test_a_candidate_is_tried_before_the_customer_is_told_to_sign_in_again(begin: Begin) -> None:
     """The provider read the first request last, and its answer ended the one that Postgres has."""
     history = begin(BRANCHING)
@@ -183,9 +170,6 @@ def test_a_candidate_is_tried_before_the_customer_is_told_to_sign_in_again(begin
     history.end()
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="adopters of one directory take turns without end"
-)
 def test_a_frozen_adopter_does_not_hold_up_its_siblings(begin: Begin) -> None:
     """It has locked the journals' directory, and every other worker waits for it before every job."""
     history = begin(STRICT)
