@@ -21,8 +21,10 @@ from typing import Final
 
 from chaos import table
 from chaos.campaign import Campaign, deaths
-from chaos.faults import DieAtPoint, Fault, all_deaths, all_other_faults
+from chaos.deaths import DieAtPoint, all_deaths
+from chaos.faults import all_other_faults
 from chaos.points import Role
+from chaos.scene import Fault
 from chaos.stage import Stage
 from chaos.verdict import Verdict, judge
 from cli.up import stopped_by_signal

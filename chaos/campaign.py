@@ -21,9 +21,10 @@ from chaos.customers import (
     Repeatedly,
     Spread,
 )
+from chaos.deaths import DieAtPoint, die_together
 from chaos.evidence import gather
-from chaos.faults import DieAtPoint, Fault, Scene, die_together
 from chaos.points import Role
+from chaos.scene import Fault, Scene
 from chaos.stage import CLAIM_SECONDS, Stage
 from chaos.verdict import Evidence, Window
 from tokenfleet.jobs import AccountId

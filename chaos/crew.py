@@ -16,6 +16,7 @@ from chaos.orders import Deed
 from chaos.points import Point, Role
 from chaos.processes import Child
 from chaos.stage import Stage
+from tokenfleet.errors import UserError
 
 STEADY: Final = {Role.WORKER: 2, Role.SCHEDULER: 2}
 """How many of each kind are always alive that nobody aims at."""
@@ -66,10 +67,13 @@ class Crew:
                     self._stage.start(aim.point.role, point=aim.point.name, nth=aim.nth, deed=aim.deed)
                 )
 
-    def wait_until_working(self, seconds: float = 30.0) -> None:
-        """Return when every steady process has connected to Postgres. Raises :class:`TimeoutError`."""
+    def wait_until_working(self, seconds: float = 90.0) -> None:
+        """Return when every steady process has connected to Postgres.
+
+        Raises :class:`UserError` with the log's last words when one ends instead, or none of that happens.
+        """
         ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
+        while time.monotonic() < ends and not self.unexpected:
             self.tend()
             up = self._stage.column(
                 "SELECT count(DISTINCT application_name) FROM pg_stat_activity "
@@ -78,7 +82,8 @@ class Crew:
             if up == [sum(map(len, self._steady.values()))]:
                 return
             time.sleep(0.05)
-        raise TimeoutError(f"the fleet did not come up within {seconds:g} s; see {self._stage.processes.log}")
+        last_words = self._stage.processes.log.read_text(errors="replace")[-2000:]
+        raise UserError(f"the fleet did not come up; its last words:\n{last_words}")
 
     def steady(self, role: Role) -> list[Child]:
         """Return the living processes of one kind that nobody aims at."""

@@ -10,10 +10,10 @@ from sqlalchemy import text
 
 from chaos import witness
 from chaos.customers import Sample
-from chaos.faults import Scene
 from chaos.orders import Deed
 from chaos.points import Role
 from chaos.processes import Child
+from chaos.scene import Scene
 from chaos.stage import Stage
 from chaos.verdict import Evidence, Flip, Loss, Presentation, Window, ill_told, taken_by_physics
 from chaos.witness import Step
@@ -29,6 +29,10 @@ _FLIPS = text("""
     SELECT a.external_id, EXTRACT(epoch FROM e.at)::float AS at, COALESCE(e.detail->>'reason', e.code) AS reason
     FROM tokenfleet.account_events e JOIN tokenfleet.accounts a ON a.id = e.account_id
     WHERE e.kind = 'account.grant_rejected' AND e.status_to = 'needs_reauth'
+""")
+_HISTORY = text("""
+    SELECT kind, EXTRACT(epoch FROM at)::float AS at, actor FROM tokenfleet.account_events
+    WHERE account_id = :id AND at <= to_timestamp(:at) ORDER BY at DESC LIMIT 6
 """)
 _TOKENS = text("""
     SELECT a.id, a.external_id, t.generation, t.access_token, t.refresh_token
@@ -139,7 +143,7 @@ def gather(
         ],
         strays=[archive.last(subject) for subject in strays(stage)],
         losses=[archive.loss(each.subject, each.refresh_token_sha256) for each in stage.provider.losses()],
-        flips=[replace(flip, story=archive.story_of_account(flip.subject)) for flip in flips],
+        flips=[replace(flip, story=archive.story_of_flip(flip)) for flip in flips],
         revocations=scene.revocations,
         samples=[(sample.at, sample.lowest) for sample in samples],
         ill_told=ill_told(due, told),
@@ -178,10 +182,18 @@ class Archive:
             subject, last.at, self._row(last.process), f"{subject}: {self._story(presentations[-3:])}"
         )
 
-    def story_of_account(self, subject: str) -> str:
-        """Return the latest requests about an account."""
-        presentations = sorted(self._of_account[self._stage.ids[subject]], key=lambda each: each.at)
-        return f": {self._story(presentations[-4:])}"
+    def story_of_flip(self, flip: Flip) -> str:
+        """Return the latest requests about an account before it flipped, and what its history says."""
+        if flip.reason == "rotation_lost":
+            return ""
+        presentations = sorted(self._of_account[self._stage.ids[flip.subject]], key=lambda each: each.at)
+        before = [each for each in presentations if each.at <= flip.at][-4:]
+        with self._stage.engine.connect() as connection:
+            events = connection.execute(_HISTORY, {"id": self._stage.ids[flip.subject], "at": flip.at}).all()
+        history = ", ".join(
+            f"{row.kind} at {row.at - self._began:.2f} s by {row.actor}" for row in reversed(events)
+        )
+        return f": {self._story(before)}; history: {history}"
 
     def _row(self, process: int) -> str | None:
         order = self._stage.processes.children[process].order

@@ -88,8 +88,8 @@ _TABLE: Final = (
     Point("start.before", _W, "store.schedule:start", _AFTER, "started, not committed", depth=2),
     Point("start.after", _W, "workers.refresh:Refresher._perform", _BEFORE, "start committed"),
     # Hop 5.
-    Point("request.before", _W, "providers.transport:_Ask.leave", _BEFORE, "nothing on the wire"),
-    Point("request.after", _W, "providers.transport:_Body.write_with_length", When.ON_THE_WIRE,
+    Point("request.before", _W, "providers.connections:Ask.leave", _BEFORE, "nothing on the wire"),
+    Point("request.after", _W, "providers.connections:Body.write_with_length", When.ON_THE_WIRE,
           "request on the wire", loses_answer=True),
     Point("answer.before", _W, "aiohttp.client_proto:ResponseHandler.data_received", _BEFORE,
           "answer not read", loses_answer=True),

@@ -158,7 +158,7 @@ def judge(evidence: Evidence) -> Verdict:
         row_of(stray.at, stray.row).lost += 1
     for loss in evidence.losses:
         row_of(loss.at, loss.row).lost_by_physics += 1
-    false, unrecorded = _match(evidence)
+    false, unrecorded, misnamed = _match(evidence)
     for flip in false:
         row_of(flip.at).false_reauths += 1
     for window in evidence.windows:
@@ -179,6 +179,7 @@ def judge(evidence: Evidence) -> Verdict:
     stories = [loss.story for loss in (*evidence.violations, *evidence.strays) if loss.story]
     stories += [f"{flip.subject}: told to sign in again ({flip.reason}){flip.story}" for flip in false]
     stories += [loss.story for loss in unrecorded if loss.story]
+    stories += [f"{flip.subject}: a loss recorded as {flip.reason}{flip.story}" for flip in misnamed]
     problems = tuple(_problems(evidence, total, unrecorded))
     return Verdict(everything, total, problems, tuple(stories[:STORIES]))
 
@@ -199,8 +200,8 @@ def longest_under(samples: Iterable[tuple[float, float | None]], began: float, e
     return longest
 
 
-def _match(evidence: Evidence) -> tuple[list[Flip], list[Loss]]:
-    """Return the flips that nothing explains, and the losses that no flip recorded.
+def _match(evidence: Evidence) -> tuple[list[Flip], list[Loss], list[Flip]]:
+    """Return the flips that nothing explains, the losses that no flip recorded, and those recorded as something else.
 
     Each loss explains one later flip of its customer, and so does each revocation. A customer's revocation may
     hide a loss of the same grant, so theirs are not missed.
@@ -213,20 +214,23 @@ def _match(evidence: Evidence) -> tuple[list[Flip], list[Loss]]:
     for each in causes.values():
         each.sort(key=lambda cause: cause[0])
     false: list[Flip] = []
+    misnamed: list[Flip] = []
+    leavers = {subject for subject, _ in evidence.revocations}
     for flip in sorted(evidence.flips, key=lambda each: each.at):
         waiting = causes.get(flip.subject, [])
         if waiting and waiting[0][0] <= flip.at:
             waiting.pop(0)
+            if flip.reason != "rotation_lost" and flip.subject not in leavers:
+                misnamed.append(flip)
         else:
             false.append(flip)
-    leavers = {subject for subject, _ in evidence.revocations}
     unrecorded = [
         loss
         for subject, waiting in causes.items()
         for _, loss in waiting
         if loss is not None and subject not in leavers
     ]
-    return false, unrecorded
+    return false, unrecorded, misnamed
 
 
 def _problems(evidence: Evidence, total: Row, unrecorded: Sequence[Loss]) -> Iterable[str]:

@@ -155,7 +155,7 @@ def install(witness: Witness) -> None:
 SEAMS: Final = (
     "workers.attempt:Asker.perform",
     "providers.transport:Transport.ask",
-    "providers.transport:_Ask.leave",
+    "providers.connections:Ask.leave",
     "store.journal:Journal.append",
     "workers.writer:GroupWriter._after_commit",
 )
