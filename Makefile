@@ -59,7 +59,7 @@ chaos: $(STAMP) ## break the fleet in every way for ten minutes, and judge it by
 	@$(BIN)/python -m chaos $(CHAOS_ARGS)
 
 chaos-short: $(STAMP) ## the same in two minutes
-	@$(BIN)/python -m chaos --seconds 90 --accounts 2000 $(CHAOS_ARGS)
+	@$(BIN)/python -m chaos --seconds 115 --accounts 2000 $(CHAOS_ARGS)
 
 lock: $(STAMP) ## write requirements.lock anew (LOCK_ARGS=--upgrade takes newer versions)
 	@$(PIP) install 'uv>=0.9'

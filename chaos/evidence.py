@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from sqlalchemy import text
 
@@ -23,7 +24,9 @@ from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.secret import Secret
 
-JUDGED_EVENTS = frozenset({EventType.AUTHENTICATION_ERROR, EventType.REACTIVATED})
+FREEZING_SECONDS: Final = 1.0
+"""What another thread still did while the process was being stopped is as good as frozen."""
+JUDGED_EVENTS: Final = frozenset({EventType.AUTHENTICATION_ERROR, EventType.REACTIVATED})
 
 _FLIPS = text("""
     SELECT a.external_id, EXTRACT(epoch FROM e.at)::float AS at, COALESCE(e.detail->>'reason', e.code) AS reason
@@ -76,6 +79,7 @@ def read_witnesses(children: Iterable[Child]) -> Recorded:
 def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dict[int, float]) -> None:
     unsaved: dict[tuple[int, int], Presentation] = {}
     died = child.killed or child.ended
+    frozen = float("-inf")
     for line in witness.read(child.witness):
         key = line.account_id, line.epoch
         match line.step:
@@ -83,6 +87,8 @@ def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dic
                 presentation = Presentation(line.account_id, child.order.number, line.at)
                 tokens[line.token].append(presentation)
                 unsaved[key] = presentation
+                if line.at - frozen < FREEZING_SECONDS:
+                    presentation.gone = line.at
                 last_request[line.account_id] = max(last_request.get(line.account_id, 0.0), line.at)
             case Step.JOURNALLED | Step.COMMITTED:
                 if key in unsaved:
@@ -91,6 +97,7 @@ def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dic
                 if key in unsaved:
                     unsaved[key].gone = line.at
             case Step.STRUCK if child.order.deed is Deed.FREEZE:
+                frozen = line.at
                 for presentation in unsaved.values():
                     presentation.gone = presentation.gone or line.at
             case Step.STRUCK:

@@ -19,7 +19,7 @@ import os
 import select
 import signal
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,10 +134,9 @@ def arm(order: Order, seen: Witness) -> None:
 
     def strike() -> None:
         seen.note(Step.STRUCK)
-        os.kill(os.getpid(), number)
-        # Another thread may be the one that stops first.
-        if number == signal.SIGKILL:
-            time.sleep(60)
+        # To this very thread, which then does not take another step. A signal to the process is taken by its main
+        # thread, and meanwhile this one would go on for a moment.
+        signal.pthread_kill(threading.get_ident(), number)
 
     points.install(points.POINTS[order.point], strike, nth=order.nth)
 

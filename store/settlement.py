@@ -135,8 +135,14 @@ _LOCK_GENERATION = text("""
 """)
 
 _RELEASE = text("""
-    UPDATE tokenfleet.refresh_schedule s SET claimed_until = NULL
-    FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[])) AS i (account_id, epoch)
+    UPDATE tokenfleet.refresh_schedule s
+    SET claimed_until = NULL,
+        -- A late answer won, and its predecessor was rejected when we presented it again. A strict provider ends the
+        -- grant for that: what it rejects next is our loss, not the customer's doing.
+        unanswered = s.unanswered + CASE WHEN t.generation > i.generation THEN 1 ELSE 0 END
+    FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]), CAST(:generation AS bigint[]))
+        AS i (account_id, epoch, generation)
+    JOIN tokenfleet.token_sets t ON t.account_id = i.account_id
     WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch
 """)
 

@@ -592,6 +592,22 @@ def test_a_rejection_of_a_generation_that_has_moved_adopts_the_siblings_tokens(
     assert history_of(engine, account_id) == ["refresh.succeeded"]
 
 
+def test_a_rejection_that_lost_to_a_late_answer_is_remembered_until_the_next_success(
+    engine: Engine, vault: Vault, app_id: AppId, account_id: AccountId
+) -> None:
+    """The answer's predecessor was presented again, by us: a strict provider ends the grant for that."""
+    loser = begin_attempt(engine, app_id, account_id)
+    save(engine, answer(vault, account_id, epoch=loser.epoch - 1, generation=1))
+    reject(engine, account_id, epoch=loser.epoch, generation=1)
+
+    assert state_of(engine, vault, account_id).unanswered == 1
+    make_due(engine, account_id)
+    following = begin_attempt(engine, app_id, account_id)
+    assert following.unanswered == 1
+    save(engine, answer(vault, account_id, epoch=following.epoch, generation=2))
+    assert state_of(engine, vault, account_id).unanswered == 0
+
+
 def test_a_rejection_that_waits_for_the_siblings_commit_adopts_its_tokens(
     engine: Engine, vault: Vault, account_id: AccountId
 ) -> None:
