@@ -153,6 +153,9 @@ class Journal:
     def close(self) -> None:
         """Close; remove the directory when everything in it is settled, else leave it to be adopted."""
         with self._guard:
+            if self.unsettled():
+                with suppress(OSError):
+                    _sync_data(self._descriptor)
             os.close(self._descriptor)
         if self.unsettled() == 0:
             remove(self.directory)

@@ -36,6 +36,7 @@ from tests.model.stepped_loop import SteppedLoop
 from tokenfleet.jobs import AccountId, RefreshJob
 from workers.attempt import Asker
 from workers.candidates import Candidates
+from workers.flushing import Flusher
 from workers.refresh import SAVING_SECONDS, Refresher
 from workers.replay import adopt_orphans, consult_journals
 from workers.writer import GroupWriter
@@ -198,7 +199,12 @@ class WorkerProcess:
         )
         self._candidates = Candidates(database, world.vault, self.writer)
         asker = Asker(
-            cast(Any, ProviderWire(self)), world.vault, self._journal, self.writer, self._candidates
+            cast(Any, ProviderWire(self)),
+            world.vault,
+            self._journal,
+            self.writer,
+            self._candidates,
+            Flusher(self._journal, wait_seconds=world.tunables.group_commit_seconds),
         )
         self._refresher = Refresher(
             database,
