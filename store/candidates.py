@@ -7,7 +7,8 @@ with the candidate before anybody is told to sign in again.
 
 A candidate counts only while the winner is the account's newest generation. Once that was renewed, its chain is
 proven to live, and the candidate may be a token that this chain has spent meanwhile (a provider may answer a replay
-with the same successor): it is never presented then (G2).
+with the same successor): it is never presented then (G2). Nor is an answer to an earlier grant after the customer has
+signed in again: tokens that an import brought stand under epoch 0, and have no candidates.
 
 The statements rely on ``uq_token_candidates_account_id`` and the primary keys.
 """
@@ -29,7 +30,7 @@ from tokenfleet.jobs import AccountId, Epoch
 _OF_ACCOUNT = text("""
     SELECT c.id, c.generation, c.access_token, c.refresh_token
     FROM tokenfleet.token_candidates c JOIN tokenfleet.token_sets t ON t.account_id = c.account_id
-    WHERE c.account_id = :account_id AND c.generation = t.generation
+    WHERE c.account_id = :account_id AND c.generation = t.generation AND t.epoch > 0
     ORDER BY c.obtained_at DESC, c.id DESC
 """)
 
@@ -39,7 +40,7 @@ _LATE = text("""
     JOIN tokenfleet.accounts a ON a.id = c.account_id
     JOIN tokenfleet.token_sets t ON t.account_id = c.account_id
     JOIN tokenfleet.refresh_schedule s ON s.account_id = c.account_id
-    WHERE a.status = 'needs_reauth' AND c.generation = t.generation
+    WHERE a.status = 'needs_reauth' AND c.generation = t.generation AND t.epoch > 0
 """)
 
 _PROMOTE = text("""
@@ -87,7 +88,7 @@ _DISCARD = text("DELETE FROM tokenfleet.token_candidates WHERE id = :candidate_i
 _PRUNE = text("""
     DELETE FROM tokenfleet.token_candidates c
     USING tokenfleet.token_sets t
-    WHERE t.account_id = c.account_id AND c.generation < t.generation
+    WHERE t.account_id = c.account_id AND (c.generation < t.generation OR t.epoch = 0)
 """)
 
 

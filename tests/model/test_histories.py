@@ -243,6 +243,22 @@ def test_an_answer_to_the_grant_before_the_reconnect_overwrites_nothing(begin: B
     history.end()
 
 
+def test_a_late_answer_to_the_grant_before_the_reconnect_never_comes_back(begin: Begin) -> None:
+    """The new grant dies, too; the customer may have signed in as somebody else that time."""
+    history = begin(LENIENT)
+    call = history.ask(FIRST)
+    history.world.server.decide(call)
+    history.world.sign_in_again(history.customer)
+    history.world.import_pending(history.customer)
+    history.answer(call)
+    history.world.run_all()
+    renewed = history.judge.sight(history.customer).held
+    history.world.sign_in_again(history.customer)
+    history.take_over(SECOND)
+    sight = history.judge.sight(history.customer)
+    assert (sight.status, sight.held) == (AccountStatus.NEEDS_REAUTH, renewed)
+
+
 def test_a_rejection_of_the_grant_before_the_reconnect_flips_nobody(begin: Begin) -> None:
     history = begin(STRICT)
     call = history.ask(FIRST)

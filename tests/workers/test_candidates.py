@@ -33,7 +33,8 @@ def lose_races(fleet: Fleet, account_id: AccountId, *refresh_tokens: str) -> Non
     with fleet.engine.begin() as connection:
         connection.execute(
             text(
-                "UPDATE tokenfleet.token_sets SET generation = 2, refresh_token = :sealed, access_token = :access"
+                "UPDATE tokenfleet.token_sets "
+                "SET generation = 2, epoch = 10, refresh_token = :sealed, access_token = :access"
             ),
             {"sealed": sealed, "access": access},
         )
@@ -137,6 +138,22 @@ def test_a_candidate_that_comes_after_the_winner_was_renewed_is_never_presented(
     fleet.make_due(account_id)
     with fleet.worker() as worker:
         worker.run(fleet.claim())
+    assert fleet.row(account_id).status == "needs_reauth"
+    assert fleet.server.ledger().rejected == 1
+
+
+def test_after_a_new_sign_in_nothing_of_the_grant_before_comes_back(
+    fleet: Fleet, account_id: AccountId
+) -> None:
+    """The customer may have signed in as somebody else, and the provider may still honour the old grant."""
+    lose_races(fleet, account_id, fleet.row(account_id).refresh_token)
+    with fleet.engine.begin() as connection:
+        connection.execute(text("UPDATE tokenfleet.token_sets SET epoch = 0"))
+    with fleet.worker() as worker:
+        worker.run(fleet.claim())
+    with fleet.engine.begin() as connection:
+        assert candidates.deposed(connection) == []
+        assert candidates.prune(connection) == 1
     assert fleet.row(account_id).status == "needs_reauth"
     assert fleet.server.ledger().rejected == 1
 
