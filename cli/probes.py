@@ -86,15 +86,14 @@ def ring_problem(ring: KeyRing, wrapped: Sequence[WrappedKey]) -> str | None:
 
 def journals(root: Path) -> tuple[JournalStatus, ...] | None:
     """Return the journals below ``root`` that hold answers; None when they may not be read from here."""
-    from store.journal import adopting, orphans, summary
+    from store.journal import summary
+    from store.orphans import orphans
 
     try:
         abandoned: set[str] = set()
-        # In its turn, and for a moment only: a worker that adopts must not find an orphan in our hands.
-        with adopting(root) as is_our_turn:
-            for orphan in orphans(root) if is_our_turn else ():
-                abandoned.add(orphan.directory.name)
-                orphan.release()
+        for orphan in orphans(root):
+            abandoned.add(orphan.directory.name)
+            orphan.release()
         return tuple(
             JournalStatus(name, size, name in abandoned, name == DAMAGED)
             for name, size in summary(root).items()

@@ -5,7 +5,10 @@ with one, while another worker has saved one already. Which of the two the provi
 secret. So the loser is kept in ``token_candidates``, and when the provider rejects what won, the account goes on
 with the candidate before anybody is told to sign in again.
 
-A candidate is of no use any more once the winner has been renewed since: then the winner's chain lives.
+A candidate counts only while the winner is the account's newest generation. Once that was renewed, its chain is
+proven to live, and the candidate may be a token that this chain has spent meanwhile (a provider may answer a replay
+with the same successor): it is never presented then (G2). Nor is an answer to an earlier grant after the customer has
+signed in again: tokens that an import brought stand under epoch 0, and have no candidates.
 
 The statements rely on ``uq_token_candidates_account_id`` and the primary keys.
 """
@@ -27,7 +30,7 @@ from tokenfleet.jobs import AccountId, Epoch
 _OF_ACCOUNT = text("""
     SELECT c.id, c.generation, c.access_token, c.refresh_token
     FROM tokenfleet.token_candidates c JOIN tokenfleet.token_sets t ON t.account_id = c.account_id
-    WHERE c.account_id = :account_id AND c.created_at > t.obtained_at
+    WHERE c.account_id = :account_id AND c.generation = t.generation AND t.epoch > 0
     ORDER BY c.obtained_at DESC, c.id DESC
 """)
 
@@ -37,7 +40,7 @@ _LATE = text("""
     JOIN tokenfleet.accounts a ON a.id = c.account_id
     JOIN tokenfleet.token_sets t ON t.account_id = c.account_id
     JOIN tokenfleet.refresh_schedule s ON s.account_id = c.account_id
-    WHERE a.status = 'needs_reauth' AND c.created_at > t.obtained_at
+    WHERE a.status = 'needs_reauth' AND c.generation = t.generation AND t.epoch > 0
 """)
 
 _PROMOTE = text("""
@@ -85,7 +88,7 @@ _DISCARD = text("DELETE FROM tokenfleet.token_candidates WHERE id = :candidate_i
 _PRUNE = text("""
     DELETE FROM tokenfleet.token_candidates c
     USING tokenfleet.token_sets t
-    WHERE t.account_id = c.account_id AND c.created_at <= t.obtained_at
+    WHERE t.account_id = c.account_id AND (c.generation < t.generation OR t.epoch = 0)
 """)
 
 
@@ -128,7 +131,7 @@ class Promotion:
 
 
 def of_account(connection: Connection, account_id: AccountId) -> list[Candidate]:
-    """Return the candidates that may be live still, the newest first."""
+    """Return the candidates against the account's present generation, the newest first."""
     rows = connection.execute(_OF_ACCOUNT, {"account_id": account_id})
     return [Candidate(row.id, row.generation, row.access_token, row.refresh_token) for row in rows]
 

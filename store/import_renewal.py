@@ -86,12 +86,12 @@ _REPLACE_TOKENS = text("""
               refresh_token_expires_at, variables)
     ), replaced AS (
         UPDATE tokenfleet.token_sets t
-        SET generation = i.generation, epoch = s.claim_epoch, access_token = i.access_token,
+        -- No attempt brought these tokens: answers to earlier grants are no candidates for this one.
+        SET generation = i.generation, epoch = 0, access_token = i.access_token,
             refresh_token = i.refresh_token, token_type = i.token_type, scope = i.scope,
             expires_at = i.expires_at, obtained_at = CAST(:now AS timestamptz),
             refresh_token_expires_at = i.refresh_token_expires_at, variables = i.variables
-        FROM i JOIN tokenfleet.refresh_schedule s USING (account_id)
-        WHERE t.account_id = i.account_id
+        FROM i WHERE t.account_id = i.account_id
     )
     INSERT INTO tokenfleet.account_events (account_id, kind, generation, job_id, actor)
     SELECT account_id, 'account.imported', generation, CAST(:import_id AS uuid), CAST(:actor AS text) FROM i

@@ -14,9 +14,7 @@ Guarantees:
 * A torn or corrupt record is detected by its checksum and reported, never guessed at; every whole record
   before and after it is replayed.
 
-An adopter renames the directory away before it removes it, and looks at the name again after it got the lock:
-so two processes never adopt the same journal, and none adopts one that is being removed. Adopters of one root
-take turns (:func:`adopting`): whoever finds no orphan knows that nobody is in the middle of one either.
+What others find here is read in ``store.orphans``.
 
 Nothing here waits: an append is one system call of about 2 microseconds.
 """
@@ -28,25 +26,23 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NewType
 
 from store import records
 from store.answers import SavedTokens
-from store.records import Damage
 from tokenfleet.errors import UserError
-from tokenfleet.jobs import AccountId
 
 Segment = NewType("Segment", int)
 
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
-_SUFFIX: Final = ".segment"
-_LOCK_NAME: Final = "lock"
-_DONE: Final = ".done"
-_DAMAGED: Final = "damaged"
+SUFFIX: Final = ".segment"
+LOCK_NAME: Final = "lock"
+DONE: Final = ".done"
+DAMAGED: Final = "damaged"
 
 # macOS has no fdatasync.
 _sync_data = os.fsync if sys.platform == "darwin" else os.fdatasync
@@ -157,9 +153,12 @@ class Journal:
     def close(self) -> None:
         """Close; remove the directory when everything in it is settled, else leave it to be adopted."""
         with self._guard:
+            if self.unsettled():
+                with suppress(OSError):
+                    _sync_data(self._descriptor)
             os.close(self._descriptor)
         if self.unsettled() == 0:
-            _remove(self.directory)
+            remove(self.directory)
         if self._lock is not None:
             os.close(self._lock)
 
@@ -168,7 +167,7 @@ class Journal:
         # Locked under a name that nobody adopts, then renamed: a sibling never sees it unlocked.
         unborn = self.directory.with_name(f".{self.directory.name}")
         unborn.mkdir(parents=True, mode=0o700, exist_ok=True)
-        lock = _lock(os.open(unborn / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600))
+        lock = lock_file(os.open(unborn / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600))
         unborn.rename(self.directory)
         _sync_directory(self.directory.parent)
         return lock
@@ -176,7 +175,7 @@ class Journal:
     def _is_removed(self) -> bool:
         """Answer whether what we write would be found by nobody."""
         try:
-            found = (self.directory / _LOCK_NAME).stat()
+            found = (self.directory / LOCK_NAME).stat()
         except FileNotFoundError:
             return True
         return self._lock is not None and not os.path.samestat(found, os.fstat(self._lock))
@@ -186,7 +185,7 @@ class Journal:
         # The number is used up even if this fails, so that the next try does not meet the file of this one.
         self._next += 1
         number = Segment(self._next)
-        path = self.directory / f"{number:016d}{_SUFFIX}"
+        path = self.directory / f"{number:016d}{SUFFIX}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             _sync_directory(self.directory)
@@ -219,86 +218,9 @@ class Journal:
             path.unlink(missing_ok=True)
 
 
-class Orphan:
-    """The journal of a process that died, locked for us. Replay it, then :meth:`discard` it."""
-
-    def __init__(self, directory: Path, lock: int) -> None:
-        self.directory = directory
-        self._lock = lock
-        self.damage: list[Damage] = []
-
-    def __iter__(self) -> Iterator[SavedTokens]:
-        """Yield every whole record, oldest first; note in ``damage`` where one is torn or corrupt."""
-        self.damage.clear()
-        for path in segments(self.directory):
-            yield from records.read(path, self.damage)
-
-    def refuse(self, reason: str) -> None:
-        """Note that a record cannot be settled: :meth:`discard` will keep the segments for a person."""
-        self.damage.extend(Damage(path, 0, reason) for path in segments(self.directory))
-
-    def discard(self) -> None:
-        """Remove it: everything in it is settled. Damaged segments are kept beside it for a person."""
-        for path in {damage.path for damage in self.damage}:
-            keep = self.directory.parent / _DAMAGED
-            keep.mkdir(exist_ok=True, mode=0o700)
-            path.replace(keep / f"{self.directory.name}-{path.name}")
-        _remove(self.directory)
-        os.close(self._lock)
-
-    def release(self) -> None:
-        """Leave it as it is, for a later try."""
-        os.close(self._lock)
-
-
-@contextmanager
-def adopting(root: Path) -> Iterator[bool]:
-    """Yield True while it is the caller's turn to adopt, False when somebody else is at it."""
-    try:
-        opened = os.open(root, os.O_RDONLY)
-    except FileNotFoundError:
-        yield True
-        return
-    descriptor = _lock(opened)
-    try:
-        yield descriptor is not None
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def orphans(root: Path) -> Iterator[Orphan]:
-    """Yield the journals below ``root`` whose process is dead, each locked for the caller."""
-    if not root.is_dir():
-        return
-    for directory in sorted(root.iterdir()):
-        if directory.name.endswith(_DONE):
-            shutil.rmtree(directory, ignore_errors=True)
-        lock = None if directory.name.startswith(".") else _adopt(directory)
-        if lock is not None:
-            yield Orphan(directory, lock)
-
-
-def find(root: Path, wanted: Mapping[AccountId, int]) -> list[SavedTokens]:
-    """Return the answers on this disk that were asked for with the ``wanted`` generations, oldest first.
-
-    Living processes' journals are read too: one that is frozen, or cut off from Postgres, cannot tell what it
-    has. Torn records at a living journal's end are passed over; they are not there yet.
-    """
-    found: list[SavedTokens] = []
-    for path in sorted(root.glob(f"*/*{_SUFFIX}")):
-        if path.parent.name == _DAMAGED:
-            continue
-        # Removed meanwhile: then all of it is in Postgres.
-        with suppress(FileNotFoundError):
-            answers = records.read(path, [])
-            found.extend(answer for answer in answers if wanted.get(answer.account_id) == answer.generation)
-    return sorted(found, key=lambda answer: (answer.account_id, answer.epoch))
-
-
 def segments(directory: Path) -> list[Path]:
     """Return the segments of one journal, oldest first."""
-    return sorted(directory.glob(f"*{_SUFFIX}"))
+    return sorted(directory.glob(f"*{SUFFIX}"))
 
 
 def summary(root: Path) -> Mapping[str, int]:
@@ -312,9 +234,9 @@ def summary(root: Path) -> Mapping[str, int]:
     }
 
 
-def _remove(directory: Path) -> None:
+def remove(directory: Path) -> None:
     """Remove a journal whose lock the caller holds. What an interruption leaves, the next adopter clears."""
-    hidden = directory.with_name(f".{directory.name}{_DONE}")
+    hidden = directory.with_name(f".{directory.name}{DONE}")
     with suppress(FileNotFoundError):
         directory.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -329,21 +251,7 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _adopt(directory: Path) -> int | None:
-    """Return the lock of a dead process's journal, or None when it lives or is no journal (any more)."""
-    try:
-        opened = os.open(directory / _LOCK_NAME, os.O_RDWR)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    descriptor = _lock(opened)
-    if descriptor is None or (directory / _LOCK_NAME).exists():
-        return descriptor
-    # Its adopter had it until now and has removed it.
-    os.close(descriptor)
-    return None
-
-
-def _lock(descriptor: int) -> int | None:
+def lock_file(descriptor: int) -> int | None:
     """Lock an open file and return its descriptor; close it and return None when somebody else holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

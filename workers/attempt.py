@@ -52,6 +52,7 @@ from tokenfleet_client.envelope import access_token_binding, refresh_token_bindi
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.candidates import Candidates
+from workers.flushing import Flusher
 from workers.settling import KINDS, Asking, Judged, results
 from workers.writer import AppRecovered, GroupWriter, Result
 
@@ -71,12 +72,14 @@ class Asker:
         journal: Journal,
         writer: GroupWriter,
         candidates: Candidates,
+        flusher: Flusher,
     ) -> None:
         self._transport = transport
         self._vault = vault
         self._journal = journal
         self._writer = writer
         self._candidates = candidates
+        self._flusher = flusher
         self._chance = random.SystemRandom().random
 
     async def perform(self, asking: Asking, attempt: Attempt) -> bool:
@@ -243,6 +246,7 @@ class Asker:
         segment = None
         with contextlib.suppress(JournalUnwritable):
             segment = self._journal.append(answer)
+            self._flusher.note()
         return self._writer.add(*written, segment=segment)
 
     async def _report(self, asking: Asking, answer: SavedTokens, saved: asyncio.Future[bool]) -> None:

@@ -35,6 +35,7 @@ from tokenfleet.settings import Settings, Tunables, process_name
 from tokenfleet.telemetry import Event
 from workers.attempt import Asker
 from workers.candidates import Candidates
+from workers.flushing import Flusher
 from workers.refresh import STRAGGLER_SECONDS, Refresher
 from workers.replay import adopt_orphans, consult_journals
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
@@ -142,7 +143,7 @@ class Engine:
             fatal.append("Postgres does not answer; no refresh starts")
         if self._journal.trouble is not None:
             fatal.append(f"the journal cannot be written ({self._journal.trouble}); no refresh starts")
-        if any(task.done() for task in (self._writing, self._leasing, self._housekeeping)):
+        if any(task.done() for task in (self._writing, self._flushing, self._leasing, self._housekeeping)):
             fatal.append("a part of this worker has ended; restart it")
         if self._redis_away:
             hampered.append("Redis does not answer; refreshes go on without leases")
@@ -181,7 +182,10 @@ class Engine:
             probe_after=PROBE_AFTER,
         )
         self._candidates = Candidates(self._engine, self._vault, self._writer)
-        self._asker = Asker(self._transport, self._vault, self._journal, self._writer, self._candidates)
+        self._flusher = Flusher(self._journal, wait_seconds=tunables.group_commit_seconds)
+        self._asker = Asker(
+            self._transport, self._vault, self._journal, self._writer, self._candidates, self._flusher
+        )
         self._refresher = Refresher(
             self._engine,
             self._registry,
@@ -192,13 +196,13 @@ class Engine:
             self._journal,
             owner=self.name,
             tunables=tunables,
-            adopt=self._adopt,
             consult=self._consult,
         )
         await self._adopt()
         self._postgres_away = False
         self._probing: asyncio.Task[bool] | None = None
         self._writing = asyncio.create_task(self._writer.run())
+        self._flushing = asyncio.create_task(self._flusher.run())
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._housekeeping = asyncio.create_task(self._keep_house())
 
@@ -222,6 +226,7 @@ class Engine:
             self._writing.cancel()
             telemetry.alarm(Event.JOURNAL_LEFT, records=self._journal.unsettled())
         self._leasing.cancel()
+        self._flushing.cancel()
         # Whoever waits for a job is told of its end, also when it was given up: no thread may wait for ever.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:

@@ -6,9 +6,8 @@ Invariants kept here:
   what was read then.
 * No new attempt starts that could not be saved: not while Postgres or the journal refuses writes.
 * Nobody asks about an account whose answer is here and not in Postgres yet, even when its claim has expired
-  meanwhile: not this process, which remembers; not a sibling, because the lease is kept alive; not the heir of
-  a process that died, because it adopts the journal first; and not who takes over from one that is frozen,
-  because it looks into that one's journal.
+  meanwhile: not this process, which remembers; not a sibling, because the lease is kept alive; and not who takes
+  over from a process that died or is frozen, because it looks into that one's journal.
 * One provider that hangs occupies only its share of this process; what does not fit is postponed.
 """
 
@@ -119,13 +118,10 @@ class Refresher:
         *,
         owner: str,
         tunables: Tunables,
-        adopt: Callable[[], Awaitable[int]],
         consult: Callable[[Mapping[AccountId, int]], Awaitable[frozenset[AccountId]]],
     ) -> None:
-        """``adopt`` returns when no dead process's answers are left on this machine.
-
-        ``consult`` writes the answers that any process here has for accounts at these generations, and returns
-        whose they were.
+        """``consult`` writes the answers that any process here has, dead or alive, for accounts at these generations,
+        and returns whose they were.
         """
         self._engine = engine
         self._registry = registry
@@ -142,7 +138,6 @@ class Refresher:
         self._room = Room(tunables.max_in_flight, share)
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._adopt = adopt
         self._consult = consult
         self._busy: set[AccountId] = set()
         self._renewal_seconds = tunables.lease_seconds / RENEWALS_PER_LEASE
@@ -209,7 +204,6 @@ class Refresher:
             await self._in_database(schedule.release, job)
             return []
         provider, client = self._registry.get(app.provider), self._credentials(app)
-        await self._adopt()
         leased = await self._lease(await self._not_busy(job))
         if not leased.accounts:
             return []

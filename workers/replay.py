@@ -1,9 +1,9 @@
 """Answers that other processes have on this disk are written to Postgres by whoever finds them.
 
-What a dead process left is adopted at start, again and again, and before every job. What a living one has not
-brought to Postgres, because it is frozen or cut off, is looked up for the very accounts that are about to be asked
-about again. Either way an account whose answer lies on this disk is not asked before that answer is saved (G2).
-Every record goes through the same compare-and-set as a live answer, so writing it twice does no harm.
+What a dead process left is adopted at start, and again and again. Whatever process has it, dead, frozen or cut off
+from Postgres: it is looked up for the very accounts that are about to be asked about once more. So an account whose
+answer lies on this disk is not asked before that answer is saved (G2). Every record goes through the same
+compare-and-set as a live answer, so writing it twice does no harm.
 """
 
 from __future__ import annotations
@@ -19,48 +19,20 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from store import settlement
 from store.answers import SavedTokens
 from store.engine import is_about_the_data
-from store.journal import Orphan, adopting, find, orphans
+from store.orphans import Orphan, find, orphans
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId
 from tokenfleet.telemetry import Event
 
 BATCH: Final = 500
-TURN_SECONDS: Final = 0.01
-"""How often to look whether a sibling has finished adopting; it takes milliseconds."""
 
 
 async def adopt_orphans(engine: AsyncEngine, root: Path, *, actor: str) -> int:
     """Write the answers of every dead process's journal below ``root``; returns how many records it held.
 
-    When it returns, no answer is left there, nor in the hands of another adopter. A journal is removed only
-    after all of it is in Postgres. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away; the journal then
-    stays for the next try.
+    A journal is removed only after all of it is in Postgres. One that somebody else is adopting is passed over.
+    Raises SQLAlchemy's ``DBAPIError`` when Postgres is away; the journal then stays for the next try.
     """
-    while True:
-        with adopting(root) as is_our_turn:
-            if is_our_turn:
-                return await _adopt_each(engine, root, actor)
-        await asyncio.sleep(TURN_SECONDS)
-
-
-async def consult_journals(
-    engine: AsyncEngine, root: Path, wanted: Mapping[AccountId, int], *, actor: str
-) -> frozenset[AccountId]:
-    """Write the answers on this disk that were asked for with the ``wanted`` generations; returns their accounts.
-
-    For accounts whose last attempt was never settled: its process may live, frozen or cut off from Postgres, with
-    the answer in its journal. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away.
-    """
-    answers = await asyncio.to_thread(find, root, wanted)
-    if not answers:
-        return frozenset()
-    await _save(engine, answers, lambda _: None, actor)
-    accounts = frozenset(answer.account_id for answer in answers)
-    telemetry.logger().warning(Event.JOURNAL_CONSULTED.value, account_ids=sorted(accounts))
-    return accounts
-
-
-async def _adopt_each(engine: AsyncEngine, root: Path, actor: str) -> int:
     total = 0
     for orphan in orphans(root):
         try:
@@ -82,6 +54,23 @@ async def _adopt_each(engine: AsyncEngine, root: Path, actor: str) -> int:
             )
         total += count
     return total
+
+
+async def consult_journals(
+    engine: AsyncEngine, root: Path, wanted: Mapping[AccountId, int], *, actor: str
+) -> frozenset[AccountId]:
+    """Write the answers on this disk that were asked for with the ``wanted`` generations; returns their accounts.
+
+    For accounts whose last attempt was never settled: its process may live, frozen or cut off from Postgres, with
+    the answer in its journal. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away.
+    """
+    answers = await asyncio.to_thread(find, root, wanted)
+    if not answers:
+        return frozenset()
+    await _save(engine, answers, lambda _: None, actor)
+    accounts = frozenset(answer.account_id for answer in answers)
+    telemetry.logger().warning(Event.JOURNAL_CONSULTED.value, account_ids=sorted(accounts))
+    return accounts
 
 
 async def _write(engine: AsyncEngine, orphan: Orphan, actor: str) -> tuple[int, int]:

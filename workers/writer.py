@@ -13,7 +13,6 @@ Invariants kept here:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
 from collections import Counter
@@ -30,7 +29,7 @@ from store import apps, candidates, settlement
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
-from store.journal import Journal, JournalUnwritable, Segment
+from store.journal import Journal, Segment
 from store.leases import Leases
 from store.settlement import Deferral, Rejection
 from tokenfleet import telemetry
@@ -192,18 +191,8 @@ class GroupWriter:
                 return
 
     async def _commit(self, batch: list[_Entry]) -> _Written:
-        syncing = asyncio.get_running_loop().run_in_executor(None, self._sync, batch)
-        try:
-            async with self._engine.begin() as connection:
-                return await connection.run_sync(self._apply, batch)
-        finally:
-            await syncing
-
-    def _sync(self, batch: list[_Entry]) -> None:
-        if any(entry.segment is not None for entry in batch):
-            # A refusing disk shows in the journal's own trouble, and stops new attempts.
-            with contextlib.suppress(JournalUnwritable):
-                self._journal.sync()
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(self._apply, batch)
 
     def _apply(self, connection: Connection, batch: list[_Entry]) -> _Written:
         """Write every result of the batch inside the caller's transaction."""

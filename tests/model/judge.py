@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import text
 
-from sandbox.ledger import Violation, ViolationKind
+from sandbox.ledger import ViolationKind
 from sandbox.tokens import RefreshTokenRef
 from store import records
 from store.answers import SavedTokens
@@ -71,10 +71,7 @@ class Judge:
     """Judges one world. Raises ``AssertionError`` with the promise that was broken."""
 
     world: World
-    excused: frozenset[str] = frozenset()
-    """Kinds of breach that are known: who meets one is not judged any further."""
     _before: dict[str, Sight] = field(default_factory=dict)
-    _tainted: set[str] = field(default_factory=set)
     _violations: int = 0
 
     def look(self) -> None:
@@ -85,14 +82,9 @@ class Judge:
         for customer, sight in self._sights():
             before = self._before.get(customer.subject)
             self._before[customer.subject] = sight
-            if customer.subject in self._tainted:
-                continue
-            try:
-                self._nothing_is_lost(customer, sight)
-                self._never_backwards(customer, before, sight)
-                self._no_false_alarm(customer, before, sight)
-            except Breach as breach:
-                self._excuse(breach, customer.subject)
+            self._nothing_is_lost(customer, sight)
+            self._never_backwards(customer, before, sight)
+            self._no_false_alarm(customer, before, sight)
 
     def unsettled(self, refreshed: Mapping[str, int]) -> list[str]:
         """Say who is not well yet: neither refreshed since ``refreshed`` was counted, nor rightly past help."""
@@ -103,8 +95,6 @@ class Judge:
             family, entry = grants.family_of(subject), ledger.entry_of(subject)
             assert family is not None
             assert entry is not None
-            if subject in self._tainted:
-                continue
             if sight.status is AccountStatus.NEEDS_REAUTH:
                 if not family.revoked and family.live in sight.durable:
                     trouble.append(
@@ -133,29 +123,18 @@ class Judge:
         while self._violations < len(ledger.violations):
             violation = ledger.violations[self._violations]
             self._violations += 1
-            if violation.subject in self._tainted:
-                continue
             how = "at once" if violation.kind is ViolationKind.AT_ONCE else "after its answer"
             message = (
                 f"G2: refresh token {violation.rotation} of {violation.subject} was presented twice, {how}"
             )
-            self._excuse(Breach(self._kind_of_use(violation), message), violation.subject)
-
-    def _kind_of_use(self, violation: Violation) -> str:
-        living = {process.name for process in self.world.processes if process.alive}
-        answered = any(
-            call.asker in living and call.fate is Fate.KEPT
-            for call in self.world.server.calls
-            if (call.subject, call.ref.number) == (violation.subject, violation.rotation)
-        )
-        return "living_journal" if answered else "presented_twice"
+            raise Breach(message)
 
     def _nothing_is_lost(self, customer: Customer, sight: Sight) -> None:
         for answer in self.world.journalled:
             if answer.account_id == customer.account_id and answer.epoch not in (
                 sight.written | sight.on_disk_epochs
             ):
-                raise Breach("lost", f"G3: the answer to epoch {answer.epoch} of {customer.subject} is gone")
+                raise Breach(f"G3: the answer to epoch {answer.epoch} of {customer.subject} is gone")
         if customer.pending is not None:
             return
         family = self.world.server.authority.grants.family_of(customer.subject)
@@ -165,11 +144,11 @@ class Judge:
         # Somebody may still have it in memory, or nobody any more; but no journal had it.
         fates = {call.fate for call in self.world.server.calls if call.successor == family.live}
         if Fate.KEPT in fates or not fates:
-            raise Breach("lost", f"G3: the live token {family.live} of {customer.subject} is gone: {sight}")
+            raise Breach(f"G3: the live token {family.live} of {customer.subject} is gone: {sight}")
 
     def _never_backwards(self, customer: Customer, before: Sight | None, sight: Sight) -> None:
         if before is not None and _order(sight.held) < _order(before.held):
-            raise Breach("backwards", f"{customer.subject} went back from {before.held} to {sight.held}")
+            raise Breach(f"{customer.subject} went back from {before.held} to {sight.held}")
 
     def _no_false_alarm(self, customer: Customer, before: Sight | None, sight: Sight) -> None:
         if sight.status is not AccountStatus.NEEDS_REAUTH or before is None or before.status is sight.status:
@@ -177,13 +156,7 @@ class Judge:
         family = self.world.server.authority.grants.family_of(customer.subject)
         assert family is not None
         if not family.revoked and family.live in before.durable:
-            kind = "unused_candidate" if family.live in before.candidates else "false_alarm"
-            raise Breach(kind, f"G4: {customer.subject} needs_reauth, but {family.live} was held")
-
-    def _excuse(self, breach: Breach, subject: str) -> None:
-        if breach.kind not in self.excused:
-            raise breach
-        self._tainted.add(subject)
+            raise Breach(f"G4: {customer.subject} needs_reauth, but {family.live} was held")
 
     def _sights(self) -> Iterable[tuple[Customer, Sight]]:
         world = self.world
@@ -222,11 +195,7 @@ class Judge:
 
 
 class Breach(AssertionError):
-    """A promise was broken. ``kind`` is one word for it."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    """A promise was broken."""
 
 
 def _told_once(subject: str, status: str, events: Sequence[Event], told: list[str]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from enum import Enum
@@ -33,10 +33,12 @@ from store.journal import Journal, Segment
 from store.leases import Leases
 from tests.model.provider import Call
 from tests.model.stepped_loop import SteppedLoop
-from tokenfleet.jobs import RefreshJob
+from tokenfleet.jobs import AccountId, RefreshJob
 from workers.attempt import Asker
+from workers.candidates import Candidates
+from workers.flushing import Flusher
 from workers.refresh import SAVING_SECONDS, Refresher
-from workers.replay import adopt_orphans
+from workers.replay import adopt_orphans, consult_journals
 from workers.writer import GroupWriter
 
 if TYPE_CHECKING:
@@ -86,6 +88,9 @@ class Database:
         await process.pause()
         if trouble is not None:
             raise _broken()
+
+    connect = begin
+    """A transaction that reads may as well be committed."""
 
 
 class _Transaction:
@@ -192,7 +197,15 @@ class WorkerProcess:
             wait_seconds=world.tunables.group_commit_seconds,
             probe_after=PROBE_AFTER,
         )
-        asker = Asker(cast(Any, ProviderWire(self)), world.vault, self._journal, self.writer)
+        self._candidates = Candidates(database, world.vault, self.writer)
+        asker = Asker(
+            cast(Any, ProviderWire(self)),
+            world.vault,
+            self._journal,
+            self.writer,
+            self._candidates,
+            Flusher(self._journal, wait_seconds=world.tunables.group_commit_seconds),
+        )
         self._refresher = Refresher(
             database,
             world.registry,
@@ -203,7 +216,7 @@ class WorkerProcess:
             self._journal,
             owner=name,
             tunables=world.tunables,
-            adopt=self._adopt,
+            consult=self._consult,
         )
         self._start(self._open())
 
@@ -285,6 +298,7 @@ class WorkerProcess:
     async def _try_to_adopt(self) -> None:
         try:
             await self._adopt()
+            await self._candidates.restore_deposed()
         except (SQLAlchemyError, OSError):
             return
 
@@ -294,6 +308,10 @@ class WorkerProcess:
             return await adopt_orphans(self._database, self.world.journals, actor=self.name)
         finally:
             self._adopting -= 1
+
+    async def _consult(self, wanted: Mapping[AccountId, int]) -> frozenset[AccountId]:
+        await self.pause()
+        return await consult_journals(self._database, self.world.journals, wanted, actor=self.name)
 
     def _note_files(self) -> None:
         """Note which files of the journals are open that are nobody's own: the adopter's."""

@@ -191,12 +191,7 @@ class Server:
 
     def _declare_lost(self, call: Call) -> None:
         """Tell the ledger that nobody will know of this answer: what it spent may be presented again."""
-        ledger, entry = self.authority.ledger, call.presentation.entry
-        if entry is ledger.entry_of(call.subject) and entry.spent_through == call.ref.number:
-            ledger.declare_lost(call.subject)
-        else:
-            # Of a family, or of a rotation, that is history.
-            entry.lost.add(call.ref.number)
+        self.authority.ledger.declare_lost(call.ref)
 
     def _end(self, call: Call, exchange: Exchange, *, delivered: bool) -> None:
         call.answered = True

@@ -19,6 +19,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.machine import Model
 from tests.model.provider import BRANCHING, GRACE, LENIENT, STRICT, Policy
+from tests.model.replaying import Teller, spelled
 from tests.model.world import Stage
 
 SUITE: Final = settings(
@@ -28,12 +29,11 @@ SUITE: Final = settings(
     derandomize=True,
     # How long a step takes says nothing here, and what is drawn is small.
     suppress_health_check=list(HealthCheck),
+    # tests/model/replaying.py makes failures short.
+    phases=(Phase.generate,),
 )
-CHAOS: Final = settings(SUITE, derandomize=False, stateful_step_count=50, print_blob=True)
+CHAOS: Final = settings(SUITE, derandomize=False, stateful_step_count=50)
 EXAMPLES_OF_CHAOS: Final = 500
-
-KNOWN: Final = frozenset({"living_journal", "unused_candidate"})
-"""What ``test_histories`` shows to be broken: whoever meets it is not judged any further. To be empty."""
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,28 @@ KNOWN: Final = frozenset({"living_journal", "unused_candidate"})
 def test_whatever_happens_no_token_is_spent_twice_and_no_successor_is_lost(
     stage: Stage, policy: Policy, examples: int
 ) -> None:
-    class Machine(Model):
-        """The model on this test's stage."""
+    machines: list[Model] = []
 
-    Machine.stage, Machine.policy, Machine.excused = stage, policy, KNOWN
-    if os.environ.get("MODEL_PROFILE") == "chaos":
-        number = int(os.environ.get("MODEL_SEED") or random.SystemRandom().getrandbits(32))
-        examples = int(os.environ.get("MODEL_EXAMPLES") or EXAMPLES_OF_CHAOS)
-        sys.stderr.write(f"MODEL_SEED={number} MODEL_EXAMPLES={examples}\n")
-        run_state_machine_as_test(seed(number)(Machine), settings=settings(CHAOS, max_examples=examples))
-    else:
-        phases = [phase for phase in SUITE.phases if phase is not Phase.explain]
-        run_state_machine_as_test(Machine, settings=settings(SUITE, max_examples=examples, phases=phases))
+    class Machine(Model):
+        """The model on this test's stage; the last one that is made has the story to tell."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            machines[:] = [self]
+
+    Machine.stage, Machine.policy = stage, policy
+    try:
+        if os.environ.get("MODEL_PROFILE") == "chaos":
+            number = int(os.environ.get("MODEL_SEED") or random.SystemRandom().getrandbits(32))
+            examples = int(os.environ.get("MODEL_EXAMPLES") or EXAMPLES_OF_CHAOS)
+            sys.stderr.write(f"MODEL_SEED={number} MODEL_EXAMPLES={examples}\n")
+            search = settings(CHAOS, max_examples=examples)
+            run_state_machine_as_test(seed(number)(Machine), settings=search)
+        else:
+            run_state_machine_as_test(Machine, settings=settings(SUITE, max_examples=examples))
+    except AssertionError as error:
+        [machine] = machines
+        teller = Teller(stage, policy, machine.acts.spared)
+        story = teller.shorten(machine.story)
+        error.add_note(f"Spared: {sorted(machine.acts.spared)}. In short:\n{spelled(story)}")
+        raise

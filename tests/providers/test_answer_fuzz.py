@@ -77,6 +77,16 @@ documents = st.recursive(
 )
 
 
+MEMBERS = [
+    '"error":"invalid_grant"', '"error":"bad_refresh_token"', '"error":"server_error"', '"error":null', '"x":1',
+    '"error_codes":[700082]', '"error_codes":1', '"status":"BAD_REFRESH_TOKEN"', '"error":["invalid_grant"]',
+]  # fmt: skip
+almost_definite = st.lists(st.sampled_from(MEMBERS), min_size=1, max_size=3).map(
+    lambda few: f"{{{','.join(few)}}}"
+)
+"""Words against a grant, alone and in company that takes their meaning away."""
+
+
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
     """Write a document, or take one of the corpus; then do to it what networks and proxies do."""
@@ -84,7 +94,7 @@ def bodies(draw: st.DrawFn) -> bytes:
         st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
     )
     body = draw(
-        objects(documents).map(lambda text: text.encode(charset, "replace"))
+        (almost_definite | objects(documents)).map(lambda text: text.encode(charset, "replace"))
         | documents.map(lambda text: text.encode(charset, "replace"))
         | st.sampled_from(BODIES)
         | st.binary(max_size=60)
@@ -225,6 +235,26 @@ def test_what_is_told_of_an_answer_holds_nothing_secret_of_it(exchange: Answer |
         assert outcome.shape.isprintable()
     if isinstance(outcome, Throttled) and outcome.retry_after is not None:
         assert outcome.retry_after >= timedelta(0)
+
+
+WORD = b'{"error": "invalid_grant", "error_codes": [700082], "status": "BAD_REFRESH_TOKEN", "x": {"y": []}}'
+CONTRADICTIONS = [b'"error": "server_error"', b'"error": ["invalid_grant"]', b'"error": {}', b'"error": 1']
+REST = b'"error_codes": 1, "status": 1}'
+spoilt_words = st.one_of(
+    st.integers(1, len(WORD) - 1).map(lambda length: WORD[:length]),
+    st.sampled_from([b"<!-- -->", b"0", b"\0", b"}", b"{}", WORD]).map(lambda behind: WORD + behind),
+    st.sampled_from([b"\xff", b"0", b"}", b"Warning: ", b"callback("]).map(lambda before: before + WORD),
+    st.sampled_from(CONTRADICTIONS).map(lambda member: WORD[:-1] + b", " + member + b", " + REST),
+    st.sampled_from(CONTRADICTIONS).map(lambda member: b"{" + member + b", " + WORD[1:-1] + b", " + REST),
+)
+
+
+@given(spoilt_words, st.sampled_from([200, 400, 401, 403]), st.sampled_from(sorted(CATALOG)))
+def test_a_word_against_a_grant_that_is_spoilt_is_no_definite_one(
+    body: bytes, status: int, name: str
+) -> None:
+    assert isinstance(CATALOG[name].read(Answer(status, {}, WORD), now=NOW), GrantRejected)
+    assert not isinstance(CATALOG[name].read(Answer(status, {}, body), now=NOW), GrantRejected)
 
 
 small = texts | literals | objects(texts | literals)

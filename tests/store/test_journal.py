@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from store import journal as journals
 from store.answers import SavedTokens
-from store.journal import Journal, JournalUnwritable, Orphan, adopting, orphans, segments, summary
+from store.journal import Journal, JournalUnwritable, segments, summary
+from store.orphans import UNBORN_SECONDS, Orphan, orphans
 from store.records import Damage, frame
 from tests.support.racing import race, wait_until
 from tokenfleet.errors import UserError
@@ -336,7 +337,7 @@ def test_an_orphan_that_was_left_is_adopted_by_the_next_one(tmp_path: Path) -> N
 ADOPTER = dedent("""
     import sys
     from pathlib import Path
-    from store.journal import orphans
+    from store.orphans import orphans
     root, seen = Path(sys.argv[1]), []
     print("ready", flush=True)
     sys.stdin.readline()
@@ -383,14 +384,14 @@ def test_a_lock_that_is_won_after_the_journal_was_removed_adopts_nothing(
     journal = Journal(tmp_path, "dead")
     die(journal)
     first = adopted(tmp_path)
-    lock = journals._lock
+    lock = journals.lock_file
 
     def slow_lock(descriptor: int) -> int | None:
         # The file is open by now; its holder finishes before we ask for the lock.
         first.discard()
         return lock(descriptor)
 
-    monkeypatch.setattr(journals, "_lock", slow_lock)
+    monkeypatch.setattr("store.orphans.lock_file", slow_lock)
     assert list(orphans(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -416,22 +417,16 @@ def test_the_next_adopter_clears_away_what_an_interrupted_removal_left(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_adopters_take_turns_and_a_killed_one_gives_its_turn_up(tmp_path: Path) -> None:
-    holder = "import sys; from pathlib import Path; from store.journal import adopting\n"
-    holder += "with adopting(Path(sys.argv[1])) as turn: print(turn, flush=True); sys.stdin.readline()"
-    with run(holder, tmp_path) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"True\n"
-        with adopting(tmp_path) as ours:
-            assert not ours
-        other.kill()
-        other.wait()
+def test_a_journal_that_was_never_born_is_cleared_away_once_nobody_can_be_making_it(tmp_path: Path) -> None:
+    fresh, stillborn = tmp_path / ".fresh", tmp_path / ".stillborn"
+    for directory in (fresh, stillborn):
+        directory.mkdir()
+        (directory / "lock").touch()
+    long_ago = time.time() - 2 * UNBORN_SECONDS
+    os.utime(stillborn, (long_ago, long_ago))
 
-    for _ in range(2):
-        with adopting(tmp_path) as ours:
-            assert ours
-    with adopting(tmp_path / "absent") as ours:
-        assert ours
+    assert list(orphans(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == [fresh]
 
 
 def test_a_journal_with_an_answer_that_postgres_refuses_is_kept_for_a_person(tmp_path: Path) -> None:

@@ -148,6 +148,9 @@ def reject(connection: Connection, big: Big) -> None:
 def look_for_candidates(connection: Connection, big: Big) -> None:
     late = [answer(big.vault, each, epoch=10**9, generation=0) for each in big.ids]
     assert len(settlement.save_refreshed(connection, late, actor=ACTOR).candidates) == BATCH
+    connection.execute(
+        text("UPDATE tokenfleet.token_sets SET epoch = 1 WHERE account_id = :id"), {"id": big.ids[0]}
+    )
     [found] = candidates.of_account(connection, big.ids[0])
     promotion = candidates.Promotion(
         account_id=big.ids[0],

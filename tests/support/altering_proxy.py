@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Callable
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import TracebackType
@@ -57,12 +58,11 @@ class AlteringProxy:
                 self.wfile.write(content)
 
             def pass_on(self, body: bytes) -> tuple[int, bytes]:
-                connection = http.client.HTTPConnection(host, timeout=30)
                 names = [name for name in ("Content-Type", "Authorization") if name in self.headers]
-                connection.request("POST", self.path, body, {name: self.headers[name] for name in names})
-                response = connection.getresponse()
-                content = response.read()
-                connection.close()
+                with closing(http.client.HTTPConnection(host, timeout=30)) as connection:
+                    connection.request("POST", self.path, body, {name: self.headers[name] for name in names})
+                    with connection.getresponse() as response:
+                        content = response.read()
                 if response.status == 200 and self.path == "/token" and proxy.alter is not unaltered:
                     content = proxy.alter(json.loads(content))
                 return response.status, content

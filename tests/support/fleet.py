@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -220,6 +220,11 @@ class Fleet:
             for tokens in self.server.live()
             if held.get(tokens.subject) != (tokens.refresh_token_sha256, tokens.access_token_sha256)
         ]
+
+    def declare_lost(self, subjects: Mapping[str, AccountId]) -> None:
+        """Tell the ledger that nobody holds the answers to the refresh tokens which the database still has."""
+        for subject, account_id in subjects.items():
+            assert self.server.declare_lost(subject, _sha256(self.row(account_id).refresh_token))
 
     def events(self, account_id: AccountId) -> list[str]:
         """Return the kinds of an account's history, oldest first."""

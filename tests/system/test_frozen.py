@@ -87,7 +87,7 @@ def test_an_answer_that_sleeps_past_its_claim_overwrites_nothing_and_is_kept(
         sleeper.process.send_signal(signal.SIGSTOP)
     with frozen(sleeper):
         eventually(lambda: fleet.server.ledger().refreshes == len(ids), what="the answers are in its sockets")
-        fleet.server.declare_lost(*SUBJECTS)
+        fleet.declare_lost(dict(zip(SUBJECTS, ids, strict=True)))
         let_claims_expire(fleet.engine)
         eventually(lambda: min(fleet.generations().values()) == 2, what="the sibling has asked again")
         saved = {account_id: fleet.row(account_id).access_token for account_id in ids}

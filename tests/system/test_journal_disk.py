@@ -18,7 +18,8 @@ import store.journal
 import workers.engine
 from sandbox.selection import Stage
 from store import records
-from store.journal import orphans, segments
+from store.journal import segments
+from store.orphans import orphans
 from tests.support.builders import let_claims_expire
 from tests.support.fleet import Fleet, eventually
 from tests.support.processes import SCHEDULER, SHORT_LADDER, WORKER, Member, Processes
@@ -132,7 +133,7 @@ def test_a_journal_brought_to_another_machine_is_replayed_there_and_only_what_wa
     segment.write_bytes(content[:-3])
     lost = [ids.index(answer.account_id) for answer in (first, last)]
     # They died with the process that had them: only so much is known to whoever counts presentations.
-    fleet.server.declare_lost(*(subjects[position] for position in lost))
+    fleet.declare_lost({subjects[position]: ids[position] for position in lost})
 
     alarms = telemetry.ALARMS.labels(Event.JOURNAL_DAMAGED.value)
     before = alarms._value.get()

@@ -117,6 +117,6 @@ def test_without_a_broker_claims_are_given_back_and_the_work_goes_on_when_it_ret
         eventually(lambda: is_unwell(scheduler, "the broker does not answer"))
         began = time.monotonic()
         assert scheduler.stop() == 0
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 6, "kombu alone would try for 12 s"
     assert "Traceback" not in scheduler.text()
     assert fleet.server.ledger().presented_twice == 0

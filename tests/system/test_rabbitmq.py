@@ -65,9 +65,19 @@ def purge(broker: RabbitMQ) -> int:
         return int(channel.queue_purge(REFRESH_QUEUE))
 
 
-def test_the_jobs_of_a_killed_worker_come_back_at_once(fleet: Fleet, run: Processes) -> None:
+def consumers(broker: RabbitMQ) -> int:
+    """Return how many workers take jobs; each is well before it does."""
+    with broker.connect() as connection:
+        declared = connection.default_channel.queue_declare(REFRESH_QUEUE, durable=True, auto_delete=False)
+        return int(declared.consumer_count)
+
+
+def test_the_jobs_of_a_killed_worker_come_back_at_once(
+    fleet: Fleet, run: Processes, broker: RabbitMQ
+) -> None:
     """RabbitMQ delivers again when a connection is lost. Nobody claims anew here, so nothing else brings them."""
     victim, heir = run.fleet(WORKER, WORKER, **PATIENT_LADDER)
+    eventually(lambda: consumers(broker) == 2, what="both take jobs")
     victim.process.send_signal(signal.SIGSTOP)
     ids = fleet.connect(*ACCOUNTS)
     [claimed] = fleet.claim(claim=timedelta(minutes=2))

@@ -10,8 +10,6 @@ import base64
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +19,13 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from cli.main import root
 from sandbox.config import SandboxConfig
 from sandbox.definition import definition_toml
 from sandbox.faults import FaultKind, FaultRule
@@ -246,21 +246,13 @@ COMMANDS = (
 
 
 def printouts(environ: dict[str, str]) -> dict[str, bytes]:
-    """Return what the commands that look at a fleet print, all run at once."""
-    running = {
-        words: subprocess.Popen(
-            [sys.executable, "-m", "cli", *words.split()],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for words in COMMANDS
-    }
-    printed = {
-        f"tokenfleet {words}": process.communicate(timeout=100)[0] for words, process in running.items()
-    }
-    assert all(process.returncode in {0, 1} for process in running.values()), printed
+    """Return what the commands that look at a fleet print."""
+    printed: dict[str, bytes] = {}
+    for words in COMMANDS:
+        ran = CliRunner().invoke(root, words.split(), env=environ, prog_name="tokenfleet")
+        assert ran.exit_code in {0, 1}, (words, ran.output)
+        assert ran.exc_info is None or ran.exc_info[0] is SystemExit, (words, ran.output)
+        printed[f"tokenfleet {words}"] = ran.output_bytes
     return printed
 
 

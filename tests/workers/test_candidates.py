@@ -33,13 +33,14 @@ def lose_races(fleet: Fleet, account_id: AccountId, *refresh_tokens: str) -> Non
     with fleet.engine.begin() as connection:
         connection.execute(
             text(
-                "UPDATE tokenfleet.token_sets SET generation = 2, refresh_token = :sealed, access_token = :access"
+                "UPDATE tokenfleet.token_sets "
+                "SET generation = 2, epoch = 10, refresh_token = :sealed, access_token = :access"
             ),
             {"sealed": sealed, "access": access},
         )
         result = settlement.save_refreshed(connection, late, actor="late worker")
     assert not result.saved
-    assert result.candidates == {account_id}
+    assert result.candidates == ({account_id} if late else set())
 
 
 def waiting(fleet: Fleet) -> Sequence[int]:
@@ -67,18 +68,18 @@ def test_a_candidate_that_proves_to_be_the_live_one_spares_the_customer_a_sign_i
     assert fleet.server.ledger().presented_twice == 0
 
 
-def test_candidates_are_tried_one_after_the_other_and_then_the_customer_is_told_once(
+def test_the_newest_candidate_is_tried_and_then_the_customer_is_told_once(
     fleet: Fleet, account_id: AccountId
 ) -> None:
     lose_races(fleet, account_id, "one-that-is-dead", "another-that-is-dead")
     with fleet.worker() as worker:
-        for _ in range(3):
+        for _ in range(2):
             worker.run(fleet.claim())
     row = fleet.row(account_id)
     assert (row.status, row.status_reason, row.next_refresh_in) == ("needs_reauth", "invalid_grant", None)
     assert fleet.told(account_id) == ["integrated_account:authentication_error"]
-    assert waiting(fleet) == []
-    assert fleet.server.ledger().rejected == 3
+    assert waiting(fleet) == [11]
+    assert fleet.server.ledger().rejected == 2
 
 
 def test_a_candidate_that_holds_the_rejected_token_itself_is_not_presented_again(
@@ -122,6 +123,39 @@ def test_a_candidate_that_comes_after_the_customer_was_told_brings_the_account_b
         "integrated_account:authentication_error",
         "integrated_account:reactivated",
     ]
+
+
+def test_a_candidate_that_comes_after_the_winner_was_renewed_is_never_presented(
+    fleet: Fleet, account_id: AccountId
+) -> None:
+    """It may be what the winner's chain has spent meanwhile."""
+    lose_races(fleet, account_id)
+    with fleet.engine.begin() as connection:
+        renewed = answer(fleet.vault, account_id, epoch=12, generation=2, refresh_token=DEAD)
+        settlement.save_refreshed(connection, [renewed], actor="worker")
+        late = answer(fleet.vault, account_id, epoch=11, generation=1, refresh_token="spent-by-the-winner")
+        assert settlement.save_refreshed(connection, [late], actor="late worker").candidates
+    fleet.make_due(account_id)
+    with fleet.worker() as worker:
+        worker.run(fleet.claim())
+    assert fleet.row(account_id).status == "needs_reauth"
+    assert fleet.server.ledger().rejected == 1
+
+
+def test_after_a_new_sign_in_nothing_of_the_grant_before_comes_back(
+    fleet: Fleet, account_id: AccountId
+) -> None:
+    """The customer may have signed in as somebody else, and the provider may still honour the old grant."""
+    lose_races(fleet, account_id, fleet.row(account_id).refresh_token)
+    with fleet.engine.begin() as connection:
+        connection.execute(text("UPDATE tokenfleet.token_sets SET epoch = 0"))
+    with fleet.worker() as worker:
+        worker.run(fleet.claim())
+    with fleet.engine.begin() as connection:
+        assert candidates.deposed(connection) == []
+        assert candidates.prune(connection) == 1
+    assert fleet.row(account_id).status == "needs_reauth"
+    assert fleet.server.ledger().rejected == 1
 
 
 def test_a_paused_account_is_not_brought_back_by_a_candidate(fleet: Fleet, account_id: AccountId) -> None:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -16,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store.answers import SavedTokens
 from store.engine import make_async_engine
-from store.journal import Journal, adopting
+from store.journal import Journal
 from store.keys import Vault
-from tests.support.builders import answer, let_claims_expire, make_accounts, make_app, state_of
+from tests.support.builders import answer, let_claims_expire, make_accounts, make_app, start, state_of
 from tests.support.fleet import Fleet, eventually
 from tokenfleet.jobs import AccountId
 from tokenfleet.settings import Settings
@@ -73,36 +72,19 @@ def test_an_answer_that_postgres_refuses_is_kept_for_a_person_and_its_company_is
     assert adopt(settings) == 0
 
 
-def test_whoever_finds_a_sibling_at_it_waits_until_nothing_is_left_to_adopt(
-    settings: Settings, tmp_path: Path
-) -> None:
-    settings.journal_dir.mkdir()
-    waited: list[bool] = []
-
-    async def adopt_meanwhile(engine: AsyncEngine) -> None:
-        with adopting(settings.journal_dir) as ours:
-            assert ours
-            second = asyncio.create_task(adopt_orphans(engine, settings.journal_dir, actor="test"))
-            done, _ = await asyncio.wait({second}, timeout=0.1)
-            waited.append(not done)
-        await second
-
-    with_engine(settings, adopt_meanwhile)
-    assert waited == [True]
-
-
-def test_a_job_is_begun_only_after_the_journals_of_the_dead_are_adopted(fleet: Fleet) -> None:
+def test_an_account_is_asked_only_after_the_journals_of_the_dead_were_read(fleet: Fleet) -> None:
     """The answer was left after the worker had started, and the next job comes before its housekeeping."""
     [account_id] = fleet.connect("customer")
     [first] = fleet.claim()
+    assert start(fleet.engine, first)
+    let_claims_expire(fleet.engine)
     with fleet.worker() as worker:
         leave_behind(
             fleet.settings, answer(fleet.vault, account_id, epoch=first.accounts[0][1], generation=1)
         )
-        worker.run([first])
+        worker.run(fleet.claim())
         assert fleet.server.ledger().refreshes == 0, "its token was spent for the answer on disk"
     assert fleet.row(account_id).generation == 2
-    assert not list(fleet.settings.journal_dir.iterdir())
 
 
 def test_leases_of_what_is_not_settled_are_kept_alive(fleet: Fleet) -> None:

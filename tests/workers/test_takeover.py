@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from store import schedule, settlement
-from store.journal import Journal, find
+from store.journal import Journal
+from store.orphans import find
 from tests.support.builders import answer, let_claims_expire, start
 from tests.support.fleet import Fleet
 from tokenfleet.jobs import AccountId, RefreshJob
