@@ -57,7 +57,6 @@ _PROMOTE = text("""
             expires_at = c.expires_at, obtained_at = c.obtained_at,
             refresh_token_expires_at = c.refresh_token_expires_at, variables = t.variables || c.variables
         FROM i JOIN tokenfleet.token_candidates c ON c.id = i.candidate_id AND c.account_id = i.account_id
-        JOIN tokenfleet.refresh_schedule s ON s.account_id = i.account_id AND s.claim_epoch = i.epoch
         WHERE t.account_id = i.account_id AND t.generation = i.generation
         RETURNING t.account_id
     ), used AS (
@@ -145,9 +144,7 @@ def deposed(connection: Connection) -> list[Deposed]:
 
 
 def promote(connection: Connection, promotions: Sequence[Promotion], *, actor: str) -> frozenset[AccountId]:
-    """Put candidates in the place of rejected tokens, due now; returns the accounts where that was possible.
-
-    It is where neither the generation nor the claim has moved: else somebody else has tokens, or is asking.
+    """Put candidates in the place of rejected tokens, due now; returns the accounts whose generation had not moved.
 
     An account that was told to sign in again meanwhile becomes active, and that is told too (G5). The claims of
     the rejected attempts are given back. Writing twice does no harm.

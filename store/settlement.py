@@ -125,11 +125,9 @@ _QUARANTINE = text("""
 
 _LOCK_GENERATION = text("""
     SELECT t.account_id FROM tokenfleet.token_sets t
-    JOIN unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]), CAST(:generation AS bigint[]))
-        AS i (account_id, epoch, generation) USING (account_id)
-    JOIN tokenfleet.refresh_schedule s USING (account_id)
-    -- A newer claim asks for itself: a late word does not decide while that one may be in flight.
-    WHERE t.generation = i.generation AND s.claim_epoch = i.epoch
+    JOIN unnest(CAST(:account_id AS bigint[]), CAST(:generation AS bigint[])) AS i (account_id, generation)
+        USING (account_id)
+    WHERE t.generation = i.generation
     ORDER BY t.account_id
     FOR UPDATE OF t
 """)
@@ -256,7 +254,8 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
     """Flip accounts to ``needs_reauth`` whose generation has not moved; returns those that moved.
 
     This is the re-read of DESIGN section 5: where the generation has moved a sibling won, its tokens are
-    adopted, and only the claim is given back. Where the claim has moved on, its new holder will find out.
+    adopted, and only the claim is given back. A late word counts although the claim has moved on: whoever holds
+    the newer one must not present what was rejected, and a token that was rejected does not come to life again.
     """
     pairs = lists(rejections, "account_id epoch generation")
     current = {row.account_id for row in connection.execute(_LOCK_GENERATION, pairs)}

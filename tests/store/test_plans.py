@@ -135,12 +135,6 @@ def save_late_and_repeated_answers(connection: Connection, big: Big) -> None:
 
 
 def reject(connection: Connection, big: Big) -> None:
-    connection.execute(
-        text(
-            "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 1 WHERE account_id = ANY (CAST(:ids AS bigint[]))"
-        ),
-        {"ids": [*big.ids[:3]]},
-    )
     rejections = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
     assert len(settlement.reject(connection, rejections, actor=ACTOR)) == 3
 

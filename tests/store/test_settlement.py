@@ -24,7 +24,6 @@ from tests.support.builders import (
     answer,
     begin_attempt,
     claim,
-    claimed_at,
     column,
     deferral,
     history_of,
@@ -393,7 +392,6 @@ def test_no_token_and_nothing_sealed_reaches_history_or_outbox(
         connecting=True,
     )
     save(engine, tokens)
-    claimed_at(engine, 2, account_id)
     reject(engine, account_id, epoch=2, generation=2)
     save(engine, replace(tokens, epoch=Epoch(3), generation=2))
 
@@ -611,7 +609,6 @@ def test_a_rejection_that_lost_to_a_late_answer_is_remembered_until_the_next_suc
 def test_a_rejection_that_waits_for_the_siblings_commit_adopts_its_tokens(
     engine: Engine, vault: Vault, account_id: AccountId
 ) -> None:
-    claimed_at(engine, 2, account_id)
     with engine.begin() as sibling:
         tokens = answer(vault, account_id, epoch=1, generation=1)
         settlement.save_refreshed(sibling, [tokens], actor=ACTOR)
@@ -626,7 +623,6 @@ def test_a_rejection_that_waits_for_the_siblings_commit_adopts_its_tokens(
 def test_an_answer_that_waits_for_a_rejection_reactivates_with_one_event(
     engine: Engine, vault: Vault, account_id: AccountId
 ) -> None:
-    claimed_at(engine, 2, account_id)
     tokens = answer(vault, account_id, epoch=1, generation=1)
     with engine.begin() as sibling:
         told = rejection(account_id, epoch=2, generation=1)
@@ -652,7 +648,7 @@ def test_a_rejection_of_a_paused_account_flips_nothing_and_tells_nobody(
     assert told_about(engine, account_id) == []
 
 
-def test_a_late_rejection_flips_nobody_and_leaves_the_newer_claim_alone(
+def test_a_late_rejection_counts_and_leaves_the_newer_claim_alone(
     engine: Engine, vault: Vault, app_id: AppId, account_id: AccountId
 ) -> None:
     late = begin_attempt(engine, app_id, account_id)
@@ -660,18 +656,16 @@ def test_a_late_rejection_flips_nobody_and_leaves_the_newer_claim_alone(
     begin_attempt(engine, app_id, account_id)
     claimed_until = state_of(engine, vault, account_id).claimed_until
 
-    assert reject(engine, account_id, epoch=late.epoch, generation=1) == frozenset()
+    assert reject(engine, account_id, epoch=late.epoch, generation=1) == {account_id}
 
     state = state_of(engine, vault, account_id)
-    assert (state.status, state.claimed_until) == (AccountStatus.ACTIVE, claimed_until)
-    assert told_about(engine, account_id) == []
+    assert (state.status, state.claimed_until) == (AccountStatus.NEEDS_REAUTH, claimed_until)
 
 
 def test_a_batch_of_rejections_flips_only_those_whose_generation_stands(
     engine: Engine, vault: Vault, app_id: AppId
 ) -> None:
     first, moved, third = make_accounts(engine, vault, app_id, 3)
-    claimed_at(engine, 1, first, moved, third)
     save(engine, answer(vault, moved, epoch=9, generation=1))
     with engine.begin() as connection:
         told = [rejection(each, epoch=1, generation=1) for each in (third, moved, first)]
@@ -688,7 +682,6 @@ def test_a_batch_of_rejections_flips_only_those_whose_generation_stands(
 def test_eight_that_reject_at_once_tell_once(
     engine: Engine, vault: Vault, account_id: AccountId, attempt: int
 ) -> None:
-    claimed_at(engine, 1, account_id)
     flipped = race([partial(reject, engine, account_id, epoch=1, generation=1)] * 8)
 
     assert sum(map(len, flipped)) == 1
@@ -699,7 +692,6 @@ def test_eight_that_reject_at_once_tell_once(
 def test_whatever_wins_between_rejection_answer_pause_and_resume_each_transition_is_told_once(
     engine: Engine, vault: Vault, app_id: AppId, account_id: AccountId, attempt: int
 ) -> None:
-    claimed_at(engine, 2, account_id)
     tokens = answer(vault, account_id, epoch=1, generation=1)
     told = partial(reject, engine, account_id, epoch=2, generation=1)
     saved = partial(save, engine, tokens)

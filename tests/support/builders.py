@@ -239,18 +239,6 @@ def begin_attempt(engine: Engine, app_id: AppId, account_id: AccountId) -> Attem
     return attempt
 
 
-def claimed_at(engine: Engine, epoch: int, *account_ids: AccountId) -> None:
-    """Make ``epoch`` the newest claim of accounts, as if there had been so many."""
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "UPDATE tokenfleet.refresh_schedule SET claim_epoch = :epoch "
-                "WHERE account_id = ANY (CAST(:ids AS bigint[]))"
-            ),
-            {"epoch": epoch, "ids": list(account_ids)},
-        )
-
-
 def let_claims_expire(engine: Engine) -> None:
     """Put the end of every claim into the past: time passes, nothing else happens."""
     with engine.begin() as connection:
