@@ -13,6 +13,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 
 # For example: make test PYTEST_ARGS='-k lease -x', make demo DEMO_ARGS='--accounts 100'.
 PYTEST_ARGS ?=
+# One process of tests for each core, each with servers of its own; PYTEST_WORKERS=0 runs them in one, for a debugger.
+PYTEST_WORKERS ?= logical
 DEMO_ARGS ?=
 UP_ARGS ?=
 BENCH_ARGS ?=
@@ -33,7 +35,7 @@ up: $(STAMP) ## run a whole fleet on this machine until Ctrl-C
 	@$(BIN)/tokenfleet up $(UP_ARGS)
 
 test: $(STAMP) ## run all tests against real servers
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-system: $(STAMP) ## only the tests that run whole fleets
 	@$(BIN)/python -m pytest tests/system $(PYTEST_ARGS)

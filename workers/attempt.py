@@ -53,8 +53,9 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.candidates import Candidates
 from workers.flushing import Flusher
+from workers.results import AppRecovered, Result
 from workers.settling import KINDS, Asking, Judged, results
-from workers.writer import AppRecovered, GroupWriter, Result
+from workers.writer import GroupWriter
 
 CLAIM_EXPIRED: Final = "claim_expired"
 

@@ -14,8 +14,6 @@ Invariants kept here:
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Concatenate, Final, ParamSpec, TypeVar
@@ -35,12 +33,13 @@ from store.keys import Vault
 from store.leases import Leases
 from store.schedule import Attempt
 from tokenfleet import telemetry
-from tokenfleet.jobs import AccountId, AppId, RefreshJob
+from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.attempt import Asker
+from workers.room import Room
 from workers.settling import Asking
 from workers.writer import GroupWriter
 
@@ -55,9 +54,6 @@ APP_SHARE: Final = 0.8
 
 RENEWALS_PER_LEASE: Final = 3
 
-ROOM_SECONDS: Final = 5.0
-"""How long a job waits for room before it is postponed; its claims are running."""
-
 SAVING_SECONDS: Final = 2.0
 SAVING_SHARE: Final = 0.1
 """Part of a claim that is left for saving an answer which came at the last moment: the smaller of the two, since
@@ -65,42 +61,6 @@ a short claim must not be all saving and no asking."""
 
 STRAGGLER_SECONDS: Final = 2.0
 """A job stops waiting for its slowest accounts after this long; they finish on their own."""
-
-
-class Room:
-    """How many accounts may be asked about at once, in this process and per app."""
-
-    def __init__(self, capacity: int, app_capacity: int) -> None:
-        self._capacity = capacity
-        self._app_capacity = app_capacity
-        self._taken: Counter[AppId] = Counter()
-        self._freed = asyncio.Condition()
-        self._closed = False
-
-    async def enter(self, app_id: AppId, count: int) -> bool:
-        """Wait a moment for room for ``count``; False when there is none, or the app has used up its share."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ROOM_SECONDS), self._freed:
-                while not self._closed and (
-                    not self._taken[app_id] or self._taken[app_id] + count <= self._app_capacity
-                ):
-                    if not self._taken.total() or self._taken.total() + count <= self._capacity:
-                        self._taken[app_id] += count
-                        return True
-                    await self._freed.wait()
-        return False
-
-    async def close(self) -> None:
-        """Let nobody in any more; who waits is told at once."""
-        async with self._freed:
-            self._closed = True
-            self._freed.notify_all()
-
-    async def leave(self, app_id: AppId, count: int) -> None:
-        """Give room back."""
-        async with self._freed:
-            self._taken[app_id] -= count
-            self._freed.notify_all()
 
 
 class Refresher:
@@ -135,7 +95,7 @@ class Refresher:
         self._call_seconds = tunables.http_timeout_seconds
         self._saving_seconds = min(SAVING_SECONDS, tunables.claim_seconds * SAVING_SHARE)
         share = max(1, int(tunables.max_in_flight * APP_SHARE))
-        self._room = Room(tunables.max_in_flight, share)
+        self._room = Room(tunables.max_in_flight, share, claim_seconds=tunables.claim_seconds)
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._consult = consult

@@ -39,7 +39,7 @@ from tokenfleet.policy import (
     Save,
     backoff,
 )
-from workers.writer import AppHeld, AppPaused, Result
+from workers.results import AppHeld, AppPaused, Result
 
 HELD_RETRY: Final = timedelta(seconds=30)
 """How soon at least an account is due again that met a rejected registration; the hold decides who is asked.

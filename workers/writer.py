@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import Connection
@@ -33,9 +33,10 @@ from store.journal import Journal, Segment
 from store.leases import Leases
 from store.settlement import Deferral, Rejection
 from tokenfleet import telemetry
-from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
 from tokenfleet.telemetry import Event
+from workers.results import AppHeld, AppPaused, AppRecovered, Result, Settled
 
 MAX_BATCH: Final = 500
 LOCK_TIMEOUT_MS: Final = 1_000
@@ -43,34 +44,6 @@ LOCK_TIMEOUT_MS: Final = 1_000
 RETRY_SECONDS: Final = (0.05, 0.1, 0.25, 0.5)
 """Pauses between tries while Postgres is away: short, so that an answer in hand lands before anybody else starts
 its account again."""
-
-
-@dataclass(frozen=True, slots=True)
-class AppPaused:
-    """The provider asked for a pause of this whole app."""
-
-    app_id: AppId
-    until: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class AppHeld:
-    """The provider rejects this app's registration, at this generation of its credentials."""
-
-    app_id: AppId
-    generation: int
-    code: str
-
-
-@dataclass(frozen=True, slots=True)
-class AppRecovered:
-    """A held app's probe succeeded."""
-
-    app_id: AppId
-
-
-Settled = SavedTokens | Deferral | Rejection | Promotion
-Result = Settled | AppPaused | AppHeld | AppRecovered
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from tests.support.processes import PLAIN_WORKER, SCHEDULER, SHORT_LADDER, WORKE
 from tests.support.racing import in_background, wait_until_blocked
 from tokenfleet.jobs import REFRESH_QUEUE, RefreshJob
 from tokenfleet.settings import Tunables
-from workers.refresh import ROOM_SECONDS
+from workers.room import ROOM_SECONDS
 
 PATIENT = {"http_timeout_seconds": "60", "lease_seconds": "130", "claim_seconds": "140"}
 """Settings under which a request that the test holds for a while does not end by itself."""
