@@ -20,8 +20,8 @@ from embedded.ports import free_port
 from embedded.supervisor import ChildState, Supervisor
 from tokenfleet.settings import Settings
 
-DRAIN_SECONDS: Final = 40.0
-"""Longer than a provider call and its replay may take, so that a stop loses no answer."""
+DRAIN_SECONDS: Final = 120.0
+"""Longer than a worker's stop may take (``workers.engine.longest_stop_seconds``), so that it loses no answer."""
 COMMAND: Final = (sys.executable, "-m", "cli")
 
 

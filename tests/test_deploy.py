@@ -25,6 +25,7 @@ import click
 import pytest
 import yaml
 
+from cli.fleet import DRAIN_SECONDS
 from cli.main import root
 from scheduler.process import LONGEST_STOP_SECONDS
 from tokenfleet import settings
@@ -289,3 +290,7 @@ def test_the_image_is_healthy_while_its_process_says_so(
 
     assert program == "python"
     assert (shown.returncode == 0) == alive
+
+
+def test_a_fleet_on_one_machine_waits_as_long_as_a_worker_may_take_to_stop() -> None:
+    assert longest_stop_seconds(Tunables()) < DRAIN_SECONDS
