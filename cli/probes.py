@@ -5,6 +5,7 @@ A probe changes nothing, waits a few seconds at most and never raises for what i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from tokenfleet.settings import Settings, redact_url
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from store.overview import Overview
     from tokenfleet_client.envelope import WrappedKey
 
 REDIS_SECONDS: Final = 3
@@ -31,6 +33,18 @@ class JournalStatus:
     bytes: int
     abandoned: bool
     damaged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    """Everything ``status`` knows. ``fleet`` is None when Postgres does not answer; ``problems`` says why.
+
+    ``journals`` are those on this machine; None when this user may not read them.
+    """
+
+    fleet: Overview | None
+    journals: Sequence[JournalStatus] | None
+    problems: Sequence[str]
 
 
 def redis_problem(url: str) -> str | None:

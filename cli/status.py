@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -14,21 +12,8 @@ from cli.output import json_option, make_console, print_json, print_wide
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from cli.probes import JournalStatus
-    from store.overview import Overview
+    from cli.probes import FleetStatus
     from tokenfleet.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class FleetStatus:
-    """Everything ``status`` knows. ``fleet`` is None when Postgres does not answer; ``problems`` says why.
-
-    ``journals`` are those on this machine; None when this user may not read them.
-    """
-
-    fleet: Overview | None
-    journals: Sequence[JournalStatus] | None
-    problems: Sequence[str]
 
 
 @click.command()
@@ -102,7 +87,7 @@ def _read(engine: Engine, settings: Settings) -> FleetStatus:
     from sqlalchemy.exc import DBAPIError
 
     from cli.failures import sentences_for
-    from cli.probes import journals, redis_problem, ring_problem
+    from cli.probes import FleetStatus, journals, redis_problem, ring_problem
     from store.engine import check_ready
     from store.keys import load_wrapped
     from store.overview import read_overview

@@ -14,7 +14,7 @@ from store.overview import SUCCEEDED
 from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
-    from cli.status import FleetStatus
+    from cli.probes import FleetStatus
     from store.overview import AppLoad, Overview
 
 _GOOD, _BAD, _QUIET = "green", "bold red", "dim"
