@@ -15,15 +15,18 @@ from chaos.orders import Deed
 from chaos.points import Role
 from chaos.processes import Child
 from chaos.scene import Scene
-from chaos.stage import Stage
+from chaos.stage import CALL_SECONDS, Stage
 from chaos.verdict import Evidence, Flip, Loss, Presentation, Window, ill_told, taken_by_physics
 from chaos.witness import Step
+from providers.connections import CONNECT_SHARE
 from sandbox.tokens import fingerprint
 from tokenfleet.account import TRANSITIONS, EventType, Trigger
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.secret import Secret
 
+PATIENCE_SECONDS: Final = CALL_SECONDS * (1 - CONNECT_SHARE)
+"""A call waits at least so long for its answer, however long its connection took."""
 FREEZING_SECONDS: Final = 1.0
 """What another thread still did while the process was being stopped is as good as frozen."""
 JUDGED_EVENTS: Final = frozenset({EventType.AUTHENTICATION_ERROR, EventType.REACTIVATED})
@@ -78,7 +81,8 @@ def read_witnesses(children: Iterable[Child]) -> Recorded:
 
 def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dict[int, float]) -> None:
     unsaved: dict[tuple[int, int], Presentation] = {}
-    died = child.killed or child.ended
+    # A process that ended in good order has saved what it had, or broken its promise.
+    died = child.killed or (child.ended if child.was_killed else None)
     frozen = float("-inf")
     for line in witness.read(child.witness):
         key = line.account_id, line.epoch
@@ -97,7 +101,8 @@ def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dic
                 if key in unsaved:
                     unsaved.pop(key).refused = line.at
             case Step.UNANSWERED:
-                if key in unsaved:
+                # Only time that was really over: whoever gives up sooner, or misreads an answer, has held it.
+                if key in unsaved and line.at - unsaved[key].at >= PATIENCE_SECONDS:
                     unsaved[key].gone = line.at
             case Step.STRUCK if child.order.deed is Deed.FREEZE:
                 frozen = line.at

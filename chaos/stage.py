@@ -35,9 +35,10 @@ from store.imports import Importer
 from tokenfleet.jobs import AccountId
 from tokenfleet.settings import Settings
 
+CALL_SECONDS: Final = 2.5
 CLAIM_SECONDS: Final = 6.0
 LADDER: Final = {
-    "TOKENFLEET_HTTP_TIMEOUT_SECONDS": "2.5",
+    "TOKENFLEET_HTTP_TIMEOUT_SECONDS": str(CALL_SECONDS),
     "TOKENFLEET_LEASE_SECONDS": "5.5",
     "TOKENFLEET_CLAIM_SECONDS": str(CLAIM_SECONDS),
     # After a fault much is due at once. A worker that opens a thousand connections on a busy machine waits for

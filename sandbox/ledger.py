@@ -79,7 +79,7 @@ class Entry:
     recovered: set[int] = field(default_factory=set)
     """Numbers that were lost once, and are not any more."""
     presented_after_success: dict[int, int] = field(default_factory=dict)
-    """How often a number was presented again, where that is held against the client."""
+    """How often a number was presented again before its successor was, where that is held against the client."""
     open: dict[int, list[Presentation]] = field(default_factory=dict)
 
 
@@ -236,7 +236,7 @@ class Ledger:
         The server saw that answer go out, so it cannot know by itself that the client died with it in its
         hands. The word may come late: presentations that were held against the client are replays after a loss
         then. Returns whether there was such a loss: False when no answer spent ``ref``, and when its successor
-        was presented without ``ref`` having been presented again, for then somebody did hold it.
+        was presented before ``ref`` was presented again, for then somebody did hold it.
         """
         entry, number = self._entries[ref.family], ref.number
         is_known = number in entry.lost or number in entry.recovered
@@ -275,7 +275,10 @@ class Ledger:
         if kind is ViolationKind.AT_ONCE:
             self.counters.presented_at_once += 1
         else:
-            entry.presented_after_success[ref.number] = entry.presented_after_success.get(ref.number, 0) + 1
+            # Once its successor was presented, somebody held that, and no word can excuse the repetition.
+            if entry.shown_through <= ref.number:
+                repeated = entry.presented_after_success.get(ref.number, 0)
+                entry.presented_after_success[ref.number] = repeated + 1
             self.counters.presented_after_success += 1
         self.violations.append(Violation(kind, entry.subject, ref.family, ref.number))
 

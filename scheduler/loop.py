@@ -76,7 +76,8 @@ class Scheduler:
         self._tunables = tunables
         self._claim = timedelta(seconds=tunables.claim_seconds)
         self._patience = self._claim * TAKE_OVER_SHARE
-        self._take_over_from = 0.0
+        # A scheduler that starts may have been kept from starting by the same outage.
+        self._take_over_from = time.monotonic() + self._patience.total_seconds()
         self._stopping = False
         self._next_housekeeping = datetime.min.replace(tzinfo=UTC)
         self._trouble: str | None = None

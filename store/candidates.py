@@ -71,7 +71,8 @@ _PROMOTE = text("""
     )
     UPDATE tokenfleet.refresh_schedule s
     SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE now() END, claimed_until = NULL,
-        attempts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false
+        -- Not unanswered: what the provider rejects next may still be our loss, not the customer's doing.
+        attempts = 0, failing_since = NULL, last_error = NULL, quarantined = false
     FROM i JOIN promoted USING (account_id) WHERE s.account_id = i.account_id
     RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled
 """)

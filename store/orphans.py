@@ -50,11 +50,13 @@ class Orphan:
             keep.mkdir(exist_ok=True, mode=0o700)
             path.replace(keep / f"{self.directory.name}-{path.name}")
         remove(self.directory)
-        os.close(self._lock)
+        self.release()
 
     def release(self) -> None:
-        """Leave it as it is, for a later try."""
-        os.close(self._lock)
+        """Give up the lock, once: a journal that is still there is left for a later try."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def orphans(root: Path) -> Iterator[Orphan]:
@@ -76,14 +78,20 @@ def find(root: Path, wanted: Mapping[AccountId, int]) -> list[SavedTokens]:
     has. Torn records at a living journal's end are passed over; they are not there yet.
     """
     found: list[SavedTokens] = []
-    for path in sorted(root.glob(f"*/*{SUFFIX}")):
-        if path.parent.name == DAMAGED:
-            continue
-        # Removed meanwhile: then all of it is in Postgres.
-        with suppress(FileNotFoundError):
-            answers = records.read(path, [])
-            found.extend(answer for answer in answers if wanted.get(answer.account_id) == answer.generation)
+    for directory in _entries(root):
+        for path in _entries(directory) if directory.name != DAMAGED else ():
+            # Removed meanwhile: then all of it is in Postgres.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                answers = records.read(path, []) if path.suffix == SUFFIX else ()
+                found.extend(each for each in answers if wanted.get(each.account_id) == each.generation)
     return sorted(found, key=lambda answer: (answer.account_id, answer.epoch))
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return what is in a directory; nothing when it is gone, or is none."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(directory.iterdir())
+    return []
 
 
 def _is_stillborn(directory: Path) -> bool:

@@ -7,7 +7,7 @@ Invariants kept here:
 * :func:`start` is the fence (G2). An epoch can be started once, by one process, and only while it is the
   newest one and unexpired. Copies of a message, late workers and a wiped Redis all end here.
 * A claim that was started and never settled means that an answer may have been lost: the next claim counts
-  it in ``unanswered``.
+  it in ``unanswered``, and says so in ``last_error`` (:data:`UNSETTLED`).
 
 Both statements rely on ``ix_refresh_schedule_due`` and ``pk_refresh_schedule``.
 """
@@ -26,6 +26,8 @@ from tokenfleet.account import REFRESHABLE
 from tokenfleet.jobs import AccountId, AppId, Epoch, RefreshJob
 from tokenfleet_client.contract import AccountStatus
 
+UNSETTLED: Final = "attempt_unsettled"
+"""``last_error`` of an account whose last attempt was started and never heard of again."""
 WAKE_CHANNEL: Final = "tokenfleet_due"
 """``NOTIFY`` on it makes the schedulers look at once."""
 
@@ -55,7 +57,10 @@ _CLAIM = text("""
     SET claimed_until = now() + CAST(:claim AS interval),
         claim_epoch = s.claim_epoch + 1,
         unanswered = s.unanswered + CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
+        last_error = CASE
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 'attempt_unsettled'
+            ELSE s.last_error END
     FROM picked WHERE s.account_id = picked.account_id
     RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
 """)
@@ -67,7 +72,7 @@ _START = text("""
     -- The app too: a message that names another one would send the token to another provider's endpoint.
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
-    RETURNING s.account_id, s.claim_epoch, s.attempts, s.unanswered, s.next_refresh_at
+    RETURNING s.account_id, s.claim_epoch, s.attempts, s.unanswered, s.next_refresh_at, s.last_error
 """)
 
 _READ = text("""
@@ -169,6 +174,8 @@ class Attempt:
     refresh_token_expires_at: datetime | None
     attempts: int
     unanswered: int
+    is_unsettled: bool
+    """The attempt before was never settled: whoever made it may have an answer."""
     due_at: datetime | None
     database_now: datetime
 
@@ -243,6 +250,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 refresh_token_expires_at=row.refresh_token_expires_at,
                 attempts=schedule.attempts,
                 unanswered=schedule.unanswered,
+                is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,
                 database_now=row.database_now,
             )

@@ -148,11 +148,11 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
         case Throttled(code, retry_after):
             return PauseApp(now + _pause(retry_after), code)
         case Unavailable(code):
-            return RetryLater(now + backoff(known.attempts, chance), code)
+            return RetryLater(now + _retry_wait(known, chance), code)
         case OutcomeUnknown(code):
             if not known.replayed:
                 return Replay()
-            return RetryLater(now + _replay_wait(known, chance), code, answer_lost=True)
+            return RetryLater(now + _retry_wait(known, chance), code, answer_lost=True)
         case RequestRejected(code):
             return _our_fault(code, known.attempts, now)
         case Undescribed(code):
@@ -169,13 +169,14 @@ def backoff(attempts: int, chance: float) -> timedelta:
     return max(BACKOFF_FLOOR, ceiling * chance)
 
 
-def _replay_wait(known: Known, chance: float) -> timedelta:
-    """Return the wait after a second lost answer: short enough for some more tries within the provider's grace.
+def _retry_wait(known: Known, chance: float) -> timedelta:
+    """Return the wait before the next try.
 
-    After that the replaced token is reuse, and the family may be revoked for it (RFC 9700 section 4.14.2).
+    While an answer is missing it is short enough for some more tries within the provider's grace: after that the
+    replaced token is reuse, and the family may be revoked for it (RFC 9700 section 4.14.2).
     """
     wait = backoff(known.attempts, chance)
-    if known.replay_grace is None or known.attempts >= REPLAYS_IN_GRACE:
+    if known.replay_grace is None or not 0 < known.unanswered <= REPLAYS_IN_GRACE:
         return wait
     return max(BACKOFF_FLOOR, min(wait, known.replay_grace / (REPLAYS_IN_GRACE + 1)))
 

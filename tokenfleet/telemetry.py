@@ -45,6 +45,7 @@ class Event(StrEnum):
     CANDIDATE_PROMOTED = "candidate.promoted"
     CANDIDATE_UNREADABLE = "candidate.unreadable"
     JOURNAL_CONSULTED = "journal.consulted"
+    JOURNAL_UNREADABLE = "journal.unreadable"
     JOURNAL_LEFT = "journal.left"
     RECORD_REFUSED = "record.refused"
     JOURNAL_UNWRITABLE = "journal.unwritable"

@@ -11,11 +11,12 @@ import contextlib
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import candidates
 from store.candidates import Candidate, Promotion
+from store.engine import is_outage
 from store.keys import Vault
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, Epoch
@@ -109,8 +110,12 @@ class Candidates:
             try:
                 async with self._engine.connect() as connection:
                     return await connection.run_sync(candidates.of_account, account_id)
-            except (SQLAlchemyError, OSError):
-                await asyncio.sleep(RETRY_SECONDS)
+            except DBAPIError as error:
+                if not is_outage(error):
+                    raise
+            except OSError:
+                pass
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _discard(self, candidate: Candidate) -> None:
         # It stays where it is when Postgres goes away now, and is passed over again.

@@ -271,7 +271,8 @@ class Engine:
                 if self._journal.trouble is not None:
                     self._journal.check()
                 await self._adopt()
-                await self._candidates.restore_deposed()
+                if self._writer.available:
+                    await self._candidates.restore_deposed()
             except Exception as error:  # noqa: BLE001
                 # This task must outlive whatever goes wrong in one round: it is the one that notices recovery.
                 telemetry.logger().warning(Event.HOUSEKEEPING_FAILED.value, error=type(error).__name__)

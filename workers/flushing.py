@@ -7,9 +7,11 @@ call covers all that was appended before it, so it waits a moment for company, a
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from typing import Final
 
 from store.journal import Journal, JournalUnwritable
+
+RETRY_SECONDS: Final = 0.5
 
 
 class Flusher:
@@ -31,6 +33,9 @@ class Flusher:
             await self._appended.wait()
             await asyncio.sleep(self._wait_seconds)
             self._appended.clear()
-            # A refusing disk shows in the journal's own trouble, and stops new attempts.
-            with contextlib.suppress(JournalUnwritable):
+            try:
                 await loop.run_in_executor(None, self._journal.sync)
+            except JournalUnwritable:
+                # It shows in the journal's own trouble, and stops new attempts. What was appended is still owed.
+                await asyncio.sleep(RETRY_SECONDS)
+                self._appended.set()

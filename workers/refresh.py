@@ -14,13 +14,14 @@ Invariants kept here:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Concatenate, Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers import Registry
@@ -205,21 +206,31 @@ class Refresher:
 
     async def _without_answered(self, attempts: list[Attempt]) -> list[Attempt]:
         """Return ``attempts`` without those whose earlier answer turns up at the last moment."""
-        doubtful = {attempt.account_id: attempt.generation for attempt in attempts if attempt.unanswered}
+        doubtful = {attempt.account_id: attempt.generation for attempt in attempts if attempt.is_unsettled}
         if not doubtful:
             return attempts
-        answered = await self._consult(doubtful)
-        # A journal that is gone now has just been written to Postgres.
-        answered |= await self._in_database(schedule.moved_since, doubtful)
+        try:
+            answered = await self._consult(doubtful)
+            # A journal that is gone now has just been written to Postgres.
+            answered |= await self._in_database(schedule.moved_since, doubtful)
+        except Exception as error:  # noqa: BLE001
+            # The others of this job have been started and are owed their requests; these wait for their next claim.
+            telemetry.logger().warning(Event.JOURNAL_UNREADABLE.value, error=type(error).__name__)
+            answered = frozenset(doubtful)
         for attempt in attempts:
             if attempt.account_id in answered:
-                await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
+                await self._abandon(attempt)
         return [attempt for attempt in attempts if attempt.account_id not in answered]
+
+    async def _abandon(self, attempt: Attempt) -> None:
+        """Give back a claim under which nothing was sent; if that fails, it ends by itself."""
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
 
     async def _give_back(self, attempts: list[Attempt]) -> None:
         """Give back what was started and not asked, because the order to stop came in between."""
         for attempt in attempts:
-            await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
+            await self._abandon(attempt)
         given_back = [attempt.account_id for attempt in attempts]
         self._busy.difference_update(given_back)
         await self._leases.give_back(given_back, self._owner)
@@ -231,7 +242,7 @@ class Refresher:
                 delay = (attempt.database_now - attempt.due_at).total_seconds()
                 telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
             if not await self._asker.perform(asking, attempt):
-                await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
+                await self._abandon(attempt)
                 await self._leases.give_back([attempt.account_id], self._owner)
         except Exception as error:  # noqa: BLE001
             # A fault of ours. The account waits longer each time; the alarm brings a person.

@@ -37,14 +37,16 @@ async def adopt_orphans(engine: AsyncEngine, root: Path, *, actor: str) -> int:
     for orphan in orphans(root):
         try:
             count, recovered = await _write(engine, orphan, actor)
-        except BaseException:
+            for damage in orphan.damage:
+                telemetry.alarm(
+                    Event.JOURNAL_DAMAGED,
+                    segment=damage.path.name,
+                    offset=damage.offset,
+                    reason=damage.reason,
+                )
+            orphan.discard()
+        finally:
             orphan.release()
-            raise
-        for damage in orphan.damage:
-            telemetry.alarm(
-                Event.JOURNAL_DAMAGED, segment=damage.path.name, offset=damage.offset, reason=damage.reason
-            )
-        orphan.discard()
         if count:
             telemetry.logger().warning(
                 Event.JOURNAL_REPLAYED.value,

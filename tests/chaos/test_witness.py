@@ -18,14 +18,20 @@ from chaos.witness import Step, Witness
 from providers.exchange import TokenRequest
 
 
-def child_with(tmp_path: Path, *steps: tuple[Step, int], deed: Deed = Deed.DIE, ended: float) -> Child:
+def child_with(
+    tmp_path: Path,
+    *steps: tuple[Step, int],
+    deed: Deed = Deed.DIE,
+    exit_code: int = -signal.SIGKILL,
+    ended: float,
+) -> Child:
     """A dead worker that took these steps, each with its epoch, about account 7."""
     path = tmp_path / f"{len(list(tmp_path.iterdir()))}.witness"
     seen = Witness(path)
     for step, epoch in steps:
         seen.note(step, 7, epoch, "f" * 64 if step is Step.SENT else "-")
     order = Order(0, Role.WORKER, {}, "", str(path), deed=deed)
-    return Child(order, 0.0, exit_code=-9, ended=ended)
+    return Child(order, 0.0, exit_code=exit_code, ended=ended)
 
 
 def test_a_process_that_is_killed_has_written_all_that_it_did(tmp_path: Path) -> None:
@@ -69,6 +75,18 @@ def test_what_was_sent_and_not_kept_is_gone_with_its_process(tmp_path: Path) -> 
     [[kept, unkept]] = read_witnesses([child]).tokens.values()
     assert (kept.saved is not None, kept.gone) == (True, None)
     assert (unkept.saved, unkept.gone) == (None, 9e9)
+
+
+def test_a_process_that_ended_in_good_order_has_no_excuse_for_what_it_did_not_save(tmp_path: Path) -> None:
+    child = child_with(tmp_path, (Step.SENT, 1), (Step.RECEIVED, 1), exit_code=0, ended=9e9)
+    [[presentation]] = read_witnesses([child]).tokens.values()
+    assert (presentation.saved, presentation.gone) == (None, None)
+
+
+def test_a_process_that_lives_and_gave_up_before_the_time_was_over_has_no_excuse(tmp_path: Path) -> None:
+    child = child_with(tmp_path, (Step.SENT, 1), (Step.UNANSWERED, 1), exit_code=0, ended=9e9)
+    [[presentation]] = read_witnesses([child]).tokens.values()
+    assert presentation.gone is None
 
 
 def test_a_frozen_process_held_what_it_saved_later_for_too_long(tmp_path: Path) -> None:

@@ -151,6 +151,8 @@ class World:
         self.scheduler = Scheduler(
             self.engine, self.registry, Budgets(self.redis), cast(Publisher, self.desk), self.tunables
         )
+        # Its patience after a start is of this machine's time, not of the world's.
+        self.scheduler._take_over_from = 0.0
         for subject in SUBJECTS:
             self.sign_up(subject)
         for place in range(WORKERS):

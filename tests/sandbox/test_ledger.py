@@ -167,6 +167,15 @@ def test_an_answer_whose_successor_was_presented_cannot_be_declared_lost(ledger:
     assert ledger.counters.rotations_lost == 0
 
 
+def test_no_word_excuses_a_repetition_after_the_successor_was_presented(ledger: Ledger) -> None:
+    rotate(ledger, FIRST, delivered=True)
+    rotate(ledger, SECOND, delivered=True)
+    present(ledger, FIRST)
+    assert not ledger.declare_lost(FIRST)
+    assert ledger.counters.presented_twice == 1
+    assert [violation.rotation for violation in ledger.violations] == [0]
+
+
 def test_an_answer_that_came_to_light_after_a_replay_is_a_loss_recovered(ledger: Ledger) -> None:
     """A process that was frozen with the answer unread, for longer than anybody waits, saved it after all."""
     rotate(ledger, FIRST, delivered=True)

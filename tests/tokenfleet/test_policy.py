@@ -181,22 +181,31 @@ def test_where_refresh_tokens_are_never_replaced_no_rotation_can_be_lost() -> No
 # Lost answers
 
 
-@given(chance=chances, grace=st.integers(8, 600))
-def test_within_a_grace_window_a_lost_answer_is_asked_for_several_times(chance: float, grace: int) -> None:
+@given(chance=chances, grace=st.integers(8, 600), attempts=st.integers(0, 100))
+def test_within_a_grace_window_a_lost_answer_is_asked_for_several_times(
+    chance: float, grace: int, attempts: int
+) -> None:
     window, waited = timedelta(seconds=grace), timedelta(0)
-    for attempts in range(REPLAYS_IN_GRACE):
-        what_we_know = replace(known(attempts=attempts, replayed=True), replay_grace=window)
-        decision = decide(OutcomeUnknown("cut"), what_we_know, now=NOW, chance=chance)
+    for unanswered in range(1, REPLAYS_IN_GRACE + 1):
+        outcome = OutcomeUnknown("cut") if unanswered % 2 else Unavailable("http_503")
+        what_we_know = replace(
+            known(attempts=attempts + unanswered, unanswered=unanswered, replayed=True), replay_grace=window
+        )
+        decision = decide(outcome, what_we_know, now=NOW, chance=chance)
         assert isinstance(decision, RetryLater)
         waited += decision.at - NOW
     assert waited < window
 
 
-@given(attempts=st.integers(REPLAYS_IN_GRACE, 100), chance=chances)
-def test_after_the_grace_a_lost_answer_waits_like_any_failure(attempts: int, chance: float) -> None:
-    what_we_know = replace(known(attempts=attempts, replayed=True), replay_grace=timedelta(seconds=30))
-    decision = decide(OutcomeUnknown("cut"), what_we_know, now=NOW, chance=chance)
-    assert decision == RetryLater(NOW + backoff(attempts, chance), "cut", answer_lost=True)
+@given(attempts=st.integers(0, 100), chance=chances, unanswered=st.sampled_from([0, REPLAYS_IN_GRACE + 1]))
+def test_without_a_lost_answer_and_after_the_grace_a_failure_waits_as_ever(
+    attempts: int, chance: float, unanswered: int
+) -> None:
+    what_we_know = replace(
+        known(attempts=attempts, unanswered=unanswered, replayed=True), replay_grace=timedelta(seconds=30)
+    )
+    decision = decide(Unavailable("http_503"), what_we_know, now=NOW, chance=chance)
+    assert decision == RetryLater(NOW + backoff(attempts, chance), "http_503")
 
 
 @given(what_we_know=knowns, now=moments, chance=chances)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
+from sandbox.faults import FaultKind, FaultRule
 from store import schedule, settlement
+from store.answers import SavedTokens
 from store.journal import Journal
 from store.orphans import find
 from tests.support.builders import answer, let_claims_expire, start
@@ -109,6 +112,66 @@ def test_an_account_whose_generation_moves_at_the_last_moment_is_not_asked(
         worker.run(fleet.claim())
     assert requests(fleet) == 0
     assert fleet.column("SELECT claimed_until IS NULL FROM tokenfleet.refresh_schedule") == [True]
+
+
+def test_a_search_that_fails_costs_the_doubtful_accounts_a_claim_and_the_others_nothing(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[SavedTokens]:
+        raise PermissionError("the journals cannot be read")
+
+    [doubtful] = begin(fleet, "doubtful")
+    [other] = fleet.connect("other")
+    monkeypatch.setattr("workers.replay.find", fail)
+    with fleet.worker() as worker:
+        worker.run(fleet.claim())
+        assert (fleet.row(doubtful).generation, fleet.row(other).generation) == (1, 2)
+        assert requests(fleet) == 1
+        assert not fleet.row(doubtful).claimed
+        monkeypatch.undo()
+        let_claims_expire(fleet.engine)
+        worker.run(fleet.claim())
+    assert fleet.row(doubtful).generation == 2
+    assert fleet.strays() == []
+
+
+def test_an_answer_that_was_lost_and_settled_so_is_no_reason_to_search(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that hangs makes everybody's answers lost; only an attempt that was never settled is in doubt."""
+    searches: list[object] = []
+
+    def search(_: Path, wanted: object) -> list[SavedTokens]:
+        searches.append(wanted)
+        return []
+
+    monkeypatch.setattr("workers.replay.find", search)
+    [account_id] = fleet.connect("customer")
+    fleet.server.add_faults(FaultRule(kind=FaultKind.RESET_BEFORE, count=2))
+    with fleet.worker() as worker:
+        worker.run(fleet.claim())
+        assert fleet.row(account_id).unanswered > 0
+        fleet.make_due(account_id)
+        worker.run(fleet.claim())
+    assert fleet.row(account_id).generation == 2
+    assert searches == []
+
+
+def test_a_journal_that_goes_away_during_the_search_is_passed_over(
+    fleet: Fleet, sibling: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = fleet.settings.journal_dir / "gone"
+    gone.mkdir()
+    sibling.append(answer(fleet.vault, AccountId(1), epoch=1, generation=4))
+    listed = Path.iterdir
+
+    def vanish(directory: Path) -> Iterator[Path]:
+        if directory == gone:
+            gone.rmdir()
+        return listed(directory)
+
+    monkeypatch.setattr(Path, "iterdir", vanish)
+    assert len(find(fleet.settings.journal_dir, {AccountId(1): 4})) == 1
 
 
 def test_journals_are_searched_by_account_and_generation_whoever_owns_them(
