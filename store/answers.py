@@ -45,8 +45,8 @@ class SavedTokens:
     next_refresh_at: datetime
     job_id: UUID
     duration_ms: int
-    connecting: bool
-    """The account was ``connecting`` when it was asked: this answer makes it active."""
+    activates: bool
+    """The account was not active when it was asked: this answer makes it so."""
 
 
 def columns(answers: Sequence[SavedTokens]) -> dict[str, Any]:

@@ -23,8 +23,6 @@ from sqlalchemy import Connection, text
 
 from store import transitions
 from store.answers import lists
-from store.engine import database_now
-from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
 
 _OF_ACCOUNT = text("""
@@ -147,16 +145,15 @@ def deposed(connection: Connection) -> list[Deposed]:
 def promote(connection: Connection, promotions: Sequence[Promotion], *, actor: str) -> frozenset[AccountId]:
     """Put candidates in the place of rejected tokens, due now; returns the accounts whose generation had not moved.
 
-    An account that was told to sign in again meanwhile becomes active, and that is told too (G5). The claims of
-    the rejected attempts are given back. Writing twice does no harm.
+    An account that was given up meanwhile is asked once more, and active when that succeeds. The claims of the
+    rejected attempts are given back. Writing twice does no harm.
     """
     names = "account_id epoch generation candidate_id access_token refresh_token code job_id duration_ms"
     parameters = lists(promotions, names) | {"actor": actor}
     rows = connection.execute(_PROMOTE, parameters).all()
     unscheduled = [AccountId(row.account_id) for row in rows if row.unscheduled]
     if unscheduled:
-        moved = transitions.apply(connection, Trigger.REFRESHED, unscheduled, actor=actor, reason=None)
-        transitions.reschedule(connection, dict.fromkeys(moved, database_now(connection)))
+        transitions.verify(connection, unscheduled)
     connection.execute(_RELEASE, lists(promotions, "account_id epoch"))
     return frozenset(AccountId(row.account_id) for row in rows)
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from tokenfleet.account import REFRESHABLE
+from tokenfleet.account import ASKABLE
 from tokenfleet.jobs import AccountId, AppId, Epoch, RefreshJob
 from tokenfleet_client.contract import AccountStatus
 
@@ -229,7 +229,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     for row in connection.execute(_READ, {"account_ids": list(started)}):
         schedule = started[row.id]
         is_due = schedule.next_refresh_at is not None and schedule.next_refresh_at <= row.database_now
-        if row.status not in REFRESHABLE:
+        if row.status not in ASKABLE:
             unrefreshable.append(row.id)
             continue
         if not is_due:

@@ -191,8 +191,11 @@ class SaveResult:
 def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, actor: str) -> SaveResult:
     """Persist good answers whose generation has not moved; keep the others as candidates.
 
-    A status that an answer changes (first refresh, or an alarm proven outdated) is moved in the same
-    transaction. Several answers for one account are written one after the other, by epoch.
+    The answer to an account that was not active makes it so, in the same transaction. One that comes after its
+    account was given up proves nothing yet: the provider may have ended the grant since. It is verified by
+    another refresh, and nobody is told before that succeeds.
+
+    Several answers for one account are written one after the other, by epoch.
     """
     # In one order, so that two transactions with the same accounts never wait for each other.
     answers = sorted(answers, key=lambda answer: (answer.account_id, answer.epoch))
@@ -210,19 +213,18 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
     rows = connection.execute(_SAVE, parameters).all()
     saved = frozenset(AccountId(row.account_id) for row in rows)
     unscheduled = {row.account_id for row in rows if row.unscheduled}
-    moving = [
-        answer
+    activating = {
+        answer.account_id: answer.next_refresh_at
         for answer in answers
-        if answer.account_id in unscheduled or (answer.connecting and answer.account_id in saved)
-    ]
-    if moving:
-        ids = [answer.account_id for answer in moving]
+        if answer.activates and answer.account_id in saved
+    }
+    if activating:
+        ids = list(activating)
         moved = transitions.apply(connection, Trigger.REFRESHED, ids, actor=actor, reason=None)
-        back = unscheduled & moved
-        transitions.reschedule(
-            connection,
-            {answer.account_id: answer.next_refresh_at for answer in moving if answer.account_id in back},
-        )
+        transitions.reschedule(connection, {each: activating[each] for each in moved & unscheduled})
+        unscheduled -= moved
+    if unscheduled:
+        transitions.verify(connection, sorted(unscheduled))
     missed = [answer for answer in answers if answer.account_id not in saved]
     repeated = _already_written(connection, missed)
     late_answers = [answer for answer in missed if answer.account_id not in repeated]
@@ -273,8 +275,7 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
                 job_id=rejection.job_id,
                 duration_ms=rejection.duration_ms,
             )
-    if flipped:
-        transitions.unschedule(connection, sorted(flipped))
+    transitions.unschedule(connection, sorted(current))
     connection.execute(_RELEASE, pairs)
     return frozenset(flipped)
 

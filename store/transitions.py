@@ -66,6 +66,13 @@ _UNSCHEDULE = text("""
     WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
+_VERIFY = text("""
+    UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = now()
+    FROM tokenfleet.accounts a
+    WHERE a.id = s.account_id AND a.status = 'needs_reauth'
+      AND s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NULL
+""")
+
 _RESUME = text("""
     UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now()
     WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND next_refresh_at IS NULL
@@ -130,6 +137,11 @@ def reschedule(connection: Connection, moments: Mapping[AccountId, datetime]) ->
 def unschedule(connection: Connection, account_ids: Sequence[AccountId]) -> None:
     """Take accounts off the schedule: nobody asks about them until they are rescheduled."""
     connection.execute(_UNSCHEDULE, {"account_ids": list(account_ids)})
+
+
+def verify(connection: Connection, account_ids: Sequence[AccountId]) -> None:
+    """Let those of ``account_ids`` that were given up be asked once more: an answer has come in since."""
+    connection.execute(_VERIFY, {"account_ids": list(account_ids)})
 
 
 def pause(

@@ -58,7 +58,7 @@ TRANSITIONS: Final[Mapping[tuple[AccountStatus, Trigger], Transition]] = {
     (_S.ACTIVE, _T.GRANT_REJECTED): Transition(_S.NEEDS_REAUTH, EventType.AUTHENTICATION_ERROR),
     (_S.ACTIVE, _T.PAUSED): Transition(_S.PAUSED),
     (_S.ACTIVE, _T.REVOKED): Transition(_S.REVOKED, EventType.REVOKED),
-    # A good answer that arrives after the alarm proves the alarm outdated: the account is well again.
+    # An answer that came in after the alarm was verified by another refresh: the account is well again.
     (_S.NEEDS_REAUTH, _T.REFRESHED): Transition(_S.ACTIVE, EventType.REACTIVATED),
     (_S.NEEDS_REAUTH, _T.RECONNECTED): Transition(_S.ACTIVE, EventType.REACTIVATED),
     (_S.NEEDS_REAUTH, _T.REVOKED): Transition(_S.REVOKED, EventType.REVOKED),
@@ -71,6 +71,10 @@ paused; a second rejection of a ``needs_reauth`` account tells nobody again."""
 
 REFRESHABLE: Final = frozenset({AccountStatus.CONNECTING, AccountStatus.ACTIVE})
 """Statuses in which the fleet asks the provider."""
+
+ASKABLE: Final = REFRESHABLE | {AccountStatus.NEEDS_REAUTH}
+"""Statuses in which an account that is due may be asked. One that was given up is due only when an answer came in
+after that: it becomes active when a refresh with that answer has succeeded."""
 
 
 def sources(trigger: Trigger) -> frozenset[AccountStatus]:

@@ -233,7 +233,7 @@ class Asker:
             next_refresh_at=decision.next_refresh_at,
             job_id=asking.job_id,
             duration_ms=duration_ms,
-            connecting=attempt.status is AccountStatus.CONNECTING and bool(tokens.access_token),
+            activates=attempt.status is not AccountStatus.ACTIVE and bool(tokens.access_token),
         )
 
     def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:

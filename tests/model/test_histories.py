@@ -191,14 +191,30 @@ def test_a_frozen_adopter_does_not_hold_up_its_siblings(begin: Begin) -> None:
     assert asked, "the others' accounts are not refreshed either"
 
 
-def test_a_late_answer_of_a_thawed_worker_proves_the_alarm_outdated_and_says_so_once(begin: Begin) -> None:
+def test_a_late_answer_of_a_thawed_worker_is_verified_before_the_account_is_well_again(begin: Begin) -> None:
     history = begin(LENIENT)
     history.answer(history.ask(FIRST))
     history.freeze(FIRST)
     history.take_over(SECOND)
     assert history.status() is AccountStatus.NEEDS_REAUTH
     history.thaw(FIRST)
+    assert history.status() is AccountStatus.NEEDS_REAUTH
+    history.acts.refresh(THIRD)
+    history.judge.look()
     assert history.status() is AccountStatus.ACTIVE
+    history.end()
+
+
+def test_a_late_answer_that_proves_dead_bothers_nobody_again(begin: Begin) -> None:
+    """The provider has ended the whole grant for the repetition."""
+    history = begin(STRICT)
+    history.answer(history.ask(FIRST))
+    history.freeze(FIRST)
+    history.take_over(SECOND)
+    history.thaw(FIRST)
+    history.acts.refresh(THIRD)
+    history.judge.look()
+    assert history.status() is AccountStatus.NEEDS_REAUTH
     history.end()
 
 

@@ -127,7 +127,7 @@ class Desk:
         with self.engine.begin() as connection:
             connecting = attempt.status is AccountStatus.CONNECTING
             result = settlement.save_refreshed(
-                connection, [replace(saved, connecting=connecting)], actor=ACTOR
+                connection, [replace(saved, activates=connecting)], actor=ACTOR
             )
         assert account_id in result.saved
 
@@ -698,7 +698,7 @@ def test_one_sign_in_imported_twice_at_once_counts_once(desk: Desk) -> None:
 def test_an_import_that_meets_a_worker_waits_and_builds_on_what_the_worker_wrote(desk: Desk) -> None:
     desk.bring(line())
     attempt = begin_attempt(desk.engine, desk.app_id, desk.account())
-    saved = answer(desk.vault, desk.account(), epoch=attempt.epoch, generation=1, connecting=True)
+    saved = answer(desk.vault, desk.account(), epoch=attempt.epoch, generation=1, activates=True)
     with desk.engine.connect() as connection:
         settlement.save_refreshed(connection, [saved], actor=ACTOR)
         importing = in_background(_bringing(desk, whole(refresh_token="second")))

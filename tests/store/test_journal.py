@@ -49,7 +49,7 @@ def record(number: int, *, size: int = 40) -> SavedTokens:
         next_refresh_at=MOMENT,
         job_id=UUID("00000000-0000-4000-8000-00000000000a"),
         duration_ms=200,
-        connecting=False,
+        activates=False,
     )
 
 
@@ -95,7 +95,7 @@ def accounts(orphan: Orphan) -> list[int]:
         next_refresh_at=st.datetimes(timezones=st.just(UTC)),
         job_id=st.uuids(),
         duration_ms=st.integers(0, 2**31 - 1),
-        connecting=st.booleans(),
+        activates=st.booleans(),
     )
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)

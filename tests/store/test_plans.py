@@ -120,7 +120,7 @@ def give_back(connection: Connection, big: Big) -> None:
 
 
 def save(connection: Connection, big: Big) -> None:
-    answers = [answer(big.vault, each, epoch=9, generation=1, connecting=True) for each in big.ids]
+    answers = [answer(big.vault, each, epoch=9, generation=1, activates=True) for each in big.ids]
     assert len(settlement.save_refreshed(connection, answers, actor=ACTOR).saved) == BATCH
 
 

@@ -389,7 +389,7 @@ def test_no_token_and_nothing_sealed_reaches_history_or_outbox(
         generation=1,
         access_token="planted-access-token",
         refresh_token="planted-refresh-token",
-        connecting=True,
+        activates=True,
     )
     save(engine, tokens)
     reject(engine, account_id, epoch=2, generation=2)
@@ -415,7 +415,7 @@ def test_the_first_answer_of_a_connecting_account_makes_it_active_and_tells_nobo
 ) -> None:
     account_id = make_account(engine, vault, app_id, status=AccountStatus.CONNECTING)
     attempt = begin_attempt(engine, app_id, account_id)
-    tokens = answer(vault, account_id, epoch=attempt.epoch, generation=1, connecting=True)
+    tokens = answer(vault, account_id, epoch=attempt.epoch, generation=1, activates=True)
     save(engine, tokens)
     save(engine, tokens)
 
@@ -439,7 +439,7 @@ def test_an_account_that_is_paused_meanwhile_takes_the_late_answer_and_stays_pau
     assert told_about(engine, account_id) == []
 
 
-def test_a_good_answer_after_the_alarm_makes_the_account_well_with_one_event(
+def test_a_good_answer_after_the_alarm_is_verified_before_anybody_is_told_that_all_is_well(
     engine: Engine, vault: Vault, app_id: AppId, account_id: AccountId
 ) -> None:
     first = begin_attempt(engine, app_id, account_id)
@@ -451,11 +451,39 @@ def test_a_good_answer_after_the_alarm_makes_the_account_well_with_one_event(
 
     for _ in range(3):
         save(engine, tokens)
+    state = state_of(engine, vault, account_id)
+    assert (state.status, state.generation) == (AccountStatus.NEEDS_REAUTH, 2)
+    assert told_about(engine, account_id) == [ALARM]
 
+    third = begin_attempt(engine, app_id, account_id)
+    verified = answer(vault, account_id, epoch=third.epoch, generation=2, activates=True)
+    for _ in range(3):
+        save(engine, verified)
     state = state_of(engine, vault, account_id)
     assert (state.status, state.status_reason) == (AccountStatus.ACTIVE, None)
-    assert state.next_refresh_at == tokens.next_refresh_at
+    assert state.next_refresh_at == verified.next_refresh_at
     assert told_about(engine, account_id) == [ALARM, WELL]
+
+
+def test_an_answer_after_the_alarm_that_proves_dead_bothers_nobody_again(
+    engine: Engine, vault: Vault, app_id: AppId, account_id: AccountId
+) -> None:
+    """The provider ended the whole grant when it saw the repetition."""
+    first = begin_attempt(engine, app_id, account_id)
+    let_claims_expire(engine)
+    second = begin_attempt(engine, app_id, account_id)
+    reject(engine, account_id, epoch=second.epoch, generation=1)
+    before = state_of(engine, vault, account_id)
+    save(engine, answer(vault, account_id, epoch=first.epoch, generation=1))
+    third = begin_attempt(engine, app_id, account_id)
+
+    assert reject(engine, account_id, epoch=third.epoch, generation=2) == frozenset()
+
+    after = state_of(engine, vault, account_id)
+    assert (after.status, after.status_reason) == (AccountStatus.NEEDS_REAUTH, before.status_reason)
+    assert (after.next_refresh_at, after.claimed_until) == (None, None)
+    assert claim(engine, app_id) == []
+    assert told_about(engine, account_id) == [ALARM]
 
 
 # Deferring
@@ -620,7 +648,7 @@ def test_a_rejection_that_waits_for_the_siblings_commit_adopts_its_tokens(
     assert told_about(engine, account_id) == []
 
 
-def test_an_answer_that_waits_for_a_rejection_reactivates_with_one_event(
+def test_an_answer_that_waits_for_a_rejection_is_saved_and_verified(
     engine: Engine, vault: Vault, account_id: AccountId
 ) -> None:
     tokens = answer(vault, account_id, epoch=1, generation=1)
@@ -632,8 +660,9 @@ def test_an_answer_that_waits_for_a_rejection_reactivates_with_one_event(
 
     assert saving.result(10).saved == {account_id}
     state = state_of(engine, vault, account_id)
-    assert (state.status, state.next_refresh_at) == (AccountStatus.ACTIVE, tokens.next_refresh_at)
-    assert told_about(engine, account_id) == [ALARM, WELL]
+    assert (state.status, state.generation) == (AccountStatus.NEEDS_REAUTH, 2)
+    assert state.next_refresh_at is not None
+    assert told_about(engine, account_id) == [ALARM]
 
 
 def test_a_rejection_of_a_paused_account_flips_nothing_and_tells_nobody(
@@ -709,11 +738,12 @@ def test_whatever_wins_between_rejection_answer_pause_and_resume_each_transition
     events = told_about(engine, account_id)
     assert state.generation == 2
     assert state.refresh_token == "refresh-2"
-    assert events in ([], [ALARM, WELL])
+    assert events in ([], [ALARM])
     steps = status_steps(engine, account_id)
     assert all(before == after for (_, before), (after, _) in itertools.pairwise(steps)), steps
     assert (steps[-1][1] if steps else AccountStatus.ACTIVE) == state.status
-    assert state.status in {AccountStatus.ACTIVE, AccountStatus.PAUSED}
+    # Given up, and due to be asked with the answer that came after that.
+    assert (state.status is AccountStatus.NEEDS_REAUTH) == (events == [ALARM])
     assert (state.next_refresh_at is None) == (state.status is AccountStatus.PAUSED)
 
 
@@ -739,7 +769,7 @@ def test_a_first_answer_and_a_pause_of_the_same_accounts_do_not_deadlock(
     claims = claim(engine, app_id)
     attempts = start(engine, job_of(app_id, claims))
     answers = [
-        answer(vault, each.account_id, epoch=each.epoch, generation=1, connecting=True) for each in attempts
+        answer(vault, each.account_id, epoch=each.epoch, generation=1, activates=True) for each in attempts
     ]
 
     def pause_all() -> None:

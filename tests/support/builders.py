@@ -274,7 +274,7 @@ def answer(
     scope: str | None = None,
     next_refresh_at: datetime | None = None,
     variables: Mapping[str, str] | None = None,
-    connecting: bool = False,
+    activates: bool = False,
 ) -> SavedTokens:
     """Return a good answer to an attempt, sealed for the generation after the one it was asked with."""
     sealed_for = generation + 1
@@ -297,7 +297,7 @@ def answer(
         next_refresh_at=next_refresh_at or now() + HOUR,
         job_id=JOB_ID,
         duration_ms=200,
-        connecting=connecting,
+        activates=activates,
     )
 
 

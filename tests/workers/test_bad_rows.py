@@ -275,7 +275,7 @@ def test_an_app_whose_secret_does_not_open_is_held_and_its_accounts_stay_as_they
     said.assert_calm()
 
 
-@pytest.mark.parametrize("status", ["needs_reauth", "paused", "revoked"])
+@pytest.mark.parametrize("status", ["paused", "revoked"])
 def test_a_row_that_is_due_and_must_not_be_refreshed_is_looked_at_once(fleet: Fleet, status: str) -> None:
     """Otherwise every tick would claim it anew, for ever."""
     [account_id] = fleet.connect("customer")

@@ -116,8 +116,10 @@ def test_a_candidate_that_comes_after_the_customer_was_told_brings_the_account_b
         late = answer(fleet.vault, account_id, epoch=12, generation=1, refresh_token=live)
         with fleet.engine.begin() as connection:
             settlement.save_refreshed(connection, [late], actor="later worker")
-        eventually(lambda: fleet.row(account_id).status == "active", what="housekeeping has seen it")
+        eventually(lambda: fleet.row(account_id).next_refresh_in is not None, what="housekeeping has seen it")
+        assert fleet.row(account_id).status == "needs_reauth", "it is verified first"
         worker.run(fleet.claim())
+    assert fleet.row(account_id).status == "active"
     assert fleet.strays() == []
     assert fleet.told(account_id) == [
         "integrated_account:authentication_error",
