@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cli.output import counted, dated, duration, relative
-from tokenfleet.policy import ROTATION_LOST
+from tokenfleet.policy import ROTATION_LOST, UNSETTLED
 from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ def _because(account: AccountDetail) -> str:
     return f" ({account.status_reason})" if account.status_reason else ""
 
 
+def _giving_up(account: AccountDetail) -> Iterator[str]:
+    if account.schedule is not None and account.schedule.next_refresh_at is not None:
+        yield "An answer came in after that: the next refresh will show whether it is good."
+
+
 def _status(account: AccountDetail) -> Iterator[str]:
     now = account.database_now
     since = dated(account.status_changed_at, now)
@@ -45,11 +50,13 @@ def _status(account: AccountDetail) -> Iterator[str]:
                 f"Since {since} the customer has to sign in again: the provider replaced the refresh token, "
                 "and the answer that held the new one never reached us (rotation_lost)."
             )
+            yield from _giving_up(account)
         case AccountStatus.NEEDS_REAUTH:
             yield (
                 f"Since {since} the customer has to sign in again: the provider rejected the grant"
                 f"{_because(account)}. Importing new tokens makes it active."
             )
+            yield from _giving_up(account)
         case AccountStatus.PAUSED:
             yield (
                 f"Paused by an operator since {since}{_because(account)}; 'tokenfleet accounts resume "
@@ -89,6 +96,8 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
             f"Refreshing fails since {dated(schedule.failing_since, now)}, "
             f"{counted(schedule.attempts, 'attempt')} in a row; the last one ended in {schedule.last_error}."
         )
+    elif schedule.last_error == UNSETTLED:
+        yield "Its last attempt was never heard of again: its worker died, was frozen, or lost Postgres."
     elif schedule.last_error is not None:
         yield f"The last attempt was put off ({schedule.last_error}); the account is not at fault."
     if schedule.unanswered:

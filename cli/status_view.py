@@ -36,8 +36,16 @@ def render(status: FleetStatus) -> Group:
 def _heading(fleet: Overview) -> Text:
     running = fleet.processes
     text = Text(f"{moment(fleet.at)}   ")
-    for count, noun in ((running.schedulers, "scheduler"), (running.workers, "worker")):
-        text.append(f"{counted(count, noun) if count else f'no {noun}'}   ", style=_GOOD if count else _BAD)
+    for count, noun, silent_since in (
+        (running.schedulers, "scheduler", running.schedulers_silent_since),
+        (running.workers, "worker", running.workers_silent_since),
+    ):
+        text.append(counted(count, noun) if count else f"no {noun}", style=_GOOD if count else _BAD)
+        if silent_since is not None:
+            text.append(
+                f" (not heard of for {duration(fleet.at - silent_since)}: frozen or cut off)", style=_BAD
+            )
+        text.append("   ")
     return text
 
 

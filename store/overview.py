@@ -9,7 +9,7 @@ failing ones on ``ix_refresh_schedule_failing``, the last minute on ``ix_account
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection, text
@@ -78,13 +78,19 @@ _RECENT = text("""
     GROUP BY e.kind, e.code ORDER BY attempts DESC, e.kind, e.code
 """)
 
+SILENCE: Final = timedelta(seconds=15)
 _PROCESSES = text("""
     SELECT CASE WHEN starts_with(application_name, 'tokenfleet scheduler ') THEN 'scheduler' ELSE 'worker' END
-               AS role, count(DISTINCT application_name) AS processes
-    FROM pg_stat_activity
-    WHERE datname = current_database()
-      AND (starts_with(application_name, 'tokenfleet scheduler ')
-           OR starts_with(application_name, 'tokenfleet worker '))
+               AS role, count(*) AS processes,
+           min(heard_of) FILTER (WHERE heard_of < clock_timestamp() - CAST(:patience AS interval)) AS silent_since
+    FROM (
+        SELECT application_name, max(GREATEST(state_change, backend_start)) AS heard_of
+        FROM pg_stat_activity
+        WHERE datname = current_database()
+          AND (starts_with(application_name, 'tokenfleet scheduler ')
+               OR starts_with(application_name, 'tokenfleet worker '))
+        GROUP BY application_name
+    ) AS process
     GROUP BY role
 """)
 
@@ -150,10 +156,16 @@ class OutcomeCount:
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """How many fleet processes hold a connection to this database."""
+    """How many fleet processes hold a connection to this database.
+
+    ``*_silent_since`` is when the quietest of them was heard of, None when all of them speak: each does so several
+    times within :data:`SILENCE`, unless it is frozen, cut off, or waits for its broker.
+    """
 
     schedulers: int
     workers: int
+    schedulers_silent_since: datetime | None = None
+    workers_silent_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,5 +229,11 @@ def read_apps(connection: Connection) -> tuple[AppLoad, ...]:
 
 def read_processes(connection: Connection) -> Processes:
     """Return how many schedulers and workers are connected, as far as this role may see their names."""
-    counts = {row.role: row.processes for row in connection.execute(_PROCESSES)}
-    return Processes(schedulers=counts.get("scheduler", 0), workers=counts.get("worker", 0))
+    found = {row.role: row for row in connection.execute(_PROCESSES, {"patience": SILENCE})}
+    schedulers, workers = found.get("scheduler"), found.get("worker")
+    return Processes(
+        schedulers=schedulers.processes if schedulers else 0,
+        workers=workers.processes if workers else 0,
+        schedulers_silent_since=schedulers.silent_since if schedulers else None,
+        workers_silent_since=workers.silent_since if workers else None,
+    )

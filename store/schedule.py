@@ -7,7 +7,7 @@ Invariants kept here:
 * :func:`start` is the fence (G2). An epoch can be started once, by one process, and only while it is the
   newest one and unexpired. Copies of a message, late workers and a wiped Redis all end here.
 * A claim that was started and never settled means that an answer may have been lost: the next claim counts
-  it in ``unanswered``, and says so in ``last_error`` (:data:`UNSETTLED`).
+  it in ``unanswered``, and says so in ``last_error`` (:data:`~tokenfleet.policy.UNSETTLED`).
 
 Both statements rely on ``ix_refresh_schedule_due`` and ``pk_refresh_schedule``.
 """
@@ -24,10 +24,9 @@ from sqlalchemy import Connection, text
 
 from tokenfleet.account import ASKABLE
 from tokenfleet.jobs import AccountId, AppId, Epoch, RefreshJob
+from tokenfleet.policy import UNSETTLED
 from tokenfleet_client.contract import AccountStatus
 
-UNSETTLED: Final = "attempt_unsettled"
-"""``last_error`` of an account whose last attempt was started and never heard of again."""
 WAKE_CHANNEL: Final = "tokenfleet_due"
 """``NOTIFY`` on it makes the schedulers look at once."""
 
@@ -59,7 +58,7 @@ _CLAIM = text("""
         unanswered = s.unanswered + CASE
             WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
         last_error = CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 'attempt_unsettled'
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
             ELSE s.last_error END
     FROM picked WHERE s.account_id = picked.account_id
     RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
@@ -200,6 +199,7 @@ def claim_due(
             "windows": [allowance.outstanding for allowance in allowances],
             "claim": claim,
             "take_over": take_over,
+            "unsettled": UNSETTLED,
         },
     )
     claims: dict[AppId, list[Claim]] = defaultdict(list)

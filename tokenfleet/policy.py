@@ -44,6 +44,8 @@ UNKNOWN_LIFETIME_INTERVAL: Final = timedelta(minutes=30)
 LEARNED_LIFETIME_CAP: Final = timedelta(days=365)
 """A learned lifetime is a guess, and not believed further than this."""
 
+UNSETTLED: Final = "attempt_unsettled"
+"""``last_error`` of an account whose last attempt was started and never heard of again."""
 ROTATION_LOST: Final = "rotation_lost"
 """Reason of a rejection that follows a lost answer: the provider rotated and we never saw the successor."""
 

@@ -82,6 +82,7 @@ def test_a_healthy_account_has_two_sentences() -> None:
             replace(ACCOUNT, status=AccountStatus.NEEDS_REAUTH, status_reason="rotation_lost"),
             "never reached us (rotation_lost)",
         ),
+        (replace(ACCOUNT, status=AccountStatus.NEEDS_REAUTH), "An answer came in after that"),
         (replace(ACCOUNT, status=AccountStatus.PAUSED, status_reason="ticket"), "accounts resume 7"),
         (replace(ACCOUNT, status=AccountStatus.REVOKED), "Ended deliberately"),
         (
@@ -97,6 +98,7 @@ def test_a_healthy_account_has_two_sentences() -> None:
             "4 attempts in a row; the last one ended in http_503",
         ),
         (_with(schedule={"last_error": "http_429"}), "put off (http_429)"),
+        (_with(schedule={"last_error": "attempt_unsettled"}), "was never heard of again"),
         (_with(schedule={"unanswered": 1}), "1 answer to its refresh token got lost"),
         (_with(schedule={"claimed_until": NOW + MINUTE}), "A worker is asking about it now, attempt 7-3"),
         (

@@ -144,6 +144,24 @@ def test_a_process_is_counted_once_however_many_connections_it_has(
     assert (processes.schedulers, processes.workers) == (1, 1)
 
 
+def test_a_process_that_is_not_heard_of_is_told_apart(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = make_engine(settings.database_url, application_name="tokenfleet worker host-1-abc")
+    speaking = make_engine(settings.database_url, application_name="tokenfleet scheduler host-2")
+    monkeypatch.setattr(overview, "SILENCE", timedelta(seconds=1))
+    try:
+        with frozen.connect() as silent, speaking.connect() as talking:
+            silent.execute(text("SELECT 1"))
+            talking.execute(text("SELECT pg_sleep(1.1)"))
+            processes = _read(engine).processes
+    finally:
+        frozen.dispose()
+        speaking.dispose()
+    assert processes.workers_silent_since is not None
+    assert processes.schedulers_silent_since is None
+
+
 @pytest.fixture
 def plans(engine: Engine) -> list[str]:
     """The plan of every statement of an overview over many accounts, few of which are due or failing."""
