@@ -207,4 +207,5 @@ def copy_written(source: str, target: str) -> None:
             lines, end, _ = portion.partition(b"\0")
             kept.write(lines)
             if end:
-                return
+                break
+    shutil.copymode(source, target)

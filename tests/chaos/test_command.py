@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from chaos import __main__ as command
 from chaos.__main__ import again, check_targets, keep, main, make_parser
+from chaos.processes import ROOT
 from tokenfleet.errors import UserError
 
 
@@ -72,6 +77,33 @@ def test_a_run_is_repeated_with_its_own_options(options: str) -> None:
     assert again(4711, make_parser().parse_args(options.split())) == (
         f"make chaos CHAOS_ARGS='--seed 4711{options}'"
     )
+
+
+def test_an_interrupted_run_has_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", interrupted)
+    assert main(["--only", "redis.flushed"]) == 130
+    assert capsys.readouterr().err == "interrupted: no verdict\n"
+
+
+def test_a_pipe_that_nobody_reads_ends_it_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "chaos", "--list"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 def test_what_may_be_written_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
