@@ -26,7 +26,7 @@ from chaos.evidence import gather
 from chaos.points import Role
 from chaos.scene import Fault, Scene
 from chaos.stage import CLAIM_SECONDS, Stage
-from chaos.verdict import Evidence, Window
+from chaos.verdict import Evidence, Window, counted
 from tokenfleet.jobs import AccountId
 
 SETTLE_SECONDS: Final = 60.0
@@ -139,7 +139,8 @@ class Campaign:
         for row in rows:
             window = Window(row.name, row.title, began, ended, injected, refreshes)
             self._windows.append(window)
-            self._say(f"{ended - began:5.1f} s  {row.title:46} {self._with_deaths(window).injected:5,} times")
+            times = counted(self._with_deaths(window).injected, "time", "times")
+            self._say(f"{ended - began:5.1f} s  {row.title:46} {times:>11}")
 
     def _with_deaths(self, window: Window) -> Window:
         """Return ``window`` with the deaths at its point, which are known by the victims' exit codes."""

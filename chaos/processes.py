@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from tokenfleet.errors import UserError
 ROOT: Final = Path(__file__).resolve().parent.parent
 READY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 30.0
+WITNESS_SUFFIX: Final = ".witness"
+_PORTION_BYTES: Final = 65536
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +123,7 @@ class Processes:
     ) -> Child:
         """Fork one process and return it, without waiting until it works."""
         number = len(self.children)
-        witness = self._directory / f"{number:05d}-{role}.witness"
+        witness = self._directory / f"{number:05d}-{role}{WITNESS_SUFFIX}"
         order = Order(number, role, dict(environ), str(self.log), str(witness), point, nth, deed)
         child = Child(order, time.time())
         assert self._zygote.stdin is not None
@@ -189,3 +192,20 @@ class Processes:
             case _:
                 child.exit_code, child.ended = notice.code, time.time()
                 del self._by_pid[notice.pid]
+
+
+def copy_written(source: str, target: str) -> None:
+    """Copy a log, or what a process that has ended wrote into its witness.
+
+    A witness is sparse, made with room for a million lines; a copy of all of it would take the whole room.
+    """
+    if not source.endswith(WITNESS_SUFFIX):
+        shutil.copy2(source, target)
+        return
+    with Path(source).open("rb") as written, Path(target).open("wb") as kept:
+        while portion := written.read(_PORTION_BYTES):
+            lines, end, _ = portion.partition(b"\0")
+            kept.write(lines)
+            if end:
+                break
+    shutil.copymode(source, target)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import Final
 
-from chaos.verdict import Row, Verdict
+from chaos.verdict import Row, Verdict, counted
 
 TITLE_WIDTH: Final = 44
 _HEADS: Final = (
@@ -13,6 +14,7 @@ _HEADS: Final = (
     ("fault", "done", "meanwhile", "twice", "lost", "physics", "re-auths", "30 s"),
 )
 _WIDTHS: Final = (6, 10, 10, 5, 8, 9, 6)
+_COLUMNS: Final = 100
 
 
 def lines(verdict: Verdict) -> Iterator[str]:
@@ -26,11 +28,26 @@ def lines(verdict: Verdict) -> Iterator[str]:
     yield _row(verdict.total)
     yield ""
     if verdict.held:
-        yield "Held: nothing was presented twice, nothing was lost, nobody was bothered for nothing."
+        yield from textwrap.wrap(_held(verdict.total.lost_by_physics), _COLUMNS)
     for problem in verdict.problems:
         yield f"FAILED: {problem}."
     for story in verdict.stories:
         yield f"  {story}"
+
+
+def _held(lost_by_physics: int) -> str:
+    held = (
+        "Held: nothing was presented twice, nothing that anybody had kept was lost, "
+        "nobody was bothered for nothing."
+    )
+    if not lost_by_physics:
+        return held
+    died = counted(
+        lost_by_physics,
+        "answer died with its process or on the wire before anybody could keep it, and its customer had",
+        "answers died with their process or on the wire before anybody could keep them, and their customers had",
+    )
+    return f"{held} {died} to sign in again: no software can prevent that, and each was counted."
 
 
 def _row(row: Row) -> str:

@@ -19,6 +19,10 @@ from typing import Final
 PROMISED_SECONDS: Final = 30.0
 """G1: an active account's token always has at least so long to live."""
 STORIES: Final = 8
+ENOUGH_SECONDS: Final = 10.0
+"""A row that had so long to itself must have been done at least once, ..."""
+ENOUGH_REFRESHES: Final = 1_000
+"""... if so much was going on meanwhile."""
 
 
 @dataclass(slots=True)
@@ -240,13 +244,31 @@ def _match(evidence: Evidence) -> tuple[list[Flip], list[Loss], list[Flip]]:
 
 def _problems(evidence: Evidence, total: Row, unrecorded: Sequence[Loss]) -> Iterable[str]:
     for count, what in (
-        (total.presented_twice, "refresh tokens were presented twice"),
-        (total.lost, "accounts do not hold what their provider would accept"),
-        (total.false_reauths, "customers were asked to sign in again for nothing"),
-        (evidence.unsettled, "accounts were not settled when the run ended"),
+        (
+            total.presented_twice,
+            ("refresh token was presented twice", "refresh tokens were presented twice"),
+        ),
+        (
+            total.lost,
+            (
+                "account does not hold what its provider would accept",
+                "accounts do not hold what their provider would accept",
+            ),
+        ),
+        (
+            total.false_reauths,
+            (
+                "customer was asked to sign in again for nothing",
+                "customers were asked to sign in again for nothing",
+            ),
+        ),
+        (
+            evidence.unsettled,
+            ("account was not settled when the run ended", "accounts were not settled when the run ended"),
+        ),
     ):
         if count:
-            yield f"{count} {what}"
+            yield counted(count, *what)
     leavers = {subject for subject, _ in evidence.revocations}
     ledger = sum(loss.subject not in leavers for loss in evidence.losses)
     fleet = sum(flip.subject not in leavers and flip.reason == "rotation_lost" for flip in evidence.flips)
@@ -256,6 +278,28 @@ def _problems(evidence: Evidence, total: Row, unrecorded: Sequence[Loss]) -> Ite
             f"{_names(unrecorded)}"
         )
     yield from evidence.ill_told
+    yield from _too_little(evidence)
+
+
+def _too_little(evidence: Evidence) -> Iterable[str]:
+    """Yield why the run proves nothing. The last window is the time without faults."""
+    faults = evidence.windows[:-1]
+    if not any(window.injected for window in faults):
+        yield "too little happened: no fault was done; give it more --seconds or --accounts"
+        return
+    if not evidence.refreshes:
+        yield "too little happened: no token was refreshed"
+    beside = Counter((window.began, window.ended) for window in faults)
+    for window in faults:
+        # Rows that are performed side by side share the machine, and in a short run one goes without by chance.
+        seconds = (window.ended - window.began) / beside[window.began, window.ended]
+        if not window.injected and seconds >= ENOUGH_SECONDS and window.refreshes >= ENOUGH_REFRESHES:
+            yield f"too little happened: {window.name} was not done once in {seconds:.0f} s"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return the number with its noun, or with what it does."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _names(losses: Sequence[Loss]) -> str:
@@ -273,7 +317,8 @@ def ill_told(due: Mapping[tuple[str, str], int], told: Mapping[tuple[str, str], 
     differences = Counter(due)
     differences.subtract(told)
     return [
-        f"{subject}: {told.get((subject, event), 0)} events {event} for {due.get((subject, event), 0)} transitions"
+        f"{subject}: {counted(told.get((subject, event), 0), 'event', 'events')} {event} "
+        f"for {counted(due.get((subject, event), 0), 'transition', 'transitions')}"
         for (subject, event), difference in sorted(differences.items())
         if difference
     ]

@@ -100,11 +100,11 @@ def test_a_loss_that_the_fleet_recorded_costs_nobody_anything() -> None:
 @pytest.mark.parametrize(
     ("flaw", "words"),
     [
-        ({"violations": [Loss("shop", 3.0)]}, "1 refresh tokens were presented twice"),
-        ({"strays": [Loss("shop", 3.0)]}, "1 accounts do not hold what their provider would accept"),
+        ({"violations": [Loss("shop", 3.0)]}, "1 refresh token was presented twice"),
+        ({"strays": [Loss("shop", 3.0)]}, "1 account does not hold what its provider would accept"),
         (
             {"flips": [Flip("shop", 3.0, "invalid_grant")]},
-            "1 customers were asked to sign in again for nothing",
+            "1 customer was asked to sign in again for nothing",
         ),
         ({"unsettled": 2}, "2 accounts were not settled"),
         ({"losses": [Loss("shop", 3.0)]}, "the ledger counts 1, the fleet recorded 0 as rotation_lost"),
@@ -115,6 +115,49 @@ def test_each_broken_promise_makes_a_run_fail(flaw: dict[str, object], words: st
     verdict = judge(replace(QUIET, **flaw))  # type: ignore[arg-type]
     assert not verdict.held
     assert any(words in problem for problem in verdict.problems), verdict.problems
+
+
+def test_a_run_without_a_fault_proves_nothing() -> None:
+    [problem] = judge(replace(QUIET, windows=[replace(each, injected=0) for each in WINDOWS])).problems
+    assert problem.startswith("too little happened: no fault was done")
+
+
+def test_a_run_without_a_refresh_proves_nothing() -> None:
+    assert judge(replace(QUIET, refreshes=0)).problems == ("too little happened: no token was refreshed",)
+
+
+def test_a_row_that_had_time_of_its_own_and_was_never_done_makes_a_run_fail() -> None:
+    idle = replace(WINDOWS[2], injected=0)
+    verdict = judge(replace(QUIET, windows=[*WINDOWS[:2], idle, WINDOWS[3]]))
+    assert verdict.problems == ("too little happened: redis.flushed was not done once in 10 s",)
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        replace(WINDOWS[0], injected=0),
+        replace(WINDOWS[2], injected=0, began=10.5),
+        replace(WINDOWS[2], injected=0, refreshes=999),
+    ],
+    ids=["it shared its time", "its time was short", "little was going on"],
+)
+def test_a_row_that_was_never_done_by_chance_makes_no_run_fail(idle: Window) -> None:
+    windows = [idle if each.name == idle.name else each for each in WINDOWS]
+    assert judge(replace(QUIET, windows=windows)).held
+
+
+def test_a_run_that_held_says_who_had_to_sign_in_again_all_the_same() -> None:
+    losses = [Loss(f"shop-{number}", 3.0, "worker.b") for number in range(1, 810)]
+    flips = [Flip(loss.subject, 8.0, "rotation_lost") for loss in losses]
+    lines = list(table.lines(judge(replace(QUIET, losses=losses, flips=flips))))
+    assert max(map(len, lines)) <= 100
+    assert (
+        "809 answers died with their process or on the wire before anybody could keep them, and their customers "
+        "had to sign in again: no software can prevent that, and each was counted."
+    ) in " ".join(lines)
+    [one] = [" ".join(table.lines(judge(replace(QUIET, losses=losses[:1], flips=flips[:1]))))]
+    assert "1 answer died with its process" in one
+    assert "sign in again" not in " ".join(table.lines(judge(QUIET)))
 
 
 def test_a_loss_that_is_recorded_under_another_name_is_told() -> None:
@@ -164,11 +207,11 @@ def test_every_transition_has_one_event() -> None:
     assert ill_told(due, {("shop", "error"): 3, ("inn", "error"): 1}) == [
         "shop: 3 events error for 2 transitions"
     ]
-    assert ill_told({}, {("inn", "error"): 1}) == ["inn: 1 events error for 0 transitions"]
+    assert ill_told({}, {("inn", "error"): 1}) == ["inn: 1 event error for 0 transitions"]
 
 
 def test_the_table_fits_a_terminal_and_marks_the_row_that_failed() -> None:
     lines = list(table.lines(judge(replace(QUIET, violations=[Loss("shop", 12.0)]))))
     assert max(map(len, lines[:-1])) <= 100
     assert [line.split()[0] for line in lines if line.endswith(" !")] == ["Redis", "all"]
-    assert lines[-1] == "FAILED: 1 refresh tokens were presented twice."
+    assert lines[-1] == "FAILED: 1 refresh token was presented twice."
