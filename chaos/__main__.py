@@ -37,7 +37,7 @@ from cli.up import stopped_by_signal
 from tokenfleet.errors import UserError
 
 DEFAULT_SECONDS: Final = 600.0
-DEFAULT_ACCOUNTS: Final = 5_000
+DEFAULT_ACCOUNTS: Final = 6_000
 SECONDS: Final = (5, 86_400)
 ACCOUNTS: Final = (100, 100_000)
 INTERRUPTED: Final = 130

@@ -34,7 +34,7 @@ SETTLE_SECONDS: Final = 60.0
 RESERVED_SECONDS: Final = 20.0
 """Of a run's time, kept for settling and judging."""
 QUIET_SECONDS: Final = 1.25 * CLAIM_SECONDS
-MOST_VICTIMS: Final = 7
+MOST_VICTIMS: Final = 10
 SETTLING: Final = "settling"
 LEAST_PHASE_SECONDS: Final = 4.0
 PHASE_SECONDS: Final = 10.0

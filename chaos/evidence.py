@@ -67,19 +67,27 @@ class Recorded:
     """When each account was asked about last."""
 
 
-def read_witnesses(children: Iterable[Child]) -> Recorded:
-    """Read what every worker wrote down. All of them have ended."""
+def read_witnesses(children: Iterable[Child], misbehaving: Sequence[tuple[float, float]] = ()) -> Recorded:
+    """Read what every worker wrote down. All of them have ended.
+
+    ``misbehaving`` is when the provider cut off its answers.
+    """
     tokens: dict[str, list[Presentation]] = defaultdict(list)
     last_request: dict[int, float] = {}
     for child in children:
         if child.order.role is Role.WORKER:
-            _read(child, tokens, last_request)
+            _read(child, tokens, last_request, misbehaving)
     for presentations in tokens.values():
         presentations.sort(key=lambda each: each.at)
     return Recorded(tokens, last_request)
 
 
-def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dict[int, float]) -> None:
+def _read(
+    child: Child,
+    tokens: dict[str, list[Presentation]],
+    last_request: dict[int, float],
+    misbehaving: Sequence[tuple[float, float]],
+) -> None:
     unsaved: dict[tuple[int, int], Presentation] = {}
     # A process that ended in good order has saved what it had, or broken its promise.
     died = child.killed or (child.ended if child.was_killed else None)
@@ -101,8 +109,12 @@ def _read(child: Child, tokens: dict[str, list[Presentation]], last_request: dic
                 if key in unsaved:
                     unsaved.pop(key).refused = line.at
             case Step.UNANSWERED:
-                # Only time that was really over: whoever gives up sooner, or misreads an answer, has held it.
-                if key in unsaved and line.at - unsaved[key].at >= PATIENCE_SECONDS:
+                # Its own word for it counts only where it can be true: its time was over, or the provider cut its
+                # answers off just then. Whoever gives up sooner, or misreads an answer, has held it.
+                waited = key in unsaved and line.at - unsaved[key].at >= PATIENCE_SECONDS
+                if key in unsaved and (
+                    waited or any(began <= line.at <= ends for began, ends in misbehaving)
+                ):
                     unsaved[key].gone = line.at
             case Step.STRUCK if child.order.deed is Deed.FREEZE:
                 frozen = line.at
@@ -128,7 +140,10 @@ def gather(
     stage = scene.stage
     stage.learn_ids()
     names = {int(account_id): subject for subject, account_id in stage.ids.items()}
-    recorded = read_witnesses(stage.processes.children)
+    misbehaving = [
+        (each.began, each.ended + CALL_SECONDS) for each in windows if each.name.startswith("provider.")
+    ]
+    recorded = read_witnesses(stage.processes.children, misbehaving)
     suspects = {each.refresh_token_sha256 for each in stage.provider.violations()}
     died_with_process = [
         (names[presentations[0].account_id], token)

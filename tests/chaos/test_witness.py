@@ -89,6 +89,12 @@ def test_a_process_that_lives_and_gave_up_before_the_time_was_over_has_no_excuse
     assert presentation.gone is None
 
 
+def test_an_answer_that_the_provider_cut_off_was_in_nobodys_hands(tmp_path: Path) -> None:
+    child = child_with(tmp_path, (Step.SENT, 1), (Step.UNANSWERED, 1), exit_code=0, ended=9e9)
+    [[presentation]] = read_witnesses([child], [(0.0, 9e9)]).tokens.values()
+    assert presentation.gone is not None
+
+
 def test_a_frozen_process_held_what_it_saved_later_for_too_long(tmp_path: Path) -> None:
     steps = (Step.SENT, 1), (Step.STRUCK, 0), (Step.JOURNALLED, 1)
     child = child_with(tmp_path, *steps, deed=Deed.FREEZE, ended=9e9)

@@ -325,7 +325,7 @@ def test_an_attempt_holds_what_is_needed_to_ask(engine: Engine, vault: Vault, ap
     assert attempt.due_at < attempt.database_now
 
 
-@pytest.mark.parametrize("status", [AccountStatus.PAUSED, AccountStatus.NEEDS_REAUTH, AccountStatus.REVOKED])
+@pytest.mark.parametrize("status", [AccountStatus.PAUSED, AccountStatus.REVOKED])
 def test_a_start_leaves_out_accounts_that_are_not_refreshed_and_gives_their_claims_back(
     engine: Engine, vault: Vault, app_id: AppId, status: AccountStatus
 ) -> None:
