@@ -60,7 +60,7 @@ def test_the_limits_themselves_are_accepted(words: str) -> None:
 
 def test_every_option_says_what_it_does_and_its_default() -> None:
     told = " ".join(make_parser().format_help().split())
-    for default in ("600", "5000", "another one each time", "all rows", "nowhere"):
+    for default in ("600", "6000", "another one each time", "all rows", "nowhere"):
         assert f"(default: {default})" in told
 
 
