@@ -73,13 +73,13 @@ def make_parser() -> Parser:
     )
     option(
         "--accounts",
-        type=_whole("accounts", *ACCOUNTS),
+        type=_whole(*ACCOUNTS),
         default=DEFAULT_ACCOUNTS,
         help="how many accounts the fleet keeps alive meanwhile (default: %(default)s)",
     )
     option(
         "--seed",
-        type=_whole("seed", 0),
+        type=_whole(0),
         metavar="N",
         help="repeat the choices of the run that printed it (default: another one each time)",
     )
@@ -106,7 +106,7 @@ def _seconds(word: str) -> float:
     return seconds
 
 
-def _whole(what: str, least: int, most: int | None = None) -> Callable[[str], int]:
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     allowed = f"from {least:,} to {most:,}" if most is not None else f"of at least {least}"
 
     def parse(word: str) -> int:
@@ -115,7 +115,7 @@ def _whole(what: str, least: int, most: int | None = None) -> Callable[[str], in
         except ValueError:
             number = least - 1
         if number < least or (most is not None and number > most):
-            raise argparse.ArgumentTypeError(f"{word!r} is no whole number {allowed} ({what})")
+            raise argparse.ArgumentTypeError(f"{word!r} is no whole number {allowed}")
         return number
 
     return parse

@@ -243,32 +243,14 @@ def _match(evidence: Evidence) -> tuple[list[Flip], list[Loss], list[Flip]]:
 
 
 def _problems(evidence: Evidence, total: Row, unrecorded: Sequence[Loss]) -> Iterable[str]:
-    for count, what in (
-        (
-            total.presented_twice,
-            ("refresh token was presented twice", "refresh tokens were presented twice"),
-        ),
-        (
-            total.lost,
-            (
-                "account does not hold what its provider would accept",
-                "accounts do not hold what their provider would accept",
-            ),
-        ),
-        (
-            total.false_reauths,
-            (
-                "customer was asked to sign in again for nothing",
-                "customers were asked to sign in again for nothing",
-            ),
-        ),
-        (
-            evidence.unsettled,
-            ("account was not settled when the run ended", "accounts were not settled when the run ended"),
-        ),
+    for count, one, many, what in (
+        (total.presented_twice, "refresh token was", "refresh tokens were", "presented twice"),
+        (total.lost, "account does", "accounts do", "not hold what the provider would accept"),
+        (total.false_reauths, "customer was", "customers were", "asked to sign in again for nothing"),
+        (evidence.unsettled, "account was", "accounts were", "not settled when the run ended"),
     ):
         if count:
-            yield counted(count, *what)
+            yield f"{counted(count, one, many)} {what}"
     leavers = {subject for subject, _ in evidence.revocations}
     ledger = sum(loss.subject not in leavers for loss in evidence.losses)
     fleet = sum(flip.subject not in leavers and flip.reason == "rotation_lost" for flip in evidence.flips)

@@ -99,6 +99,8 @@ def test_a_pipe_that_nobody_reads_ends_it_quietly() -> None:
             stdout=writing,
             stderr=subprocess.PIPE,
             cwd=ROOT,
+            # Unbuffered, nothing would be left for the flush at its end.
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
             check=False,
         )
     finally:

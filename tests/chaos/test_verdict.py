@@ -101,7 +101,7 @@ def test_a_loss_that_the_fleet_recorded_costs_nobody_anything() -> None:
     ("flaw", "words"),
     [
         ({"violations": [Loss("shop", 3.0)]}, "1 refresh token was presented twice"),
-        ({"strays": [Loss("shop", 3.0)]}, "1 account does not hold what its provider would accept"),
+        ({"strays": [Loss("shop", 3.0)]}, "1 account does not hold what the provider would accept"),
         (
             {"flips": [Flip("shop", 3.0, "invalid_grant")]},
             "1 customer was asked to sign in again for nothing",
