@@ -1,6 +1,6 @@
 """``make chaos``: kill the fleet in every way we know, a thousand times, and judge it by the ledger.
 
-    .venv/bin/python -m chaos [--seconds 600] [--accounts 5000] [--seed N] [--only NAME ...] [--json FILE]
+    .venv/bin/python -m chaos [--seconds 600] [--accounts 6000] [--seed N] [--only NAME ...] [--json FILE]
                               [--keep DIRECTORY] [--list]
 
 Exit code 0 only if nothing was presented twice, nothing that was kept was lost and nobody had to sign in again
