@@ -7,10 +7,11 @@ customer is told once, with the reason that says so; everywhere else nothing hap
 from __future__ import annotations
 
 import signal
+from contextlib import nullcontext
 
 import pytest
 
-from chaos.points import Point, Role, of
+from chaos.points import Point, Role, When, of
 from tests.chaos.hops import HEIR, Hops, has_struck
 from tests.support.fleet import eventually
 
@@ -29,8 +30,11 @@ def name_of(point: Point) -> str:
 def test_a_worker_that_dies_at_any_hop_loses_only_what_physics_takes(hops: Hops, point: Point) -> None:
     subject = point.name
     [account_id] = hops.fleet.connect(subject)
+    # A quick answer would end the sending of the request, and the point would not be reached.
+    keep_back = hops.fleet.server.hold(subjects=[subject])
 
-    victim = hops.victim(point.name, hops.fleet.claim())
+    with keep_back if point.when is When.ON_THE_WIRE else nullcontext():
+        victim = hops.victim(point.name, hops.fleet.claim())
 
     assert victim.exit_code == -signal.SIGKILL
     assert has_struck(victim)
