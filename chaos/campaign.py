@@ -34,10 +34,10 @@ SETTLE_SECONDS: Final = 60.0
 RESERVED_SECONDS: Final = 20.0
 """Of a run's time, kept for settling and judging."""
 QUIET_SECONDS: Final = 1.25 * CLAIM_SECONDS
-MOST_VICTIMS: Final = 10
+MOST_VICTIMS: Final = 4
 SETTLING: Final = "settling"
 LEAST_PHASE_SECONDS: Final = 4.0
-PHASE_SECONDS: Final = 10.0
+PHASE_SECONDS: Final = 25.0
 """So long is the shortest phase of deaths; rows are put together until each gets as much."""
 
 _UNSETTLED: Final = """
