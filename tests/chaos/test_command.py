@@ -55,7 +55,10 @@ def test_what_cannot_be_run_is_refused_in_one_sentence(
     "words", ["--accounts 100 --seconds 5 --seed 0", "--accounts 100000 --seconds 86400"]
 )
 def test_the_limits_themselves_are_accepted(words: str) -> None:
-    make_parser().parse_args(words.split())
+    options = make_parser().parse_args(words.split())
+    given = words.split()
+    for name, value in zip(given[::2], given[1::2], strict=True):
+        assert getattr(options, name.removeprefix("--")) == float(value)
 
 
 def test_every_option_says_what_it_does_and_its_default() -> None:
