@@ -52,6 +52,9 @@ RFC6749_ERRORS: Final[Mapping[str, RefreshOutcome]] = {
 RETRY_STATUSES: Final = frozenset({408, 425})
 """4xx statuses that by their own definition invite a repetition (RFC 9110 section 15.5.9, RFC 8470)."""
 
+NO_OUTAGE: Final = frozenset({"claim_expired", "unusable_request"})
+"""Why nothing was sent that is our doing: it says nothing of the provider."""
+
 MAX_TEXT_CHARACTERS: Final = 10_000
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -98,8 +101,8 @@ class AnswerReader:
         """Return the outcome of ``exchange``, which was received at ``now``. Never raises."""
         if isinstance(exchange, Failure):
             if exchange.kind is FailureKind.NOT_SENT:
-                return Unavailable(exchange.code)
-            return OutcomeUnknown(exchange.code)
+                return Unavailable(exchange.code, outage=exchange.code not in NO_OUTAGE)
+            return OutcomeUnknown(exchange.code, outage=True)
         document, is_whole = (None, False) if exchange.flaw else parse(exchange)
         if isinstance(document, dict) and 200 <= exchange.status < 300:
             tokens = self._tokens(document, now)
@@ -170,12 +173,13 @@ class AnswerReader:
         if status == 503 and (retry_after := _retry_after(answer, now)) is not None:
             return Throttled(code, retry_after)
         if status not in DEFAULT_STATUSES or status in RETRY_STATUSES:
-            return Unavailable(code)
+            return Unavailable(code, outage=status >= 500)
         if document is not None:
             return self._undescribed(status, document)
         if status >= 400:
             return Unavailable(code)
-        return OutcomeUnknown(answer.flaw or ("unreadable_answer" if answer.body else "empty_answer"))
+        flaw = answer.flaw or ("unreadable_answer" if answer.body else "empty_answer")
+        return OutcomeUnknown(flaw, outage=flaw == "timeout")
 
 
 def _status_code(status: int) -> str:
@@ -193,7 +197,7 @@ def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, 
         case "throttled":
             return Throttled(code, _retry_after(answer, now))
         case "unavailable":
-            return Unavailable(code)
+            return Unavailable(code, outage=answer.status >= 500)
         case "undescribed":
             return Undescribed(code, shape_of(answer.status, document))
 

@@ -168,6 +168,8 @@ class ErrorRule(Part):
     """Machine word for history and metrics; without one, the value that matched."""
     meaning: Text | None = None
     """What it means, for people."""
+    affects: Literal["connection", "app"] | None = None
+    """Whom it concerns: this connection alone, or everybody of the app. Without it, as the outcome says."""
 
 
 class Rotation(Part):
@@ -193,6 +195,10 @@ class Lifetimes(Part):
     """A refresh token that is not used for this long dies."""
     refresh_absolute_seconds: Seconds | None = None
     """A grant dies this long after consent, however often it is used."""
+    access_never_expires: bool = False
+    """Access tokens live until they are revoked: they are only kept alive and probed."""
+    earliest_refresh_seconds: Seconds | None = None
+    """A refresh longer than this before the access token expires is refused."""
     margin_earliest_seconds: Seconds | None = None
     margin_latest_seconds: Annotated[int, Field(ge=MINIMUM_MARGIN_SECONDS, le=TEN_YEARS_SECONDS)] | None = (
         None
@@ -205,6 +211,11 @@ class Rate(Part):
     requests_per_second: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] | None = None
     burst: Annotated[int, Field(ge=1, le=100_000)] | None = None
     max_outstanding: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    remaining_header: HeaderName | None = None
+    """Header of an answer that says how many requests are left; at 0 the app pauses until the reset."""
+    reset_header: HeaderName | None = None
+    """Header that says when there will be more."""
+    reset_format: Literal["seconds", "epoch_seconds", "epoch_milliseconds", "iso8601"] = "seconds"
 
 
 class Probe(Part):
@@ -214,6 +225,10 @@ class Probe(Part):
     method: Literal["GET", "POST"] = "GET"
     alive_status: StatusNumbers
     """Statuses that mean: the token works."""
+    dead_status: StatusNumbers = (401,)
+    """Statuses that mean: it does not; a refresh follows, and only its outcome decides."""
+    every_seconds: Seconds = 21_600
+    """How often a token is probed that is not refreshed sooner."""
     needs_scope: Text | None = None
 
 

@@ -12,10 +12,12 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     Table,
@@ -53,6 +55,11 @@ def _account_id(*, primary_key: bool = False) -> Column[int]:
     return Column("account_id", BigInteger, owner, primary_key=primary_key, nullable=False)
 
 
+def _app_id(*, primary_key: bool = False) -> Column[int]:
+    owner = ForeignKey("oauth_apps.id", ondelete="CASCADE")
+    return Column("app_id", BigInteger, owner, primary_key=primary_key, nullable=False)
+
+
 data_keys = Table(
     "data_keys",
     METADATA,
@@ -83,8 +90,69 @@ oauth_apps = Table(
     Column("probe_at", _MOMENT),
     Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
     Column("updated_at", _MOMENT, nullable=False, server_default=_NOW),
+    # Set where the registration is one account's own: its external id.
+    Column("account_external_id", Text),
+    # For which generation the secret in use is sealed, if not for the app's.
+    Column("secret_generation", BigInteger),
+    # Answers in a row that asked for a pause and did not say how long.
+    Column("throttles", Integer, nullable=False, server_default=text("0")),
+    # Definite rejections since a moment, how many of them in a row, how many are let pass, how many are usual.
+    Column("rejections", Integer, nullable=False, server_default=text("0")),
+    Column("rejections_since", _MOMENT),
+    Column("rejections_in_row", Integer, nullable=False, server_default=text("0")),
+    Column("rejection_limit", Integer),
+    Column("usual_rejections", Double, nullable=False, server_default=text("0")),
     UniqueConstraint("provider", "environment", "name"),
     CheckConstraint("(held_since IS NULL) = (held_code IS NULL)", name="hold"),
+)
+
+app_secrets = Table(
+    "app_secrets",
+    METADATA,
+    _app_id(primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+    Column("client_secret", LargeBinary, nullable=False),
+    Column("refused_at", _MOMENT),
+    Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+)
+
+provider_incidents = Table(
+    "provider_incidents",
+    METADATA,
+    _identity(),
+    _app_id(),
+    Column("kind", Text, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("opened_at", _MOMENT, nullable=False, server_default=_NOW),
+    Column("sample_at", _MOMENT),
+    Column("resolved_at", _MOMENT),
+    Column("resolution", Text),
+    Column("actor", Text),
+    Column("reason", Text),
+    Column("detail", JSONB, nullable=False, server_default=_EMPTY),
+    CheckConstraint("kind IN ('client_rejected', 'mass_rejection')", name="kind"),
+    CheckConstraint("resolution IN ('recovered', 'dismissed', 'confirmed')", name="resolution"),
+    CheckConstraint("(resolved_at IS NULL) = (resolution IS NULL)", name="resolved"),
+    Index(
+        "ux_provider_incidents_open",
+        "app_id",
+        "kind",
+        unique=True,
+        postgresql_where=text("resolved_at IS NULL"),
+    ),
+)
+
+unknown_answers = Table(
+    "unknown_answers",
+    METADATA,
+    Column("provider", Text, primary_key=True),
+    Column("code", Text, primary_key=True),
+    Column("shape", Text, primary_key=True),
+    Column("times", BigInteger, nullable=False, server_default=text("1")),
+    Column("account_id", BigInteger),
+    Column("first_seen_at", _MOMENT, nullable=False, server_default=_NOW),
+    Column("last_seen_at", _MOMENT, nullable=False, server_default=_NOW),
 )
 
 accounts = Table(
@@ -104,6 +172,9 @@ accounts = Table(
     # By which a file that is imported again is recognised: store.import_judgement.
     Column("imported_fingerprints", ARRAY(LargeBinary), nullable=False, server_default=text("'{}'::bytea[]")),
     Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    # When the customer consented, from which an absolute lifetime counts, and when its end was announced.
+    Column("granted_at", _MOMENT, nullable=False, server_default=_NOW),
+    Column("reauth_told_at", _MOMENT),
     UniqueConstraint("provider", "environment", "external_id"),
     CheckConstraint("status IN ('connecting', 'active', 'needs_reauth', 'paused', 'revoked')", name="status"),
     Index("ix_accounts_tenant", "tenant", "id", postgresql_where=text("tenant IS NOT NULL")),
@@ -125,6 +196,8 @@ token_sets = Table(
     Column("obtained_at", _MOMENT, nullable=False),
     Column("refresh_token_expires_at", _MOMENT),
     Column("variables", JSONB, nullable=False, server_default=_EMPTY),
+    # How long a token of this account lived that did not say so.
+    Column("learned_lifetime", Interval),
 )
 
 refresh_schedule = Table(
@@ -141,6 +214,13 @@ refresh_schedule = Table(
     Column("failing_since", _MOMENT),
     Column("last_error", Text),
     Column("quarantined", Boolean, nullable=False, server_default=text("false")),
+    # Set apart by an incident: rejected during it (then not scheduled), or flipped just before it was noticed.
+    Column("incident_id", BigInteger),
+    # What is due is a probe of the access token, not a refresh; when a probe last found it alive.
+    Column("probing", Boolean, nullable=False, server_default=text("false")),
+    Column("alive_at", _MOMENT),
+    # Whether anybody was told that the token has expired while the provider does not answer.
+    Column("expiry_told", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("started_epoch <= claim_epoch", name="epochs"),
     Index(
         "ix_refresh_schedule_due",
@@ -149,6 +229,7 @@ refresh_schedule = Table(
         postgresql_where=text("next_refresh_at IS NOT NULL"),
     ),
     Index("ix_refresh_schedule_failing", "account_id", postgresql_where=text("failing_since IS NOT NULL")),
+    Index("ix_refresh_schedule_incident", "incident_id", postgresql_where=text("incident_id IS NOT NULL")),
 )
 
 token_candidates = Table(

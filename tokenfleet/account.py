@@ -36,6 +36,12 @@ class EventType(StrEnum):
     AUTHENTICATION_ERROR = "integrated_account:authentication_error"
     REACTIVATED = "integrated_account:reactivated"
     REVOKED = "integrated_account:revoked"
+    REFRESH_FAILING = "integrated_account:refresh_failing"
+    """The token has expired and the provider still does not answer."""
+    REAUTH_UPCOMING = "integrated_account:reauth_upcoming"
+    """The grant ends soon, however often it is refreshed."""
+    INCIDENT_OPENED = "provider:incident_opened"
+    INCIDENT_RESOLVED = "provider:incident_resolved"
 
 
 @dataclass(frozen=True, slots=True)

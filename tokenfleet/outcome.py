@@ -51,32 +51,46 @@ class GrantRejected:
 
 @dataclass(frozen=True, slots=True)
 class ClientRejected:
-    """The provider rejects our client registration: ``invalid_client``, ``unauthorized_client``."""
+    """The provider rejects our client registration: ``invalid_client``, ``unauthorized_client``.
+
+    ``whole_app`` is False where the definition says that it is rejected for this connection alone.
+    """
 
     code: str
+    whole_app: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """Asked too often: 429, or 503 with ``Retry-After``. ``retry_after`` is None when it did not say."""
+    """Asked too often: 429, or 503 with ``Retry-After``. ``retry_after`` is None when it did not say.
+
+    ``whole_app`` is False where the definition says that the limit is this connection's own.
+    """
 
     code: str
     retry_after: timedelta | None = None
+    whole_app: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
     """No word about the grant, and the request was certainly not acted on, or acted on by no provider:
-    connect failure, 5xx, a firewall's HTML."""
+    connect failure, 5xx, a firewall's HTML. ``outage`` says that the provider itself seems to be down, as its
+    circuit counts it: connect failures and 5xx."""
 
     code: str
+    outage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeUnknown:
-    """The request left and no usable answer came: the provider may have rotated the refresh token."""
+    """The request left and no usable answer came: the provider may have rotated the refresh token.
+
+    ``outage`` says that no answer came at all: timeouts and lost connections.
+    """
 
     code: str
+    outage: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ from tokenfleet.errors import UserError
 
 MIGRATION_LOCK = 7_305_811_034
 
+THIS = SCHEMA_REVISION
+NEXT, SECOND, THIRD = (f"{int(THIS) + later:04}" for later in (1, 2, 3))
+"""Schemas of releases to come."""
+
 
 @pytest.fixture
 def empty(servers: dict[str, str]) -> Iterator[Engine]:
@@ -159,7 +163,7 @@ def test_a_second_migrator_that_waits_is_not_in_the_way_of_the_first(
 ) -> None:
     """CREATE INDEX CONCURRENTLY waits for every open transaction: one that waits for the migrator is a deadlock."""
     monkeypatch.setattr(migrate, "LOCK_TRIES", 1)
-    newer("0002", "0001", INDEX)
+    newer(NEXT, THIS, INDEX)
     url = engine.url.render_as_string(hide_password=False)
     with engine.connect() as writer:
         writer.execute(text("LOCK TABLE tokenfleet.refresh_schedule IN ROW EXCLUSIVE MODE"))
@@ -174,7 +178,7 @@ def test_a_second_migrator_that_waits_is_not_in_the_way_of_the_first(
     first_migrates.result(20)
     assert (second.communicate(timeout=60)[1], second.returncode) == (b"", 0)
 
-    assert revision(engine) == "0002"
+    assert revision(engine) == NEXT
     assert column(
         engine, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'tokenfleet.ix_later'::regclass"
     ) == [True]
@@ -214,25 +218,23 @@ def test_another_application_that_uses_alembic_in_the_same_database_is_left_alon
 def test_this_release_runs_on_the_schema_of_a_newer_one_that_says_so(
     engine: Engine, newer: Newer, from_this_release: Callable[[], None]
 ) -> None:
-    newer("0002", "0001", COLUMN)
+    newer(NEXT, THIS, COLUMN)
     migrate.upgrade(engine)
     from_this_release()
 
     check_ready(engine, max_clock_skew=timedelta(minutes=5))
     migrate.upgrade(engine)
 
-    assert revision(engine) == "0002", (
-        "'db upgrade' of this release leaves it as it is: a deploy can be undone"
-    )
+    assert revision(engine) == NEXT, "'db upgrade' of this release leaves it as it is: a deploy can be undone"
 
 
 def test_a_release_that_is_older_than_the_database_says_which_one_to_deploy(
     engine: Engine, newer: Newer, from_this_release: Callable[[], None]
 ) -> None:
-    newer("0002", "0001", COLUMN)
-    newer("0003", "0002", "op.execute('ALTER TABLE tokenfleet.oauth_apps DROP COLUMN variables')")
+    newer(NEXT, THIS, COLUMN)
+    newer(SECOND, NEXT, "op.execute('ALTER TABLE tokenfleet.oauth_apps DROP COLUMN variables')")
     # What was refused once stays refused, whatever a later migration says of its own step.
-    newer("0004", "0001")
+    newer(THIRD, THIS)
     migrate.upgrade(engine)
     from_this_release()
 
@@ -244,19 +246,19 @@ def test_a_release_that_is_older_than_the_database_says_which_one_to_deploy(
     message = str(refused.value)
     assert message.startswith("this release is older than the database at ")
     assert message.endswith(
-        "it is for schema 0001, the database is at 0004: deploy a release for schema 0002 or newer"
+        f"it is for schema {THIS}, the database is at {THIRD}: deploy a release for schema {NEXT} or newer"
     )
     assert "\n" not in str(not_migrated.value)
-    assert "0004" in str(not_migrated.value)
+    assert THIRD in str(not_migrated.value)
     assert "run the release that migrated it" in str(not_migrated.value)
 
 
 def test_a_newer_release_refuses_the_schema_of_an_older_one_and_says_how_to_migrate(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "SCHEMA_REVISION", "0002")
+    monkeypatch.setattr(engines, "SCHEMA_REVISION", NEXT)
 
-    with pytest.raises(UserError, match=r"is at schema 0001, not 0002: run 'tokenfleet db upgrade'$"):
+    with pytest.raises(UserError, match=rf"is at schema {THIS}, not {NEXT}: run 'tokenfleet db upgrade'$"):
         check_ready(engine, max_clock_skew=timedelta(minutes=5))
 
 
@@ -266,7 +268,7 @@ def test_a_database_from_before_the_rule_is_migrated_and_serves_what_its_migrati
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE tokenfleet.alembic_version DROP COLUMN compatible_from"))
     check_ready(engine, max_clock_skew=timedelta(minutes=5))
-    newer("0002", "0001", COLUMN)
+    newer(NEXT, THIS, COLUMN)
     migrate.upgrade(engine)
     from_this_release()
 
@@ -285,17 +287,17 @@ def unsafe(script: ScriptDirectory) -> list[str]:
 def test_every_migration_keeps_the_release_before_it_running(newer: Newer) -> None:
     assert unsafe(ScriptDirectory.from_config(migrate._config())) == []
 
-    newer("0002", "0001")
-    newer("0003", "0003")
-    newer("0004", None)
-    assert unsafe(ScriptDirectory.from_config(migrate._config())) == ["0004", "0003"]
+    newer(NEXT, THIS)
+    newer(SECOND, SECOND)
+    newer(THIRD, None)
+    assert unsafe(ScriptDirectory.from_config(migrate._config())) == [THIRD, SECOND]
 
 
 def test_a_migration_that_does_not_get_its_lock_steps_back_and_tries_again(
     engine: Engine, newer: Newer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everybody queues behind it meanwhile, but nobody for longer than it waits itself."""
-    newer("0002", "0001", COLUMN)
+    newer(NEXT, THIS, COLUMN)
     pausing, go_on = threading.Event(), threading.Event()
 
     def pause(seconds: float) -> None:
@@ -311,17 +313,17 @@ def test_a_migration_that_does_not_get_its_lock_steps_back_and_tries_again(
         # Behind the migration, which waits for the reporter.
         assert column(engine, "SELECT count(*) FROM tokenfleet.accounts") == [0]
         assert pausing.wait(20)
-        assert revision(engine) == "0001"
+        assert revision(engine) == THIS
     go_on.set()
     migrating.result(20)
 
-    assert revision(engine) == "0002"
+    assert revision(engine) == NEXT
 
 
 def test_a_migration_that_never_gets_its_lock_names_who_is_in_the_way(
     engine: Engine, newer: Newer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    newer("0002", "0001", COLUMN)
+    newer(NEXT, THIS, COLUMN)
     monkeypatch.setattr(migrate, "LOCK_TRIES", 1)
     report = make_engine(engine.url.render_as_string(hide_password=False), application_name="report")
     try:
