@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from cli.output import dated
+from tokenfleet.app_levels import ACCOUNT_PREFIX, AppLevel, level_of
 
 if TYPE_CHECKING:
     from store.apps import App
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AppView:
-    """One app as people and programs see it. ``state`` is ``ready``, ``paused`` or ``held``."""
+    """One app as people and programs see it. ``state`` is ``ready``, ``paused`` or ``held``; ``level`` is
+    ``account``, ``environment`` or ``platform``."""
 
     app_id: int
     provider: str
     environment: str
     name: str
+    level: str
     client_id: str
     has_client_secret: bool
     variables: Mapping[str, str]
@@ -43,6 +46,7 @@ def view_of(app: App, *, accounts: int, now: datetime) -> AppView:
         provider=app.provider,
         environment=app.environment,
         name=app.name,
+        level=level_of(app.environment, app.name).value,
         client_id=app.client_id,
         has_client_secret=app.client_secret is not None,
         variables=app.variables,
@@ -55,6 +59,17 @@ def view_of(app: App, *, accounts: int, now: datetime) -> AppView:
         created_at=app.created_at,
         updated_at=app.updated_at,
     )
+
+
+def level_text(app: AppView) -> str:
+    """Return for whom ``app`` is."""
+    match AppLevel(app.level):
+        case AppLevel.ACCOUNT:
+            return f"account: for {app.provider}/{app.name.removeprefix(ACCOUNT_PREFIX)} in {app.environment} alone"
+        case AppLevel.ENVIRONMENT:
+            return f"environment: for accounts of {app.environment} that have none of their own"
+        case AppLevel.PLATFORM:
+            return "platform: for every environment that has none of that name"
 
 
 def state_text(app: AppView, now: datetime) -> str:
