@@ -222,6 +222,8 @@ refresh_schedule = Table(
     # What is due is a probe of the access token, not a refresh; when a probe last found it alive.
     Column("probing", Boolean, nullable=False, server_default=text("false")),
     Column("alive_at", _MOMENT),
+    # Answers since the last success that repetition may not help with: tokenfleet.policy.Known.
+    Column("doubts", Integer, nullable=False, server_default=text("0")),
     # Whether anybody was told that the token has expired while the provider does not answer.
     Column("expiry_told", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("started_epoch <= claim_epoch", name="epochs"),

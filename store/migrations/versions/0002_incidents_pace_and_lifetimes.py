@@ -82,6 +82,7 @@ ALTER TABLE tokenfleet.refresh_schedule
     ADD COLUMN incident_id bigint,
     ADD COLUMN probing boolean NOT NULL DEFAULT false,
     ADD COLUMN alive_at timestamptz,
+    ADD COLUMN doubts integer NOT NULL DEFAULT 0,
     ADD COLUMN expiry_told boolean NOT NULL DEFAULT false;
 CREATE INDEX ix_refresh_schedule_incident ON tokenfleet.refresh_schedule (incident_id)
     WHERE incident_id IS NOT NULL;
@@ -97,7 +98,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP INDEX tokenfleet.ix_refresh_schedule_incident")
     for table, columns in {
-        "refresh_schedule": "incident_id probing alive_at expiry_told",
+        "refresh_schedule": "incident_id probing alive_at doubts expiry_told",
         "token_sets": "learned_lifetime",
         "accounts": "granted_at reauth_told_at",
         "oauth_apps": "account_external_id secret_generation throttles rejections rejections_since "
