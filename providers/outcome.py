@@ -55,6 +55,10 @@ RETRY_STATUSES: Final = frozenset({408, 425})
 NO_OUTAGE: Final = frozenset({"claim_expired", "unusable_request"})
 """Why nothing was sent that is our doing: it says nothing of the provider."""
 
+BROKEN_OFF: Final = frozenset({"timeout", "answer_cut"})
+"""Flaws of an answer that ended before its time, as a lost connection does: the provider's outage. One that came
+whole and cannot be read (too large, an encoding that nobody knows) is not."""
+
 MAX_TEXT_CHARACTERS: Final = 10_000
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -173,13 +177,18 @@ class AnswerReader:
         if status == 503 and (retry_after := _retry_after(answer, now)) is not None:
             return Throttled(code, retry_after)
         if status not in DEFAULT_STATUSES or status in RETRY_STATUSES:
-            return Unavailable(code, outage=status >= 500)
+            return Unavailable(code, outage=_is_outage(answer))
         if document is not None:
             return self._undescribed(status, document)
         if status >= 400:
-            return Unavailable(code)
+            return Unavailable(code, outage=_is_outage(answer))
         flaw = answer.flaw or ("unreadable_answer" if answer.body else "empty_answer")
-        return OutcomeUnknown(flaw, outage=flaw == "timeout")
+        return OutcomeUnknown(flaw, outage=_is_outage(answer))
+
+
+def _is_outage(answer: Answer) -> bool:
+    """Answer whether ``answer`` speaks of a provider that is down, whomever it answers: what the circuit counts."""
+    return 500 <= answer.status <= 599 or answer.flaw in BROKEN_OFF
 
 
 def _status_code(status: int) -> str:
@@ -197,7 +206,7 @@ def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, 
         case "throttled":
             return Throttled(code, _retry_after(answer, now))
         case "unavailable":
-            return Unavailable(code, outage=answer.status >= 500)
+            return Unavailable(code, outage=_is_outage(answer))
         case "undescribed":
             return Undescribed(code, shape_of(answer.status, document))
 
