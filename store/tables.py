@@ -102,6 +102,9 @@ oauth_apps = Table(
     Column("rejections_in_row", Integer, nullable=False, server_default=text("0")),
     Column("rejection_limit", Integer),
     Column("usual_rejections", Double, nullable=False, server_default=text("0")),
+    # The part of its rate that the coming hour leaves, below 0 when it asks for more; when that was reckoned.
+    Column("budget_slack", Double),
+    Column("budget_slack_at", _MOMENT),
     UniqueConstraint("provider", "environment", "name"),
     CheckConstraint("(held_since IS NULL) = (held_code IS NULL)", name="hold"),
 )

@@ -26,7 +26,9 @@ ALTER TABLE tokenfleet.oauth_apps
     ADD COLUMN rejections_since timestamptz,
     ADD COLUMN rejections_in_row integer NOT NULL DEFAULT 0,
     ADD COLUMN rejection_limit integer,
-    ADD COLUMN usual_rejections double precision NOT NULL DEFAULT 0;
+    ADD COLUMN usual_rejections double precision NOT NULL DEFAULT 0,
+    ADD COLUMN budget_slack double precision,
+    ADD COLUMN budget_slack_at timestamptz;
 
 CREATE TABLE tokenfleet.app_secrets (
     app_id bigint NOT NULL
@@ -100,7 +102,7 @@ def downgrade() -> None:
         "token_sets": "learned_lifetime",
         "accounts": "granted_at reauth_told_at",
         "oauth_apps": "account_external_id secret_generation throttles rejections rejections_since "
-        "rejections_in_row rejection_limit usual_rejections",
+        "rejections_in_row rejection_limit usual_rejections budget_slack budget_slack_at",
     }.items():
         drops = ", ".join(f"DROP COLUMN {column}" for column in columns.split())
         op.execute(f"ALTER TABLE tokenfleet.{table} {drops}")
