@@ -208,7 +208,7 @@ def _fleet(fleet: overview.Overview) -> Iterator[Check]:
         yield Check(
             "accounts",
             Verdict.WARNING,
-            f"{counted(fleet.failing.quarantined, 'account')} in quarantine, a fault on our side: "
+            f"{counted(fleet.failing.quarantined, 'account')} in quarantine, nothing that customers could mend: "
             "'tokenfleet accounts show ID' says which, 'accounts refresh ID' tries again once it is mended",
         )
     if fleet.expiry.expired:

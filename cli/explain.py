@@ -109,8 +109,9 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
         return
     if schedule.quarantined:
         yield (
-            f"In quarantine because of {schedule.last_error}: a fault on our side, not the customer's. Mend "
-            f"it, then 'tokenfleet accounts refresh {account.account_id}'."
+            f"In quarantine because of {schedule.last_error}: nothing that its customer could mend. Mend it, or "
+            f"describe that answer ('tokenfleet providers unknowns {account.provider}'), then 'tokenfleet accounts "
+            f"refresh {account.account_id}'."
         )
     if schedule.failing_since is not None:
         yield (
