@@ -50,7 +50,7 @@ class Rehearsal:
         self._crew = Crew(world)
         self.troubles: list[str] = []
         """What became of processes of the fleet that should not have."""
-        self._courses = [_course(drill, accounts, seed) for drill in drills]
+        self._courses = [course_of(drill, accounts, seed) for drill in drills]
 
     def run(self) -> list[Evidence]:
         """Return what is to be judged, drill by drill."""
@@ -118,7 +118,7 @@ class Rehearsal:
             self.troubles.append(f"exit codes at the end: {sorted(set(exit_codes))}")
 
 
-def _course(drill: Drill, accounts: int, seed: int) -> Course:
+def course_of(drill: Drill, accounts: int, seed: int) -> Course:
     """Return the course of a drill: its customers, who of them leaves, and when."""
     # A generator of its own, so that --only meets the same choices as the whole run.
     chance = random.Random(f"{seed}/{drill.name}")
