@@ -105,9 +105,9 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
             return (_deferral(asking, attempt, judged, at, code, counts=counts, lost=lost),)
         case Quarantine(at, code):
             return (_deferral(asking, attempt, judged, at, code, quarantined=True, lost=judged.replayed),)
-        case PauseApp(until, code):
+        case PauseApp(until, code, throttles):
             deferral = _deferral(asking, attempt, judged, until, code, counts=False, lost=judged.replayed)
-            return (deferral, AppPaused(app.app_id, until))
+            return (deferral, AppPaused(app.app_id, until, throttles))
         case HoldApp(code):
             at = asking.now(attempt) + max(HELD_RETRY, backoff(attempt.attempts, chance=1.0))
             deferral = _deferral(asking, attempt, judged, at, code, lost=judged.replayed)
