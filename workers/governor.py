@@ -180,17 +180,19 @@ class Governor:
     def pauses(self, sent: Sent, decision: Decision, *, now: datetime) -> tuple[AppPaused, ...]:
         """Hold an app back at once whose provider asked for it; returns what its rate headers add to ``decision``."""
         if isinstance(decision, PauseApp):
-            self._pause(sent.app_id, decision.until - now)
+            self._pause(sent, decision.until - now)
         used_up = sent.provider.used_up_for(sent.exchange, now=now)
         if not used_up:
             return ()
         used_up = min(used_up, THROTTLE_CAP)
-        self._pause(sent.app_id, used_up)
+        self._pause(sent, used_up)
         return (AppPaused(sent.app_id, now + used_up),)
 
-    def _pause(self, app_id: AppId, wait: timedelta) -> None:
-        self._note_pause(app_id, wait.total_seconds())
-        self._pacer.refuse(app_id, wait.total_seconds())
+    def _pause(self, sent: Sent, wait: timedelta) -> None:
+        self._note_pause(sent.app_id, wait.total_seconds())
+        self._pacer.refuse(sent.app_id, wait.total_seconds())
+        if sent.provider.rate_per_second is not None:
+            self._pacer.announce(sent.app_id, _rate(sent.provider.rate_per_second, sent.provider.burst))
 
     def _note_pause(self, app_id: AppId, seconds: float) -> None:
         until = self._clock() + min(seconds, REMEMBERED_PAUSE_SECONDS)

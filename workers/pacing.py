@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from store.limits import Limits, Rate
+from store.limits import Limits, Rate, Taken
 from tokenfleet.jobs import AppId
 from tokenfleet.pace import SECOND_US
 
@@ -81,6 +81,7 @@ class Pacer:
         self._on_pause = on_pause
         self._lines: dict[AppId, _Line] = {}
         self._numbers = itertools.count()
+        self._telling: set[asyncio.Task[Taken]] = set()
 
     async def slot(self, app_id: AppId, rate: Rate, *, urgency: float, by: float) -> float | NotNow:
         """Wait for a slot and return its moment, which has come; or how long there will be none.
@@ -121,6 +122,14 @@ class Pacer:
             waiting, line.waiting = line.waiting, []
             for waiter in waiting:
                 _tell(waiter, NotNow(seconds))
+
+    def announce(self, app_id: AppId, rate: Rate) -> None:
+        """Tell the other workers at once of a pause that this process knows of."""
+        telling = asyncio.create_task(
+            self._limits.take(app_id, rate, 0, paused_seconds=self._paused_seconds(app_id))
+        )
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     def _line(self, app_id: AppId, rate: Rate) -> _Line:
         line = self._lines.get(app_id)
