@@ -200,7 +200,7 @@ def _retry_wait(known: Known, now: datetime, chance: float) -> timedelta:
     4.14.2).
     """
     wait = backoff(known.attempts, chance)
-    if known.expires_at is not None and (left := known.expires_at - READERS_MARGIN - now) > timedelta(0):
+    if known.expires_at is not None and (left := known.expires_at - now - READERS_MARGIN) > timedelta(0):
         wait = max(BACKOFF_FLOOR, min(wait, left / 2))
     if known.replay_grace is None or not 0 < known.unanswered <= REPLAYS_IN_GRACE:
         return wait
