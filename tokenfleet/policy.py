@@ -65,11 +65,10 @@ class Known:
     """What we know of the account when its outcome arrives.
 
     ``attempts`` counts consecutive failures before this one. ``doubts`` counts the answers since the last success
-    that repetition may not help with: whatever failed in between does not make them better known.
-    ``unanswered`` counts earlier presentations of
-    this same refresh token whose answer was lost, in this attempt or an earlier one. ``replayed`` says that
-    this attempt has presented it a second time. ``last_lifetime`` is how long the previous token lived.
-    ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
+    that repetition may not help with: whatever failed in between does not make them better known. ``unanswered``
+    counts earlier presentations of this same refresh token whose answer was lost, in this attempt or an earlier one.
+    ``replayed`` says that this attempt has presented it a second time. ``last_lifetime`` is how long the previous
+    token lived. ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
     ``replay_grace`` is how long a replaced one still works, None when it is spent at once.
     ``expires_at`` is when the access token that readers have expires. ``throttles`` counts the app's pauses in a row
     whose length the provider did not say.
