@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from cli.app_view import state_text, view_of
+from cli.app_view import spares_text, state_text, view_of
 from cli.output import counted, dated, json_option, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ def apps() -> None:
     multiple=True,
     help="Value for a variable of the definition, for all accounts of this app. Repeatable.",
 )
+@click.option(
+    "--keep-previous",
+    is_flag=True,
+    help="Keep the secrets that are registered, in case the new one is refused.",
+)
 def set_app(
     provider: str,
     environment: str,
@@ -63,20 +68,26 @@ def set_app(
     client_id: str,
     client_secret_file: IO[str] | None,
     assignments: tuple[str, ...],
+    keep_previous: bool,
 ) -> None:
     """Register a client of PROVIDER, or replace what is registered.
 
     The secret is never an argument, where others on this machine could read it: it comes from a file, from
-    standard input, or from a prompt that does not echo. Setting an app also ends a hold: accounts that waited
-    because the provider rejected the registration are asked about again.
+    standard input, or from a prompt that does not echo. No restart is needed. If the app was on hold because the
+    provider rejected the registration, one account probes at once, and the others follow when it succeeds.
+
+    While you change the secret at the provider, --keep-previous keeps the one in use as a spare: when the provider
+    refuses one secret, the next one is tried, in order.
 
     \b
     Examples:
       tokenfleet apps set acme --client-id 123.apps.example --client-secret-file acme.secret
       pass show acme | tokenfleet apps set acme --client-id 123.apps.example --client-secret-file -
+      tokenfleet apps set acme --client-id 123.apps.example --client-secret-file new.secret --keep-previous
       tokenfleet apps set oidc --client-id me --variable token_endpoint=https://sso.example/token
     """
     from cli.session import database, load_providers, load_settings
+    from store import app_secrets
     from store import apps as registrations
     from store.keys import open_vault
 
@@ -88,6 +99,8 @@ def set_app(
     secret = _client_secret(definition, client_secret_file)
     with database(settings) as engine, engine.begin() as connection:
         before = registrations.find(connection, provider, environment, name)
+        if keep_previous:
+            _check_same_client(before, client_id, secret)
         app = registrations.register(
             connection,
             open_vault(connection, settings).refresh,
@@ -97,17 +110,33 @@ def set_app(
             client_id=client_id,
             client_secret=secret,
             variables=variables,
+            keep_previous=keep_previous,
         )
+        spare = len(app_secrets.spares(connection, app.app_id))
         tied = registrations.count_accounts(connection, app.app_id)
     done = "Registered" if before is None else "Replaced"
     click.echo(
         f"{done} {provider}/{environment}/{name}: client id {client_id}, "
-        f"{'client secret sealed' if secret else 'no client secret'}; used by {counted(tied, 'account')}."
+        f"{'client secret sealed' if secret else 'no client secret'}"
+        f"{', ' + counted(spare, 'spare secret') if spare else ''}; used by {counted(tied, 'account')}."
     )
     if before is not None and before.held_since is not None:
-        click.echo(f"It was on hold because of {before.held_code}; its accounts are asked about again now.")
+        click.echo(
+            f"It is on hold because of {before.held_code}: one account probes now, "
+            "and the others follow when it succeeds."
+        )
     if missing := sorted(definition.required_variables() - variables.keys()):
         click.echo(f"Each account has to bring {', '.join(missing)} among its variables.")
+
+
+def _check_same_client(before: App | None, client_id: str, secret: Secret | None) -> None:
+    """Spare secrets are another client's if the client changes, and of no use to one without a secret."""
+    if before is not None and before.client_id != client_id:
+        raise click.UsageError(
+            "--keep-previous keeps the secrets of one client, and this is another client id: leave it out."
+        )
+    if secret is None:
+        raise click.UsageError("--keep-previous keeps secrets, and this client has none: leave it out.")
 
 
 def _variables(definition: Provider, assignments: tuple[str, ...], *, allow_http: bool) -> dict[str, str]:
@@ -171,13 +200,19 @@ def list_apps(as_json: bool) -> None:
       tokenfleet apps list
     """
     from cli.session import database, load_settings
+    from store import app_secrets
     from store import apps as registrations
     from store.engine import database_now
 
     with database(load_settings()) as engine, engine.connect() as connection:
         now = database_now(connection)
         found = [
-            view_of(app, accounts=registrations.count_accounts(connection, app.app_id), now=now)
+            view_of(
+                app,
+                accounts=registrations.count_accounts(connection, app.app_id),
+                now=now,
+                spares=app_secrets.spares(connection, app.app_id),
+            )
             for app in registrations.all_apps(connection)
         ]
     if as_json:
@@ -214,6 +249,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
       tokenfleet apps show acme
     """
     from cli.session import database, load_settings
+    from store import app_secrets
     from store import apps as registrations
     from store.engine import database_now
 
@@ -221,7 +257,8 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
         now = database_now(connection)
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
-    app = view_of(found, accounts=tied, now=now)
+        spares = app_secrets.spares(connection, found.app_id)
+    app = view_of(found, accounts=tied, now=now, spares=spares)
     if as_json:
         print_json(app)
         return
@@ -230,6 +267,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
             ("app", f"{app.provider}/{app.environment}/{app.name} (id {app.app_id})"),
             ("client id", app.client_id),
             ("client secret", "sealed" if app.has_client_secret else "none"),
+            ("spare secrets", spares_text(app)),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),
             ("accounts", f"{app.accounts:,}"),
             ("state", state_text(app, now)),

@@ -5,13 +5,14 @@ that dies leaves claims that expire by themselves. Invariants kept here:
 
 * Claims are committed before anything is sent; what cannot be sent is given back at once.
 * No app gets more than its pace (``store.limits``) or has more outstanding than its window.
-* A held app gets one account at a time; a paused app gets none.
+* A held app gets one account at a time; a paused app gets none; one that is only sampled (``store.guard``) gets a few,
+  beside the samples of its incident (``scheduler.incidents``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -21,6 +22,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from providers import Registry
+from scheduler import incidents
 from scheduler.publisher import Publisher, make_jobs
 from store import apps, candidates, history, schedule
 from store.apps import App
@@ -29,6 +31,7 @@ from store.limits import Budgets, Demand
 from store.schedule import Allowance, Claim
 from tokenfleet import telemetry
 from tokenfleet.errors import UserError
+from tokenfleet.guard import SAMPLES
 from tokenfleet.health import Health
 from tokenfleet.jobs import AppId, RefreshJob
 from tokenfleet.settings import Tunables
@@ -133,13 +136,24 @@ class Scheduler:
                 return TickResult(0, 0, False)
             probes = apps.take_probes(connection, spacing=PROBE_SPACING)
             known = [app for app in apps.all_apps(connection) if self._is_known(app)]
-        allowances = self._allow(known, probes, now)
+            turns = incidents.take_turns(connection)
+        if turns:
+            with self._engine.begin() as connection:
+                incidents.give_back(connection, turns)
+        sampled = incidents.sampled(turns)
+        allowances = self._allow(known, probes, now, sampled.keys())
         if not allowances:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)
         with self._engine.begin() as connection:
             claims = schedule.claim_due(connection, allowances, claim=self._claim, take_over=take_over)
         self._give_back(known, allowances, claims)
+        if sampled:
+            # Few, and not taken from the app's pace here: that is kept where requests are sent.
+            allowed = {each.app_id: sampled[each.app_id] for each in allowances if each.app_id in sampled}
+            with self._engine.begin() as connection:
+                samples = incidents.claim_samples(connection, allowed, claim=self._claim, take_over=take_over)
+            claims = {app_id: claims.get(app_id, []) + samples.get(app_id, []) for app_id in claims | samples}
         return self._publish(known, allowances, claims)
 
     def _may_take_over(self, postgres_up: timedelta) -> bool:
@@ -183,7 +197,9 @@ class Scheduler:
             return False
         return True
 
-    def _allow(self, known: Sequence[App], probes: frozenset[AppId], now: datetime) -> list[Allowance]:
+    def _allow(
+        self, known: Sequence[App], probes: frozenset[AppId], now: datetime, sampled: Collection[AppId]
+    ) -> list[Allowance]:
         """Return what each app may claim now: its window, its pace, its hold and its pause."""
         wanted: dict[AppId, Allowance] = {}
         demands: list[Demand] = []
@@ -193,8 +209,12 @@ class Scheduler:
                 continue
             if app.held_since is not None and app.app_id not in probes:
                 continue
+            if app.is_sampled and app.app_id not in sampled:
+                continue
             probing = app.held_since is not None
             count = 1 if probing else min(CLAIMS_PER_TICK, provider.max_outstanding)
+            if app.is_sampled:
+                count = min(count, SAMPLES)
             wanted[app.app_id] = Allowance(app.app_id, count, provider.max_outstanding)
             if provider.rate_per_second is not None:
                 demands.append(Demand(app.app_id, count, provider.rate_per_second, provider.burst))

@@ -53,8 +53,9 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.candidates import Candidates
 from workers.flushing import Flusher
-from workers.results import AppRecovered, Result
+from workers.results import AppAnswered, AppRecovered, Result
 from workers.settling import KINDS, Asking, Judged, results
+from workers.standing import Standing
 from workers.writer import GroupWriter
 
 CLAIM_EXPIRED: Final = "claim_expired"
@@ -81,6 +82,7 @@ class Asker:
         self._writer = writer
         self._candidates = candidates
         self._flusher = flusher
+        self._standing = Standing()
         self._chance = random.SystemRandom().random
 
     async def perform(self, asking: Asking, attempt: Attempt) -> bool:
@@ -244,11 +246,15 @@ class Asker:
         written: tuple[Result, ...] = (answer,)
         if asking.app.held_since is not None:
             written += (AppRecovered(asking.app.app_id),)
+        if asking.app.is_sampled:
+            written += (AppAnswered(asking.app.app_id),)
         segment = None
         with contextlib.suppress(JournalUnwritable):
             segment = self._journal.append(answer)
             self._flusher.note()
-        return self._writer.add(*written, segment=segment)
+        added = self._writer.add(*written, segment=segment)
+        self._standing.succeeded(asking.app)
+        return added
 
     async def _report(self, asking: Asking, answer: SavedTokens, saved: asyncio.Future[bool]) -> None:
         if self._journal.trouble is not None:
@@ -275,7 +281,7 @@ class Asker:
     async def _settle(self, asking: Asking, attempt: Attempt, judged: Judged) -> None:
         """Write an attempt that brought no token, then say so."""
         kind = KINDS[type(judged.outcome)]
-        await self._writer.add(*results(asking, attempt, judged))
+        await self._writer.add(*self._standing.weigh(asking.app, results(asking, attempt, judged)))
         telemetry.REFRESHES.labels(asking.provider.name, kind).inc()
         fields = {
             "attempt": f"{attempt.account_id}-{attempt.epoch}",

@@ -7,8 +7,9 @@ from datetime import datetime
 
 from store.answers import SavedTokens
 from store.candidates import Promotion
-from store.settlement import Deferral, Rejection
-from tokenfleet.jobs import AppId
+from store.rejection import Rejection
+from store.settlement import Deferral
+from tokenfleet.jobs import AccountId, AppId
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,15 @@ class AppPaused:
 
 @dataclass(frozen=True, slots=True)
 class AppHeld:
-    """The provider rejects this app's registration, at this generation of its credentials."""
+    """The provider rejects this app's registration, at this generation of its credentials.
+
+    ``account_id`` is whom it was asked about.
+    """
 
     app_id: AppId
     generation: int
     code: str
+    account_id: AccountId
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,5 +40,12 @@ class AppRecovered:
     app_id: AppId
 
 
+@dataclass(frozen=True, slots=True)
+class AppAnswered:
+    """Somebody of an app that was only sampled has succeeded."""
+
+    app_id: AppId
+
+
 Settled = SavedTokens | Deferral | Rejection | Promotion
-Result = Settled | AppPaused | AppHeld | AppRecovered
+Result = Settled | AppPaused | AppHeld | AppRecovered | AppAnswered

@@ -99,7 +99,9 @@ def test_variables_are_checked_against_the_definition(tokenfleet: Shell, engine:
     assert _stored(engine, name).variables == {}
 
 
-def test_setting_it_again_replaces_it_and_ends_a_hold(tokenfleet: Shell, engine: Engine) -> None:
+def test_setting_it_again_replaces_it_and_probes_a_held_app_at_once(
+    tokenfleet: Shell, engine: Engine
+) -> None:
     words = ("apps", "set", CONFIDENTIAL, "--client-secret-file", "-", "--client-id")
     tokenfleet(*words, "old", stdin=SECRET)
     app = _stored(engine)
@@ -111,7 +113,10 @@ def test_setting_it_again_replaces_it_and_ends_a_hold(tokenfleet: Shell, engine:
     ran = tokenfleet(*words, "new", stdin=SECRET)
     assert "on hold because of invalid_client" in ran.stdout
     assert _stored(engine).client_id == "new"
-    assert _stored(engine).held_since is None
+    assert "one account probes now" in ran.stdout
+    probe_at = _stored(engine).probe_at
+    assert probe_at is not None
+    assert probe_at <= now()
 
 
 def test_a_pause_is_shown_until_it_is_over(tokenfleet: Shell, engine: Engine) -> None:
