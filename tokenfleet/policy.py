@@ -193,8 +193,7 @@ def backoff(attempts: int, chance: float) -> timedelta:
 
 def learned_pause(throttles: int) -> timedelta:
     """Return how long to leave an app alone that was throttled ``throttles`` times before in a row."""
-    doublings: int = 1 << min(max(throttles, 0), 16)
-    return min(THROTTLE_LONGEST, THROTTLE_FIRST * doublings)
+    return min(THROTTLE_LONGEST, THROTTLE_FIRST * _doublings(throttles))
 
 
 def _retry_wait(known: Known, now: datetime, chance: float) -> timedelta:
