@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from cli.app_view import state_text, view_of
-from cli.output import counted, dated, json_option, print_facts, print_json, print_table
+from cli.app_view import Standing, state_text, view_of, wrong_with
+from cli.gates import percent
+from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy import Connection
 
     from providers import Provider
     from store.apps import App
+    from tokenfleet.jobs import AppId
+    from tokenfleet.settings import Settings
     from tokenfleet_client.secret import Secret
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -174,11 +179,19 @@ def list_apps(as_json: bool) -> None:
     from store import apps as registrations
     from store.engine import database_now
 
-    with database(load_settings()) as engine, engine.connect() as connection:
+    settings = load_settings()
+    with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
+        registered = registrations.all_apps(connection)
+        standings = _standings(connection, settings, [app.app_id for app in registered], now)
         found = [
-            view_of(app, accounts=registrations.count_accounts(connection, app.app_id), now=now)
-            for app in registrations.all_apps(connection)
+            view_of(
+                app,
+                accounts=registrations.count_accounts(connection, app.app_id),
+                now=now,
+                standing=standings[app.app_id],
+            )
+            for app in registered
         ]
     if as_json:
         print_json(found)
@@ -201,6 +214,9 @@ def list_apps(as_json: bool) -> None:
             for app in found
         ),
     )
+    for app in found:
+        for finding in wrong_with(app, now):
+            click.echo(shown(f"{app.provider}/{app.environment}/{app.name}: {finding.text}"))
 
 
 @apps.command()
@@ -217,11 +233,13 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
     from store import apps as registrations
     from store.engine import database_now
 
-    with database(load_settings()) as engine, engine.connect() as connection:
+    settings = load_settings()
+    with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
-    app = view_of(found, accounts=tied, now=now)
+        standing = _standings(connection, settings, [found.app_id], now)[found.app_id]
+    app = view_of(found, accounts=tied, now=now, standing=standing)
     if as_json:
         print_json(app)
         return
@@ -232,7 +250,8 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
             ("client secret", "sealed" if app.has_client_secret else "none"),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),
             ("accounts", f"{app.accounts:,}"),
-            ("state", state_text(app, now)),
+            ("state", "\n".join(finding.text for finding in wrong_with(app, now)) or "ready"),
+            ("rate left", _left(app.slack)),
             ("created", dated(app.created_at, now)),
             ("changed", dated(app.updated_at, now)),
         ]
@@ -262,6 +281,28 @@ def remove(provider: str, environment: str, name: str) -> None:
             )
         registrations.remove(connection, app.app_id)
     click.echo(f"Removed {provider}/{environment}/{name}.")
+
+
+def _left(slack: float | None) -> str:
+    return "" if slack is None or slack < 0 else f"{percent(slack)} or more in the coming hour"
+
+
+def _standings(
+    connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
+) -> dict[AppId, Standing]:
+    """Return what is known of these apps beside their registrations; a circuit that nobody can read is said so."""
+    from cli.probes import circuits
+    from store.gates import open_incidents, slacks
+
+    opened = circuits(settings, app_ids, now)
+    if opened is None:
+        click.echo("Whether circuits are open is unknown: Redis does not answer.", err=True)
+    by_app = {each.app_id: each for each in opened or ()}
+    slack, incidents = slacks(connection), open_incidents(connection)
+    return {
+        app_id: Standing(slack.get(app_id), incidents.get(app_id, ()), by_app.get(app_id))
+        for app_id in app_ids
+    }
 
 
 def _find(connection: Connection, provider: str, environment: str, name: str) -> App:

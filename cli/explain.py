@@ -39,6 +39,16 @@ def _giving_up(account: AccountDetail) -> Iterator[str]:
         yield "An answer came in after that: the next refresh will show whether it is good."
 
 
+def _doubted(account: AccountDetail) -> Iterator[str]:
+    """A rejection that an incident has called into question."""
+    if account.schedule is not None and account.schedule.incident_id is not None:
+        number = account.schedule.incident_id
+        yield (
+            f"That was just before incident {number} was noticed: should it prove to have been one, the account is "
+            f"asked again. 'tokenfleet incidents show {number}' says how it stands."
+        )
+
+
 def _status(account: AccountDetail) -> Iterator[str]:
     now = account.database_now
     since = dated(account.status_changed_at, now)
@@ -57,6 +67,7 @@ def _status(account: AccountDetail) -> Iterator[str]:
                 f"{_because(account)}. Importing new tokens makes it active."
             )
             yield from _giving_up(account)
+            yield from _doubted(account)
         case AccountStatus.PAUSED:
             yield (
                 f"Paused by an operator since {since}{_because(account)}; 'tokenfleet accounts resume "
@@ -88,8 +99,13 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
         return
     if schedule.quarantined:
         yield (
-            f"In quarantine because of {schedule.last_error}: a fault on our side, not the customer's. Mend "
-            f"it, then 'tokenfleet accounts refresh {account.account_id}'."
+            f"In quarantine because of {schedule.last_error}: neither repetition nor the customer can mend that. "
+            f"Mend it, then 'tokenfleet accounts refresh {account.account_id}'."
+        )
+    elif schedule.doubts:
+        yield (
+            f"A suspect: repetition may not help with {schedule.last_error}. It is asked again twice, far apart, "
+            "before it is put into quarantine; 'tokenfleet providers unknowns' lists answers that nobody has described."
         )
     if schedule.failing_since is not None:
         yield (
@@ -111,10 +127,17 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
         yield f"{who}, attempt {account.account_id}-{schedule.claim_epoch}."
     elif schedule.next_refresh_at is not None:
         late = schedule.next_refresh_at <= now
+        visit = "visit, which only probes whether its access token works," if schedule.probing else "refresh"
         yield (
             f"It is due since {dated(schedule.next_refresh_at, now)} and not claimed yet."
             if late
-            else f"The next refresh is due at {dated(schedule.next_refresh_at, now)}."
+            else f"The next {visit} is due at {dated(schedule.next_refresh_at, now)}."
+        )
+    elif schedule.incident_id is not None and account.status is not AccountStatus.NEEDS_REAUTH:
+        yield (
+            f"Parked by incident {schedule.incident_id}: the provider rejected its grant ({schedule.last_error}), and "
+            "those of more others than is believed. Nobody is told to sign in, and it is asked again when the "
+            f"incident ends: 'tokenfleet incidents show {schedule.incident_id}'."
         )
     elif account.status in (AccountStatus.ACTIVE, AccountStatus.CONNECTING):
         yield "No refresh is planned for it: it has no refresh token, or its import did not finish."

@@ -56,6 +56,12 @@ class ScheduleFacts:
     failing_since: datetime | None
     last_error: str | None
     quarantined: bool
+    doubts: int = 0
+    """Answers in a row with which repetition may not help: a suspect, unless it is in quarantine already."""
+    incident_id: int | None = None
+    """The incident that has set it apart, and on whose end it waits."""
+    probing: bool = False
+    """The next visit only probes whether the access token works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,7 @@ _DETAILS = text("""
            (SELECT count(*) FROM tokenfleet.token_candidates c WHERE c.account_id = a.id) AS candidates,
            s.account_id AS schedule_of, s.next_refresh_at, s.claimed_until, s.claim_epoch, s.started_epoch,
            s.attempts, s.unanswered, s.failing_since, s.last_error, s.quarantined,
+           s.doubts, s.incident_id, s.probing,
            clock_timestamp() AS database_now
     FROM tokenfleet.accounts a
     JOIN tokenfleet.oauth_apps p ON p.id = a.app_id
@@ -132,6 +139,9 @@ def _detail(row: Any) -> AccountDetail:
             failing_since=row.failing_since,
             last_error=row.last_error,
             quarantined=row.quarantined,
+            doubts=row.doubts,
+            incident_id=row.incident_id,
+            probing=row.probing,
         )
     return AccountDetail(
         account_id=AccountId(row.id),
