@@ -171,13 +171,13 @@ def show(account: str, environment: str, as_json: bool) -> None:
 
 
 def _print_account(account: AccountDetail) -> None:
-    from cli.explain import why
+    from cli.explain import app_choice, why
 
     now, token, schedule = account.database_now, account.token, account.schedule
     print_facts(
         [
             *_identity(account),
-            ("app", f"{account.app.name} (id {account.app.app_id})"),
+            ("app", _app_text(account)),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(account.variables.items()))),
             ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(account.metadata.items()))),
             ("created", dated(account.created_at, now)),
@@ -191,8 +191,13 @@ def _print_account(account: AccountDetail) -> None:
         ]
     )
     click.echo()
-    for sentence in why(account):
+    for sentence in (*why(account), *app_choice(account)):
         click.echo(shown(sentence))
+
+
+def _app_text(account: AccountDetail) -> str:
+    app = account.app
+    return f"{account.provider}/{app.environment}/{app.name} ({app.level.value} level, id {app.app_id})"
 
 
 def _identity(account: AccountDetail) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from cli.gates import Finding, findings
+from tokenfleet.app_levels import ACCOUNT_PREFIX, AppLevel, level_of
 
 if TYPE_CHECKING:
     from cli.gates import CircuitStatus
@@ -27,13 +28,15 @@ class Standing:
 @dataclass(frozen=True, slots=True)
 class AppView:
     """One app as people and programs see it. ``state`` is ``ready`` or the worst of what is wrong with it:
-    ``held``, ``incident``, ``overbooked``, ``circuit`` (it is not closed) or ``paused``.
+    ``held``, ``incident``, ``overbooked``, ``circuit`` (it is not closed) or ``paused``. ``level`` is ``account``,
+    ``environment`` or ``platform``.
     """
 
     app_id: int
     provider: str
     environment: str
     name: str
+    level: str
     client_id: str
     has_client_secret: bool
     variables: Mapping[str, str]
@@ -57,6 +60,7 @@ def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> Ap
         provider=app.provider,
         environment=app.environment,
         name=app.name,
+        level=level_of(app.environment, app.name).value,
         client_id=app.client_id,
         has_client_secret=app.client_secret is not None,
         variables=app.variables,
@@ -79,6 +83,17 @@ def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> Ap
 def wrong_with(app: AppView, now: datetime) -> list[Finding]:
     """Return what is wrong with ``app``, the worst first; nothing when its provider may be asked."""
     return findings(app, app.circuit, now)
+
+
+def level_text(app: AppView) -> str:
+    """Return for whom ``app`` is."""
+    match AppLevel(app.level):
+        case AppLevel.ACCOUNT:
+            return f"account: for {app.provider}/{app.name.removeprefix(ACCOUNT_PREFIX)} in {app.environment} alone"
+        case AppLevel.ENVIRONMENT:
+            return f"environment: for accounts of {app.environment} that have none of their own"
+        case AppLevel.PLATFORM:
+            return "platform: for every environment that has none of that name"
 
 
 def state_text(app: AppView, now: datetime) -> str:

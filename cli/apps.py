@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from cli.app_view import Standing, state_text, view_of, wrong_with
+from cli.app_place import app_options
+from cli.app_view import Standing, level_text, state_text, view_of, wrong_with
 from cli.gates import percent
 from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
 
@@ -23,28 +24,16 @@ if TYPE_CHECKING:
     from tokenfleet.settings import Settings
     from tokenfleet_client.secret import Secret
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 MAX_SECRET_CHARACTERS: Final = 8192
-
-
-def app_options(command: F) -> F:
-    """Add what names one app of a provider: ``--environment`` and ``--name``."""
-    for option in (
-        click.option("--name", default="default", show_default=True, help="Which of several clients there."),
-        click.option("--environment", default="production", show_default=True, help="Your environment."),
-        click.argument("provider"),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group()
 def apps() -> None:
     """Register your OAuth clients: client id, secret and variables.
 
-    An app is one client registration at one provider. Each account is refreshed with the app it was imported
-    under: `default`, unless the import names another.
+    An app is one client registration at one provider. An account gets one when it is imported: the one that
+    its line names; else its own (--account); else `default` of its environment; else that of the platform
+    (--platform). It stays with it, because no other client can refresh its grant.
     """
 
 
@@ -80,6 +69,8 @@ def set_app(
       tokenfleet apps set acme --client-id 123.apps.example --client-secret-file acme.secret
       pass show acme | tokenfleet apps set acme --client-id 123.apps.example --client-secret-file -
       tokenfleet apps set oidc --client-id me --variable token_endpoint=https://sso.example/token
+      tokenfleet apps set acme --platform --client-id 123.apps.example --client-secret-file acme.secret
+      tokenfleet apps set acme --account customer-17 --client-id theirs --client-secret-file their.secret
     """
     from cli.session import database, load_providers, load_settings
     from store import apps as registrations
@@ -200,12 +191,13 @@ def list_apps(as_json: bool) -> None:
         click.echo("No app is registered yet: 'tokenfleet apps set PROVIDER --client-id ID' registers one.")
         return
     print_table(
-        ("provider", "environment", "name", "client id", "secret", ">accounts", "state"),
+        ("provider", "environment", "name", "level", "client id", "secret", ">accounts", "state"),
         (
             (
                 app.provider,
                 app.environment,
                 app.name,
+                app.level,
                 app.client_id,
                 "sealed" if app.has_client_secret else "none",
                 f"{app.accounts:,}",
@@ -246,6 +238,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
     print_facts(
         [
             ("app", f"{app.provider}/{app.environment}/{app.name} (id {app.app_id})"),
+            ("level", level_text(app)),
             ("client id", app.client_id),
             ("client secret", "sealed" if app.has_client_secret else "none"),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cli.output import counted, dated, duration, relative
+from tokenfleet.app_levels import AppLevel
 from tokenfleet.policy import ROTATION_LOST, UNSETTLED
 from tokenfleet_client.contract import AccountStatus
 
@@ -19,6 +20,26 @@ if TYPE_CHECKING:
 def why(account: AccountDetail) -> list[str]:
     """Return what anybody who looks at ``account`` should know, the most important first."""
     return [*_status(account), *_app(account), *_schedule(account), *_tokens(account)]
+
+
+def app_choice(account: AccountDetail) -> Iterator[str]:
+    """Yield which registration ``account`` is refreshed with, and why that one."""
+    app = account.app
+    name = f"{account.provider}/{app.environment}/{app.name}"
+    match app.level:
+        case AppLevel.ACCOUNT:
+            yield f"Its app is {name}: a client of its own."
+        case _ if app.name != "default":
+            yield f"Its app is {name}: its import named it."
+        case AppLevel.ENVIRONMENT:
+            yield f"Its app is {name}, that of its environment: it was imported without one of its own."
+        case AppLevel.PLATFORM:
+            yield f"Its app is {name}, that of the platform: its environment had none when it was imported."
+    if app.more_specific is not None:
+        yield (
+            f"By now there is {account.provider}/{app.more_specific} for it, but a grant stays with the client that "
+            "it was issued to: new tokens whose line names that app move the account."
+        )
 
 
 def only_new_tokens_help(account: AccountDetail) -> str:
@@ -81,7 +102,7 @@ def _status(account: AccountDetail) -> Iterator[str]:
 
 def _app(account: AccountDetail) -> Iterator[str]:
     app, now = account.app, account.database_now
-    name = f"{account.provider}/{account.environment}/{app.name}"
+    name = f"{account.provider}/{app.environment}/{app.name}"
     if app.held_since is not None:
         yield (
             f"Its app {name} is on hold since {dated(app.held_since, now)}: the provider rejects the client "

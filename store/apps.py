@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
+from tokenfleet.app_levels import ACCOUNT_PREFIX
 from tokenfleet.jobs import AppId
 from tokenfleet_client.envelope import Binding, DataKeys, Ring
 from tokenfleet_client.secret import Secret
@@ -84,6 +85,18 @@ def all_apps(connection: Connection) -> list[App]:
     return [_app(row) for row in rows]
 
 
+def all_for(connection: Connection, external_ids: Sequence[str]) -> list[App]:
+    """Return every app but those of single accounts, and of these the ones of ``external_ids``."""
+    rows = connection.execute(
+        text(
+            f"SELECT {_COLUMNS} FROM tokenfleet.oauth_apps "
+            "WHERE account_external_id IS NULL OR account_external_id = ANY (CAST(:external_ids AS text[]))"
+        ),
+        {"external_ids": list(external_ids)},
+    )
+    return [_app(row) for row in rows]
+
+
 def register(
     connection: Connection,
     refresh_keys: DataKeys,
@@ -101,8 +114,9 @@ def register(
     """
     row = connection.execute(
         text("""
-            INSERT INTO tokenfleet.oauth_apps (provider, environment, name, client_id, variables)
-            VALUES (:provider, :environment, :name, :client_id, CAST(:variables AS jsonb))
+            INSERT INTO tokenfleet.oauth_apps
+                (provider, environment, name, client_id, variables, account_external_id)
+            VALUES (:provider, :environment, :name, :client_id, CAST(:variables AS jsonb), :account_external_id)
             ON CONFLICT (provider, environment, name) DO UPDATE
             SET client_id = excluded.client_id, variables = excluded.variables,
                 generation = oauth_apps.generation + 1, updated_at = now(),
@@ -115,6 +129,9 @@ def register(
             "name": name,
             "client_id": client_id,
             "variables": json.dumps(dict(variables)),
+            "account_external_id": name.removeprefix(ACCOUNT_PREFIX)
+            if name.startswith(ACCOUNT_PREFIX)
+            else None,
         },
     ).one()
     sealed = None

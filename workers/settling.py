@@ -106,13 +106,13 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
             deferral = _deferral(
                 asking, attempt, judged, at, code, counts=counts, lost=lost, in_doubt=in_doubt
             )
-            return (deferral, *_unknown(asking, attempt, judged))
+            return (deferral, *unknown_answers(asking, attempt, judged.outcome))
         case Quarantine(at, code):
             lost = judged.replayed
             deferral = _deferral(
                 asking, attempt, judged, at, code, quarantined=True, lost=lost, in_doubt=True
             )
-            return (deferral, *_unknown(asking, attempt, judged))
+            return (deferral, *unknown_answers(asking, attempt, judged.outcome))
         case PauseApp(until, code):
             deferral = _deferral(asking, attempt, judged, until, code, counts=False, lost=judged.replayed)
             return (deferral, AppPaused(app.app_id, until))
@@ -126,9 +126,8 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
             assert_never(decision)
 
 
-def _unknown(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[UnknownAnswer, ...]:
-    """Return what is to be remembered of an answer that no rule describes."""
-    outcome = judged.outcome
+def unknown_answers(asking: Asking, attempt: Attempt, outcome: Outcome) -> tuple[UnknownAnswer, ...]:
+    """Return what is to be remembered of an answer that no rule describes; nothing for any other."""
     if not isinstance(outcome, Undescribed):
         return ()
     return (UnknownAnswer(asking.provider.name, outcome.code, outcome.shape, attempt.account_id),)

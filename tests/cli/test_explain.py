@@ -10,6 +10,7 @@ import pytest
 
 from cli.explain import why
 from store.details import AccountDetail, AppState, ScheduleFacts, TokenFacts
+from tokenfleet.app_levels import AppLevel
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet_client.contract import AccountStatus
 
@@ -50,7 +51,7 @@ ACCOUNT: Final = AccountDetail(
     created_at=NOW,
     variables={},
     metadata={},
-    app=AppState(AppId(1), "default", None, None, None),
+    app=AppState(AppId(1), "default", None, None, None, "production", AppLevel.ENVIRONMENT, None),
     token=TOKEN,
     schedule=SCHEDULE,
     database_now=NOW,
