@@ -81,10 +81,10 @@ def _main(arguments: argparse.Namespace) -> int:
     command.check_targets(arguments)
     drills = [drill for drill in drills if not arguments.only or drill.name in arguments.only]
     seed = secrets.randbelow(1_000_000) if arguments.seed is None else arguments.seed
-    rows = _run(drills, plan, each, seed, arguments)
-    held = all(row.held for row in rows)
+    rows, troubles = _run(drills, plan, each, seed, arguments)
+    held = all(row.held for row in rows) and not troubles
     if arguments.json:
-        result = {"seed": seed, "held": held, "rows": [asdict(row) for row in rows]}
+        result = {"seed": seed, "held": held, "troubles": troubles, "rows": [asdict(row) for row in rows]}
         with command.writing("--json", arguments.json):
             arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0 if held else 1
@@ -92,7 +92,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
 def _run(
     drills: Sequence[Drill], plan: Plan, each: int, seed: int, arguments: argparse.Namespace
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     pace = plan.pace(each)
     say(
         f"seed {seed}: {counted(len(drills), 'drill', 'drills')} with {each:,} accounts each, tokens of "
@@ -110,13 +110,13 @@ def _run(
     ):
         rehearsal = Rehearsal(world, drills, plan, accounts=each, seed=seed, say=say)
         rows = [judge(evidence) for evidence in rehearsal.run()]
-    say("\n".join(["", *table.lines(rows)]))
+    say("\n".join(["", *table.lines(rows, rehearsal.troubles)]))
     say(
         f"\n{counted(len(rows) * each, 'account', 'accounts')}, "
         f"{counted(sum(row.requests for row in rows), 'request', 'requests')}, "
         f"{time.monotonic() - began:.0f} s. Again:\n{again(seed, arguments)}"
     )
-    return rows
+    return rows, rehearsal.troubles
 
 
 if __name__ == "__main__":

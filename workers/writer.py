@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import apps, candidates, settlement, unknowns
+from store import apps, candidates, returns, settlement, unknowns
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
@@ -37,7 +37,15 @@ from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
 from tokenfleet.telemetry import Event
-from workers.results import AppHeld, AppPaused, AppRecovered, Result, Settled
+from workers.results import (
+    AppHeld,
+    AppPaused,
+    AppRecovered,
+    AppUnthrottled,
+    Result,
+    Settled,
+    Unasked,
+)
 
 MAX_BATCH: Final = 500
 LOCK_TIMEOUT_MS: Final = 1_000
@@ -183,7 +191,14 @@ class GroupWriter:
             written.promoted = candidates.promote(connection, promotions, actor=self._owner)
         if pauses := [result for result in results if isinstance(result, AppPaused)]:
             moments = [pause.until for pause in pauses]
-            apps.pause_until(connection, [pause.app_id for pause in pauses], moments)
+            throttles = [pause.throttles for pause in pauses]
+            apps.pause_until(connection, [pause.app_id for pause in pauses], moments, throttles)
+        if well_again := {result.app_id for result in results if isinstance(result, AppUnthrottled)}:
+            apps.forget_throttles(connection, well_again)
+        if unasked := [result for result in results if isinstance(result, Unasked)]:
+            returns.give_back(
+                connection, [(each.account_id, each.epoch, each.wait_seconds) for each in unasked]
+            )
         for held in {result.app_id: result for result in results if isinstance(result, AppHeld)}.values():
             if apps.hold(
                 connection, held.app_id, held.code, generation=held.generation, probe_after=self._probe_after

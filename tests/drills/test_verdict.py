@@ -260,3 +260,6 @@ def test_the_table_fits_a_terminal_and_gives_every_reason() -> None:
     assert "1 -> 0" in lines[4]
     assert not any(line.startswith("Held") for line in lines)
     assert any(line.startswith("Held") for line in table.lines(rows[:3]))
+    assert list(table.lines(rows[:3], ["a worker ended by itself with 1"]))[-1] == (
+        "FAILED: a worker ended by itself with 1."
+    )
