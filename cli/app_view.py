@@ -12,6 +12,7 @@ from tokenfleet.app_levels import ACCOUNT_PREFIX, AppLevel, level_of
 
 if TYPE_CHECKING:
     from cli.gates import CircuitStatus
+    from store.app_secrets import Spare
     from store.apps import App
     from store.gates import OpenIncident
 
@@ -29,7 +30,8 @@ class Standing:
 class AppView:
     """One app as people and programs see it. ``state`` is ``ready`` or the worst of what is wrong with it:
     ``held``, ``incident``, ``overbooked``, ``circuit`` (it is not closed) or ``paused``. ``level`` is ``account``,
-    ``environment`` or ``platform``.
+    ``environment`` or ``platform``. ``spare_secrets`` are tried in order when the one in use is refused;
+    ``refused_secrets`` of them were already.
     """
 
     app_id: int
@@ -39,6 +41,8 @@ class AppView:
     level: str
     client_id: str
     has_client_secret: bool
+    spare_secrets: int
+    refused_secrets: int
     variables: Mapping[str, str]
     accounts: int
     state: str
@@ -53,8 +57,10 @@ class AppView:
     updated_at: datetime
 
 
-def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> AppView:
-    """Return ``app`` as it stands at ``now``; ``accounts`` use it."""
+def view_of(
+    app: App, *, accounts: int, now: datetime, standing: Standing, spares: Sequence[Spare] = ()
+) -> AppView:
+    """Return ``app`` as it stands at ``now``; ``accounts`` use it, ``spares`` wait in case its secret is refused."""
     view = AppView(
         app_id=app.app_id,
         provider=app.provider,
@@ -63,6 +69,8 @@ def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> Ap
         level=level_of(app.environment, app.name).value,
         client_id=app.client_id,
         has_client_secret=app.client_secret is not None,
+        spare_secrets=len(spares),
+        refused_secrets=sum(each.refused_at is not None for each in spares),
         variables=app.variables,
         accounts=accounts,
         state="ready",
@@ -99,3 +107,11 @@ def level_text(app: AppView) -> str:
 def state_text(app: AppView, now: datetime) -> str:
     """Return in a few words whether the provider may be asked with ``app``."""
     return ", ".join(finding.word.value for finding in wrong_with(app, now)) or "ready"
+
+
+def spares_text(app: AppView) -> str:
+    """Return how many secrets wait in case the one in use is refused; nothing when there are none."""
+    if not app.spare_secrets:
+        return ""
+    refused = f", {app.refused_secrets} of them refused before" if app.refused_secrets else ""
+    return f"{app.spare_secrets}{refused}"

@@ -58,8 +58,9 @@ from workers.candidates import Candidates
 from workers.flushing import Flusher
 from workers.governor import Governor, Sent
 from workers.pacing import NotNow
-from workers.results import AppPaused, AppRecovered, AppUnthrottled, Result
+from workers.results import AppAnswered, AppPaused, AppRecovered, AppUnthrottled, Result
 from workers.settling import KINDS, Asking, Judged, results, unknown_answers
+from workers.standing import Standing
 from workers.writer import GroupWriter
 
 CLAIM_EXPIRED: Final = "claim_expired"
@@ -86,6 +87,7 @@ class Asker:
         self._candidates = candidates
         self._flusher = flusher
         self._governor = governor
+        self._standing = Standing()
         self._chance = random.SystemRandom().random
 
     async def perform(self, asking: Asking, attempt: Attempt) -> NotNow | None:
@@ -280,11 +282,15 @@ class Asker:
             written += (AppRecovered(asking.app.app_id),)
         if asking.app.throttles:
             written += (AppUnthrottled(asking.app.app_id),)
+        if asking.app.is_sampled:
+            written += (AppAnswered(asking.app.app_id),)
         segment = None
         with contextlib.suppress(JournalUnwritable):
             segment = self._journal.append(answer)
             self._flusher.note()
-        return self._writer.add(*written, segment=segment)
+        added = self._writer.add(*written, segment=segment)
+        self._standing.succeeded(asking.app)
+        return added
 
     async def _report(self, asking: Asking, answer: SavedTokens, saved: asyncio.Future[bool]) -> None:
         if self._journal.trouble is not None:
@@ -313,7 +319,8 @@ class Asker:
     ) -> None:
         """Write an attempt that brought no token, then say so."""
         kind = KINDS[type(judged.outcome)]
-        await self._writer.add(*results(asking, attempt, judged), *pause)
+        weighed = self._standing.weigh(asking.app, results(asking, attempt, judged))
+        await self._writer.add(*weighed, *pause)
         telemetry.REFRESHES.labels(asking.provider.name, kind).inc()
         fields = {
             "attempt": f"{attempt.account_id}-{attempt.epoch}",
