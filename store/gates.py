@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -19,6 +19,9 @@ from tokenfleet.jobs import AppId
 
 OWN_APPS: Final = "account"
 """What metrics call all registrations that belong to one account each: their own names would be without bounds."""
+
+FORECAST_IS_RECENT: Final = timedelta(minutes=5)
+"""What was reckoned longer ago says nothing of the coming hour any more: no scheduler does it."""
 
 
 class IncidentKind(StrEnum):
@@ -73,12 +76,18 @@ _INCIDENTS = text("""
     ORDER BY i.id
 """)
 
+_SLACKS = text("""
+    SELECT id, CASE WHEN budget_slack_at > now() - CAST(:recent AS interval) THEN budget_slack END AS slack
+    FROM tokenfleet.oauth_apps
+""")
+
 _GATES = text("""
     SELECT p.provider, p.environment,
            CASE WHEN p.account_external_id IS NULL THEN p.name ELSE CAST(:own AS text) END AS app,
            count(*) FILTER (WHERE p.held_since IS NOT NULL) AS held,
            count(*) FILTER (WHERE p.paused_until > now()) AS paused,
-           min(p.budget_slack) AS slack, array_agg(p.id) AS app_ids,
+           min(p.budget_slack) FILTER (WHERE p.budget_slack_at > now() - CAST(:recent AS interval)) AS slack,
+           array_agg(p.id) AS app_ids,
            COALESCE(sum(i.client_rejected), 0) AS client_rejected,
            COALESCE(sum(i.mass_rejection), 0) AS mass_rejection
     FROM tokenfleet.oauth_apps p
@@ -99,6 +108,12 @@ def open_incidents(connection: Connection) -> dict[AppId, tuple[OpenIncident, ..
     return {app_id: tuple(incidents) for app_id, incidents in found.items()}
 
 
+def slacks(connection: Connection) -> dict[AppId, float | None]:
+    """Return the least part of each app's rate that the coming hour leaves, None where nobody knows."""
+    rows = connection.execute(_SLACKS, {"recent": FORECAST_IS_RECENT})
+    return {AppId(row.id): row.slack for row in rows}
+
+
 def read_gates(connection: Connection) -> list[Gate]:
     """Return every app's gate, in as many rows as a metric can bear."""
     return [
@@ -112,7 +127,7 @@ def read_gates(connection: Connection) -> list[Gate]:
             incidents={kind: int(getattr(row, kind.value)) for kind in IncidentKind},
             app_ids=tuple(AppId(app_id) for app_id in row.app_ids),
         )
-        for row in connection.execute(_GATES, {"own": OWN_APPS})
+        for row in connection.execute(_GATES, {"own": OWN_APPS, "recent": FORECAST_IS_RECENT})
     ]
 
 
