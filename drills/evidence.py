@@ -104,6 +104,7 @@ def gather(
                 burst=pace.burst,
                 quiet_since=quiet_since,
                 began=course.began,
+                struck=course.struck,
                 mending=course.mending,
                 ended=course.ended,
                 recovery_seconds=plan.recovery,
