@@ -71,7 +71,7 @@ _START = text("""
     -- The app too: a message that names another one would send the token to another provider's endpoint.
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
-    RETURNING s.account_id, s.claim_epoch, s.attempts, s.unanswered, s.next_refresh_at, s.last_error
+    RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error
 """)
 
 _READ = text("""
@@ -172,6 +172,7 @@ class Attempt:
     obtained_at: datetime
     refresh_token_expires_at: datetime | None
     attempts: int
+    doubts: int
     unanswered: int
     is_unsettled: bool
     """The attempt before was never settled: whoever made it may have an answer."""
@@ -249,6 +250,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 obtained_at=row.obtained_at,
                 refresh_token_expires_at=row.refresh_token_expires_at,
                 attempts=schedule.attempts,
+                doubts=schedule.doubts,
                 unanswered=schedule.unanswered,
                 is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,

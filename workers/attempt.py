@@ -101,7 +101,7 @@ class Asker:
             outcome = asking.provider.read(exchange, now=now)
             decision = self._decide(outcome, asking, attempt, replayed, now)
             completed = self._completed(attempt, outcome, refresh_token)
-            if completed is not None and isinstance(decision, RetryLater):
+            if completed is not None and isinstance(decision, RetryLater | Quarantine):
                 outcome, decision = completed, Save(decision.at, attempt.expires_at)
                 now = attempt.obtained_at
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
@@ -171,6 +171,7 @@ class Asker:
         lifetime = None if attempt.expires_at is None else attempt.expires_at - attempt.obtained_at
         known = Known(
             attempts=attempt.attempts,
+            doubts=attempt.doubts,
             unanswered=attempt.unanswered + replayed,
             replayed=replayed,
             margins=asking.provider.margins,

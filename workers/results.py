@@ -8,6 +8,7 @@ from datetime import datetime
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.settlement import Deferral, Rejection
+from store.unknowns import UnknownAnswer
 from tokenfleet.jobs import AppId
 
 
@@ -36,4 +37,4 @@ class AppRecovered:
 
 
 Settled = SavedTokens | Deferral | Rejection | Promotion
-Result = Settled | AppPaused | AppHeld | AppRecovered
+Result = Settled | AppPaused | AppHeld | AppRecovered | UnknownAnswer

@@ -17,6 +17,7 @@ from providers.transport import boottime
 from store.apps import App
 from store.schedule import Attempt
 from store.settlement import Deferral, Rejection
+from store.unknowns import UnknownAnswer
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -100,11 +101,18 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
                     duration_ms=judged.duration_ms,
                 ),
             )
-        case RetryLater(at, code, counts, answer_lost):
+        case RetryLater(at, code, counts, answer_lost, in_doubt):
             lost = answer_lost or judged.replayed
-            return (_deferral(asking, attempt, judged, at, code, counts=counts, lost=lost),)
+            deferral = _deferral(
+                asking, attempt, judged, at, code, counts=counts, lost=lost, in_doubt=in_doubt
+            )
+            return (deferral, *_unknown(asking, attempt, judged))
         case Quarantine(at, code):
-            return (_deferral(asking, attempt, judged, at, code, quarantined=True, lost=judged.replayed),)
+            lost = judged.replayed
+            deferral = _deferral(
+                asking, attempt, judged, at, code, quarantined=True, lost=lost, in_doubt=True
+            )
+            return (deferral, *_unknown(asking, attempt, judged))
         case PauseApp(until, code):
             deferral = _deferral(asking, attempt, judged, until, code, counts=False, lost=judged.replayed)
             return (deferral, AppPaused(app.app_id, until))
@@ -118,6 +126,14 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
             assert_never(decision)
 
 
+def _unknown(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[UnknownAnswer, ...]:
+    """Return what is to be remembered of an answer that no rule describes."""
+    outcome = judged.outcome
+    if not isinstance(outcome, Undescribed):
+        return ()
+    return (UnknownAnswer(asking.provider.name, outcome.code, outcome.shape, attempt.account_id),)
+
+
 def _deferral(
     asking: Asking,
     attempt: Attempt,
@@ -128,6 +144,7 @@ def _deferral(
     counts: bool = True,
     lost: bool,
     quarantined: bool = False,
+    in_doubt: bool = False,
 ) -> Deferral:
     outcome = judged.outcome
     detail = json.dumps({"shape": outcome.shape}) if isinstance(outcome, Undescribed) else None
@@ -141,6 +158,7 @@ def _deferral(
         counts=counts,
         answer_lost=lost,
         quarantined=quarantined,
+        in_doubt=in_doubt,
         job_id=asking.job_id,
         duration_ms=judged.duration_ms,
         detail=detail,

@@ -25,13 +25,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import apps, candidates, settlement
+from store import apps, candidates, settlement, unknowns
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
 from store.journal import Journal, Segment
 from store.leases import Leases
 from store.settlement import Deferral, Rejection
+from store.unknowns import UnknownAnswer
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
@@ -191,6 +192,9 @@ class GroupWriter:
         for well in {result for result in results if isinstance(result, AppRecovered)}:
             if apps.end_hold(connection, well.app_id):
                 written.recovered.append(well)
+        if unknown := [result for result in results if isinstance(result, UnknownAnswer)]:
+            # Last: its rows are shared with every other worker, and the locks are short.
+            unknowns.record(connection, unknown)
         return written
 
     async def _after_commit(self, batch: list[_Entry], written: _Written) -> None:
