@@ -26,7 +26,7 @@ HOMES: Final[Mapping[str, Path]] = {name: ROOT / name for name in PACKAGES} | {
     CLIENT: ROOT / "client" / "src" / CLIENT
 }
 NO_BRAND: Final = frozenset(
-    {"oidc", "box", "cal", "close", "front", "line", "linear", "monday", "slack", "square", "x"}
+    {"oidc", "box", "cal", "close", "constant", "front", "line", "linear", "monday", "slack", "square", "x"}
 )
 """First words of catalogue entries that code may use: a standard, and words of everyday language."""
 

@@ -86,7 +86,7 @@ def jsonable(value: Any) -> Any:
 
 def test_the_catalogue_has_no_mistakes() -> None:
     assert validate_paths([CATALOG]) == []
-    assert len(REGISTRY) == len(FILES) >= 7
+    assert len(REGISTRY) == len(FILES) > 100
 
 
 def test_the_published_schema_is_what_the_models_say() -> None:
@@ -210,7 +210,7 @@ def test_an_api_base_that_moves_is_captured() -> None:
         ("gogle", "did you mean google?"),
         ("github-app-user", "did you mean github_app_user?"),
         ("quickbooks_online", "did you mean quickbooks?"),
-        ("microsoft_entra", "did you mean microsoft?"),
+        ("microsoft_entra", "did you mean microsoft or "),
         ("nothing_like_it", "'tokenfleet providers list'"),
         ("", "'tokenfleet providers list'"),
     ],
