@@ -180,7 +180,7 @@ ERRORS: list[tuple[str, int, dict[str, Any], Outcome]] = [
         {"error": "incorrect_client_credentials"},
         ClientRejected("incorrect_client_credentials"),
     ),
-    ("github_app_user", 200, {"error": "something_new"}, Undescribed("something_new", "200 {error:text}")),
+    ("github_app_user", 200, {"error": "something_new"}, Undescribed("something_new", "200 {error:word}")),
     ("hubspot", 400, {"status": "BAD_REFRESH_TOKEN"}, GrantRejected("bad_refresh_token")),
     ("hubspot", 400, {"status": "BAD_CLIENT_SECRET"}, ClientRejected("bad_client_secret")),
     ("quickbooks", 401, {"error": "invalid_client"}, ClientRejected("invalid_client")),
