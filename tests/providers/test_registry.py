@@ -29,6 +29,7 @@ from tokenfleet.outcome import (
     Outcome,
     Refreshed,
     RequestRejected,
+    Throttled,
     Unavailable,
     Undescribed,
 )
@@ -185,6 +186,54 @@ ERRORS: list[tuple[str, int, dict[str, Any], Outcome]] = [
     ("hubspot", 400, {"status": "BAD_CLIENT_SECRET"}, ClientRejected("bad_client_secret")),
     ("quickbooks", 401, {"error": "invalid_client"}, ClientRejected("invalid_client")),
     ("oidc", 400, {"error": "invalid_scope"}, RequestRejected("invalid_scope")),
+    ("slack_rotating", 200, {"ok": False, "error": "token_revoked"}, GrantRejected("token_revoked")),
+    ("slack_rotating", 200, {"ok": False, "error": "fatal_error"}, Unavailable("fatal_error")),
+    ("zoho", 200, {"error": "invalid_code"}, GrantRejected("invalid_code")),
+    ("zoho", 400, {"error": "Access Denied"}, Throttled("access_denied", whole_app=False)),
+    ("zoom", 401, {"reason": "Invalid Token!", "error": "invalid_request"}, GrantRejected("invalid_token")),
+    (
+        "jira",
+        403,
+        {"error": "unauthorized_client", "error_description": "refresh_token is invalid"},
+        GrantRejected("refresh_token_invalid"),
+    ),
+    ("jira", 403, {"error": "unauthorized_client"}, ClientRejected("unauthorized_client")),
+    (
+        "exact_online",
+        401,
+        {"error": "unauthorized_client"},
+        ClientRejected("unauthorized_client", whole_app=False),
+    ),
+    (
+        "exact_online",
+        400,
+        {"error": "invalid_request", "error_description": "Rate limit exceeded: access_token not expired"},
+        Throttled("access_token_not_expired", whole_app=False),
+    ),
+    (
+        "x_twitter",
+        400,
+        {"error": "invalid_request", "error_description": "Value passed for the token was invalid."},
+        GrantRejected("token_invalid"),
+    ),
+    ("x_twitter", 400, {"error": "invalid_request"}, RequestRejected("invalid_request")),
+    ("airtable", 409, {"error": "invalid_request"}, Unavailable("refresh_under_way")),
+    ("fitbit", 400, {"errors": [{"errorType": "invalid_grant"}]}, GrantRejected("invalid_grant")),
+    (
+        "strava",
+        400,
+        {"errors": [{"resource": "RefreshToken", "field": "refresh_token", "code": "invalid"}]},
+        GrantRejected("refresh_token"),
+    ),
+    (
+        "twitch",
+        400,
+        {"status": 400, "message": "Invalid refresh token"},
+        GrantRejected("invalid_refresh_token"),
+    ),
+    ("wechat", 200, {"errcode": 42002, "access_token": ""}, GrantRejected("errcode_42002")),
+    ("feishu", 400, {"code": 20073}, GrantRejected("code_20073")),
+    ("reddit", 401, {"message": "Unauthorized", "error": 401}, ClientRejected("error_401")),
 ]
 
 
@@ -194,6 +243,13 @@ def test_errors_of_the_built_in_providers(
 ) -> None:
     answer = Answer(status, {"content-type": "application/json"}, json.dumps(body).encode())
     assert REGISTRY.get(name).read(answer, now=NOW) == expected
+
+
+def test_an_error_that_can_mean_more_than_a_dead_grant_flips_nobody() -> None:
+    word = b'{"error": "server_error", "error_description": "access_denied"}'
+    assert isinstance(REGISTRY.get("servicenow").read(Answer(401, {}, word), now=NOW), Undescribed)
+    number = b'{"status": 503, "body": {}, "error": "Invalid Params"}'
+    assert isinstance(REGISTRY.get("withings").read(Answer(200, {}, number), now=NOW), Undescribed)
 
 
 def test_an_api_base_that_moves_is_captured() -> None:
