@@ -161,7 +161,9 @@ def _margins(lifetimes: Lifetimes) -> Margins:
 
 def _unknown(name: str, names: tuple[str, ...]) -> str:
     folded = name.strip().lower().replace("-", "_").replace(" ", "_")
-    close = [known for known in names if len(folded) > 2 and (folded in known or known in folded)]
+    close = [
+        known for known in names if len(folded) > 2 and (folded in known or f"_{known}_" in f"_{folded}_")
+    ]
     close += [known for known in difflib.get_close_matches(folded, names, n=3) if known not in close]
     if close:
         return f"there is no provider {name!r}: did you mean {' or '.join(close[:3])}?"
