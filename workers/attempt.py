@@ -58,8 +58,9 @@ from workers.candidates import Candidates
 from workers.flushing import Flusher
 from workers.governor import CLAIM_EXPIRED, Governor, Sent, was_too_late
 from workers.pacing import NotNow
-from workers.results import AppPaused, AppRecovered, AppUnthrottled, Result
-from workers.settling import KINDS, Asking, Judged, results
+from workers.results import AppAnswered, AppPaused, AppRecovered, AppUnthrottled, Result
+from workers.settling import KINDS, Asking, Judged, results, unknown_answers
+from workers.standing import Standing
 from workers.writer import GroupWriter
 
 APP_FAULTS: Final = frozenset({"client_secret_missing"})
@@ -84,6 +85,7 @@ class Asker:
         self._candidates = candidates
         self._flusher = flusher
         self._governor = governor
+        self._standing = Standing()
         self._chance = random.SystemRandom().random
 
     async def perform(self, asking: Asking, attempt: Attempt) -> NotNow | None:
@@ -114,13 +116,14 @@ class Asker:
             outcome = asking.provider.read(sent.exchange, now=now)
             decision = self._decide(outcome, asking, attempt, replayed, now)
             completed = self._completed(attempt, outcome, refresh_token)
-            if completed is not None and isinstance(decision, RetryLater):
+            unknown = unknown_answers(asking, attempt, outcome)
+            if completed is not None and isinstance(decision, RetryLater | Quarantine):
                 outcome, decision = completed, Save(decision.at, attempt.expires_at)
                 now = attempt.obtained_at
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
                 duration_ms = _milliseconds(sent.began)
                 answer = self._seal(asking, attempt, outcome, decision, refresh_token, now, duration_ms)
-                saved = self._keep(asking, answer)
+                saved = self._keep(asking, answer, *unknown)
                 self._governor.heard(sent, outcome)
                 if pause := self._governor.pauses(sent, decision, now=asking.now(attempt)):
                     self._writer.add(*pause)
@@ -197,6 +200,7 @@ class Asker:
         lifetime = None if attempt.expires_at is None else attempt.expires_at - attempt.obtained_at
         known = Known(
             attempts=attempt.attempts,
+            doubts=attempt.doubts,
             unanswered=attempt.unanswered + replayed,
             replayed=replayed,
             margins=asking.provider.margins,
@@ -264,21 +268,25 @@ class Asker:
             activates=attempt.status is not AccountStatus.ACTIVE and bool(tokens.access_token),
         )
 
-    def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:
+    def _keep(self, asking: Asking, answer: SavedTokens, *beside: Result) -> asyncio.Future[bool]:
         """Put the sealed answer on disk and hand it to the writer, before anything else can fail.
 
         A refusing disk stops new attempts (``Journal.trouble``), never this answer.
         """
-        written: tuple[Result, ...] = (answer,)
+        written: tuple[Result, ...] = (answer, *beside)
         if asking.app.held_since is not None:
             written += (AppRecovered(asking.app.app_id),)
         if asking.app.throttles:
             written += (AppUnthrottled(asking.app.app_id),)
+        if asking.app.is_sampled:
+            written += (AppAnswered(asking.app.app_id),)
         segment = None
         with contextlib.suppress(JournalUnwritable):
             segment = self._journal.append(answer)
             self._flusher.note()
-        return self._writer.add(*written, segment=segment)
+        added = self._writer.add(*written, segment=segment)
+        self._standing.succeeded(asking.app)
+        return added
 
     async def _report(self, asking: Asking, answer: SavedTokens, saved: asyncio.Future[bool]) -> None:
         if self._journal.trouble is not None:
@@ -307,7 +315,8 @@ class Asker:
     ) -> None:
         """Write an attempt that brought no token, then say so."""
         kind = KINDS[type(judged.outcome)]
-        await self._writer.add(*results(asking, attempt, judged), *pause)
+        weighed = self._standing.weigh(asking.app, results(asking, attempt, judged))
+        await self._writer.add(*weighed, *pause)
         telemetry.REFRESHES.labels(asking.provider.name, kind).inc()
         fields = {
             "attempt": f"{attempt.account_id}-{attempt.epoch}",

@@ -35,6 +35,7 @@ from store.keys import Vault
 from store.leases import Leases
 from store.schedule import Attempt
 from tokenfleet import telemetry
+from tokenfleet.guard import SAMPLES
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
@@ -166,6 +167,8 @@ class Refresher:
         # A held app is asked about one account at a time: the probe. Nothing may fail between start and attempt,
         # so provider and credentials are looked up before.
         may_ask = app is not None and not app.is_paused and (app.held_since is None or len(job.accounts) == 1)
+        # Only samples are asked, of those who were set apart and of the others: what was published before that is not.
+        may_ask &= app is None or not app.is_sampled or len(job.accounts) <= 2 * SAMPLES
         if app is None or not may_ask or app.provider not in self._registry:
             await self._in_database(schedule.release, job)
             return []
@@ -296,7 +299,7 @@ class Refresher:
         if app.client_secret is not None:
             try:
                 opened = self._vault.refresh.open(
-                    app.client_secret, secret_binding(app.app_id, app.generation)
+                    app.client_secret, secret_binding(app.app_id, app.secret_generation)
                 )
                 secret = Secret(opened)
             except EnvelopeError:
