@@ -20,7 +20,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from providers.exchange import Failure, FailureKind, TokenRequest
+from providers.exchange import TokenRequest
 from providers.oauth2 import Grant, RequestBuildError
 from providers.transport import boottime
 from store.answers import SavedTokens
@@ -56,14 +56,12 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.candidates import Candidates
 from workers.flushing import Flusher
-from workers.governor import Governor, Sent
+from workers.governor import CLAIM_EXPIRED, Governor, Sent, was_too_late
 from workers.pacing import NotNow
 from workers.results import AppAnswered, AppPaused, AppRecovered, AppUnthrottled, Result
 from workers.settling import KINDS, Asking, Judged, results, unknown_answers
 from workers.standing import Standing
 from workers.writer import GroupWriter
-
-CLAIM_EXPIRED: Final = "claim_expired"
 
 APP_FAULTS: Final = frozenset({"client_secret_missing"})
 """Why a request could not be built that no account is to blame for: the registration is incomplete."""
@@ -106,9 +104,7 @@ class Asker:
         pause: tuple[AppPaused, ...] = ()
         replayed = spared = False
         while True:
-            passed = await self._governor.send(
-                request, asking, due_at=attempt.due_at, send_before=asking.send_before, again=replayed
-            )
+            passed = await self._governor.send(request, asking, attempt, again=replayed)
             now = asking.now(attempt)
             if isinstance(passed, NotNow):
                 if sent is None:
@@ -141,7 +137,7 @@ class Asker:
             if not isinstance(decision, Replay):
                 break
             replayed = True
-        if _never_asked(sent.exchange) and not replayed:
+        if was_too_late(sent.exchange) and not replayed:
             return NotNow(0.0)
         if spared and isinstance(decision, RetryLater):
             # It is the app's failure, whose circuit is not closed.
@@ -337,11 +333,3 @@ class Asker:
 
 def _milliseconds(began: float) -> int:
     return round((boottime() - began) * 1000)
-
-
-def _never_asked(exchange: object) -> bool:
-    return (
-        isinstance(exchange, Failure)
-        and exchange.kind is FailureKind.NOT_SENT
-        and exchange.code == CLAIM_EXPIRED
-    )

@@ -142,7 +142,8 @@ class Refresher:
         self._stopping = True
 
     async def hurry(self) -> None:
-        """After :meth:`stop`, let jobs that wait for room be given back now."""
+        """After :meth:`stop`, let jobs that wait for room and accounts that wait for a slot be given back now."""
+        self._governor.close()
         await self._room.close()
 
     def _is_stopping(self) -> bool:
@@ -247,9 +248,6 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            if attempt.due_at is not None:
-                delay = (attempt.database_now - attempt.due_at).total_seconds()
-                telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
             not_now = await self._asker.perform(asking, attempt)
             if not_now is not None:
                 await self._writer.add(Unasked(attempt.account_id, attempt.epoch, not_now.seconds))
