@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from cli.app_view import spares_text, state_text, view_of
-from cli.output import counted, dated, json_option, print_facts, print_json, print_table
+from cli.app_place import app_options
+from cli.app_view import Standing, level_text, spares_text, state_text, view_of, wrong_with
+from cli.gates import percent
+from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy import Connection
 
     from providers import Provider
     from store.apps import App
+    from tokenfleet.jobs import AppId
+    from tokenfleet.settings import Settings
     from tokenfleet_client.secret import Secret
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 MAX_SECRET_CHARACTERS: Final = 8192
-
-
-def app_options(command: F) -> F:
-    """Add what names one app of a provider: ``--environment`` and ``--name``."""
-    for option in (
-        click.option("--name", default="default", show_default=True, help="Which of several clients there."),
-        click.option("--environment", default="production", show_default=True, help="Your environment."),
-        click.argument("provider"),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group()
 def apps() -> None:
     """Register your OAuth clients: client id, secret and variables.
 
-    An app is one client registration at one provider. Each account is refreshed with the app it was imported
-    under: `default`, unless the import names another.
+    An app is one client registration at one provider. An account gets one when it is imported: the one that
+    its line names; else its own (--account); else `default` of its environment; else that of the platform
+    (--platform). It stays with it, because no other client can refresh its grant.
     """
 
 
@@ -85,6 +79,8 @@ def set_app(
       pass show acme | tokenfleet apps set acme --client-id 123.apps.example --client-secret-file -
       tokenfleet apps set acme --client-id 123.apps.example --client-secret-file new.secret --keep-previous
       tokenfleet apps set oidc --client-id me --variable token_endpoint=https://sso.example/token
+      tokenfleet apps set acme --platform --client-id 123.apps.example --client-secret-file acme.secret
+      tokenfleet apps set acme --account customer-17 --client-id theirs --client-secret-file their.secret
     """
     from cli.session import database, load_providers, load_settings
     from store import app_secrets
@@ -200,20 +196,22 @@ def list_apps(as_json: bool) -> None:
       tokenfleet apps list
     """
     from cli.session import database, load_settings
-    from store import app_secrets
     from store import apps as registrations
     from store.engine import database_now
 
-    with database(load_settings()) as engine, engine.connect() as connection:
+    settings = load_settings()
+    with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
+        registered = registrations.all_apps(connection)
+        standings = _standings(connection, settings, [app.app_id for app in registered], now)
         found = [
             view_of(
                 app,
                 accounts=registrations.count_accounts(connection, app.app_id),
                 now=now,
-                spares=app_secrets.spares(connection, app.app_id),
+                standing=standings[app.app_id],
             )
-            for app in registrations.all_apps(connection)
+            for app in registered
         ]
     if as_json:
         print_json(found)
@@ -222,12 +220,13 @@ def list_apps(as_json: bool) -> None:
         click.echo("No app is registered yet: 'tokenfleet apps set PROVIDER --client-id ID' registers one.")
         return
     print_table(
-        ("provider", "environment", "name", "client id", "secret", ">accounts", "state"),
+        ("provider", "environment", "name", "level", "client id", "secret", ">accounts", "state"),
         (
             (
                 app.provider,
                 app.environment,
                 app.name,
+                app.level,
                 app.client_id,
                 "sealed" if app.has_client_secret else "none",
                 f"{app.accounts:,}",
@@ -236,6 +235,9 @@ def list_apps(as_json: bool) -> None:
             for app in found
         ),
     )
+    for app in found:
+        for finding in wrong_with(app, now):
+            click.echo(shown(f"{app.provider}/{app.environment}/{app.name}: {finding.text}"))
 
 
 @apps.command()
@@ -249,28 +251,30 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
       tokenfleet apps show acme
     """
     from cli.session import database, load_settings
-    from store import app_secrets
     from store import apps as registrations
     from store.engine import database_now
 
-    with database(load_settings()) as engine, engine.connect() as connection:
+    settings = load_settings()
+    with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
-        spares = app_secrets.spares(connection, found.app_id)
-    app = view_of(found, accounts=tied, now=now, spares=spares)
+        standing = _standings(connection, settings, [found.app_id], now)[found.app_id]
+    app = view_of(found, accounts=tied, now=now, standing=standing)
     if as_json:
         print_json(app)
         return
     print_facts(
         [
             ("app", f"{app.provider}/{app.environment}/{app.name} (id {app.app_id})"),
+            ("level", level_text(app)),
             ("client id", app.client_id),
             ("client secret", "sealed" if app.has_client_secret else "none"),
             ("spare secrets", spares_text(app)),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),
             ("accounts", f"{app.accounts:,}"),
-            ("state", state_text(app, now)),
+            ("state", "\n".join(finding.text for finding in wrong_with(app, now)) or "ready"),
+            ("rate left", _left(app.slack)),
             ("created", dated(app.created_at, now)),
             ("changed", dated(app.updated_at, now)),
         ]
@@ -300,6 +304,34 @@ def remove(provider: str, environment: str, name: str) -> None:
             )
         registrations.remove(connection, app.app_id)
     click.echo(f"Removed {provider}/{environment}/{name}.")
+
+
+def _left(slack: float | None) -> str:
+    return "" if slack is None or slack < 0 else f"{percent(slack)} or more in the coming hour"
+
+
+def _standings(
+    connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
+) -> dict[AppId, Standing]:
+    """Return what is known of these apps beside their registrations; a circuit that nobody can read is said so."""
+    from cli.probes import circuits
+    from store import app_secrets
+    from store.gates import open_incidents, slacks
+
+    opened = circuits(settings, app_ids, now)
+    if opened is None:
+        click.echo("Whether circuits are open is unknown: Redis does not answer.", err=True)
+    by_app = {each.app_id: each for each in opened or ()}
+    slack, incidents = slacks(connection), open_incidents(connection)
+    return {
+        app_id: Standing(
+            slack.get(app_id),
+            incidents.get(app_id, ()),
+            by_app.get(app_id),
+            app_secrets.spares(connection, app_id),
+        )
+        for app_id in app_ids
+    }
 
 
 def _find(connection: Connection, provider: str, environment: str, name: str) -> App:

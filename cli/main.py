@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from cli.group import Entry, Root, Sections
@@ -77,4 +79,6 @@ def root() -> None:
 
 def main() -> None:
     """Run the command that ``sys.argv`` names, and exit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     root(prog_name="tokenfleet")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from providers.problems import Location, close_matches, suggestion
-from providers.rules import scalar_text, statuses_of
-from providers.spec import ErrorRule, ProviderSpec
+from providers.rule_mistakes import rule_mistakes
+from providers.spec import ProviderSpec
 from providers.templates import CLIENT_ID, UndeclaredVariableError, text_template, url_template
 
 OWN_HEADERS: Final = frozenset(
@@ -39,7 +39,7 @@ def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
     return [
         *_variables(spec, allow_http),
         *_request(spec),
-        *_rules(spec.errors),
+        *rule_mistakes(spec.errors),
         *_rotation(spec),
         *_lifetimes(spec),
         *_rate(spec),
@@ -104,42 +104,6 @@ def _request(spec: ProviderSpec) -> Iterator[Finding]:
             yield ("refresh", "headers", name), "is set by the request itself and cannot be set here"
     if spec.client.authentication == "none" and "client_secret" in refresh.names.model_fields_set:
         yield ("refresh", "names", "client_secret"), "names a secret, but the client authenticates with none"
-
-
-def _rules(rules: tuple[ErrorRule, ...]) -> Iterator[Finding]:
-    for position, rule in enumerate(rules):
-        location: Location = ("errors", position)
-        if not rule.path:
-            if rule.value or rule.pattern:
-                key = "value" if rule.value else "pattern"
-                yield (*location, key), "needs a path that says where in the answer to look"
-            elif rule.outcome == "grant_rejected":
-                yield (
-                    location,
-                    "would give up a grant by the status alone, which any proxy can send: add a path",
-                )
-            elif not rule.status:
-                yield location, "would fit every answer: add a status or a path"
-        for earlier, other in enumerate(rules[:position]):
-            if _covers(other, rule):
-                yield location, f"can never fit: errors[{earlier + 1}] fits everything that it would"
-                break
-
-
-def _covers(first: ErrorRule, later: ErrorRule) -> bool:
-    """Answer whether ``first`` certainly fits every answer that ``later`` fits."""
-    if not statuses_of(later.status) <= statuses_of(first.status):
-        return False
-    if not first.path:
-        return True
-    if not set(later.path) <= set(first.path):
-        return False
-    if not first.value and not first.pattern:
-        return True
-    if not later.value and not later.pattern:
-        return False
-    first_texts, later_texts = ({scalar_text(value) for value in rule.value} for rule in (first, later))
-    return later_texts <= first_texts and set(later.pattern) <= set(first.pattern)
 
 
 def _rotation(spec: ProviderSpec) -> Iterator[Finding]:

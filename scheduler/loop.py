@@ -48,6 +48,8 @@ workers the queue would grow by all that is due, again with every life of a clai
 TAKE_OVER_SHARE: Final = 1 / 3
 """Part of a claim's life for which, after Postgres was away, nobody takes over a claim that was started: who
 started it lands its answer first, or renews its lease (``workers.refresh``)."""
+SLOW_TICK_SECONDS: Final = 5.0
+"""A tick that takes longer waits for somebody: Postgres, a lock, the broker."""
 STOP_NOTICED_SECONDS: Final = 0.5
 """How long a stop may go unnoticed while nothing is due, however long the tick is."""
 
@@ -84,6 +86,7 @@ class Scheduler:
         self._stopping = False
         self._next_housekeeping = datetime.min.replace(tzinfo=UTC)
         self._trouble: str | None = None
+        self._tick_began: float | None = None
         self._waiting_jobs = 0
         self._unknown_providers: set[str] = set()
 
@@ -110,12 +113,22 @@ class Scheduler:
             hampering.append(
                 f"{self._waiting_jobs} jobs wait for workers; nothing more is claimed: start workers"
             )
-        return Health(fatal=(self._trouble,) if self._trouble else (), hampering=tuple(hampering))
+        fatal = [self._trouble] if self._trouble else []
+        began = self._tick_began
+        if began is not None and (seconds := time.monotonic() - began) > SLOW_TICK_SECONDS:
+            fatal.append(
+                f"a tick has waited for {seconds:.0f} s: Postgres or the broker is silent, or a table is locked"
+            )
+        return Health(tuple(fatal), tuple(hampering))
 
     def tick(self) -> TickResult:
         """Claim and publish once. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away."""
-        with telemetry.TICK_SECONDS.time():
-            result = self._tick()
+        self._tick_began = time.monotonic()
+        try:
+            with telemetry.TICK_SECONDS.time():
+                result = self._tick()
+        finally:
+            self._tick_began = None
         self._trouble = None
         return result
 

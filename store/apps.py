@@ -19,6 +19,7 @@ from sqlalchemy import Connection, text
 
 from store import app_secrets
 from store.schedule import WAKE_CHANNEL
+from tokenfleet.app_levels import ACCOUNT_PREFIX
 from tokenfleet.guard import SILENT_AFTER
 from tokenfleet.jobs import AppId
 from tokenfleet_client.envelope import Binding, DataKeys, Ring
@@ -101,6 +102,18 @@ def all_apps(connection: Connection) -> list[App]:
     return [_app(row) for row in rows]
 
 
+def all_for(connection: Connection, external_ids: Sequence[str]) -> list[App]:
+    """Return every app but those of single accounts, and of these the ones of ``external_ids``."""
+    rows = connection.execute(
+        text(
+            f"SELECT {_COLUMNS} FROM tokenfleet.oauth_apps "
+            "WHERE account_external_id IS NULL OR account_external_id = ANY (CAST(:external_ids AS text[]))"
+        ),
+        {"external_ids": list(external_ids)},
+    )
+    return [_app(row) for row in rows]
+
+
 def register(
     connection: Connection,
     refresh_keys: DataKeys,
@@ -131,8 +144,9 @@ def register(
         app_secrets.forget(connection, before.app_id)
     row = connection.execute(
         text("""
-            INSERT INTO tokenfleet.oauth_apps (provider, environment, name, client_id, variables)
-            VALUES (:provider, :environment, :name, :client_id, CAST(:variables AS jsonb))
+            INSERT INTO tokenfleet.oauth_apps
+                (provider, environment, name, client_id, variables, account_external_id)
+            VALUES (:provider, :environment, :name, :client_id, CAST(:variables AS jsonb), :account_external_id)
             ON CONFLICT (provider, environment, name) DO UPDATE
             SET client_id = excluded.client_id, variables = excluded.variables,
                 generation = oauth_apps.generation + 1, secret_generation = NULL, updated_at = now(),
@@ -145,6 +159,9 @@ def register(
             "name": name,
             "client_id": client_id,
             "variables": json.dumps(dict(variables)),
+            "account_external_id": name.removeprefix(ACCOUNT_PREFIX)
+            if name.startswith(ACCOUNT_PREFIX)
+            else None,
         },
     ).one()
     sealed = None
@@ -157,7 +174,8 @@ def register(
     )
     connection.execute(
         text("""
-            UPDATE tokenfleet.refresh_schedule SET quarantined = false, attempts = 0, next_refresh_at = now()
+            UPDATE tokenfleet.refresh_schedule
+            SET quarantined = false, attempts = 0, doubts = 0, next_refresh_at = now()
             WHERE app_id = :id AND (quarantined OR last_error = CAST(:held_code AS text))
               AND next_refresh_at IS NOT NULL
               -- But not those whose successor lies in a journal: what Postgres holds for them is spent.

@@ -42,7 +42,7 @@ _SAVE = text(f"""
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE i.next_refresh_at END,
             claimed_until = CASE WHEN s.claim_epoch = i.epoch THEN NULL ELSE s.claimed_until END,
-            attempts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false
+            attempts = 0, doubts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false
         FROM i JOIN saved USING (account_id) WHERE s.account_id = i.account_id
         RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled, s.incident_id,
                   s.claim_epoch = i.epoch AS is_newest
@@ -89,10 +89,10 @@ _DEFER = text("""
         SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]),
             CAST(:generation AS bigint[]), CAST(:next_refresh_at AS timestamptz[]), CAST(:code AS text[]),
             CAST(:kind AS text[]), CAST(:counts AS boolean[]), CAST(:answer_lost AS boolean[]),
-            CAST(:quarantined AS boolean[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]),
-            CAST(:detail AS jsonb[]))
+            CAST(:quarantined AS boolean[]), CAST(:in_doubt AS boolean[]), CAST(:job_id AS uuid[]),
+            CAST(:duration_ms AS int[]), CAST(:detail AS jsonb[]))
         AS i (account_id, epoch, generation, next_refresh_at, code, kind, counts, answer_lost, quarantined,
-              job_id, duration_ms, detail)
+              in_doubt, job_id, duration_ms, detail)
     ), deferred AS (
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = CASE
@@ -102,6 +102,7 @@ _DEFER = text("""
                 ELSE i.next_refresh_at END,
             claimed_until = NULL,
             attempts = s.attempts + CASE WHEN i.counts THEN 1 ELSE 0 END,
+            doubts = s.doubts + CASE WHEN i.in_doubt THEN 1 ELSE 0 END,
             unanswered = s.unanswered + CASE WHEN i.answer_lost THEN 1 ELSE 0 END,
             failing_since = CASE WHEN i.counts THEN COALESCE(s.failing_since, now())
                                  ELSE s.failing_since END,
@@ -134,7 +135,8 @@ _QUARANTINE = text("""
 class Deferral:
     """An attempt that changes no token and no status: ask again at ``next_refresh_at``.
 
-    ``kind`` is the history event. ``counts`` is False when the failure is not this account's.
+    ``kind`` is the history event. ``counts`` is False when the failure is not this account's; ``in_doubt`` is True
+    when repetition may not help (``tokenfleet.policy.Known.doubts``).
     """
 
     account_id: AccountId
@@ -149,6 +151,7 @@ class Deferral:
     job_id: UUID
     duration_ms: int
     detail: str | None = None
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +228,7 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
 def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) -> None:
     """Write failures that leave the account as it is. An attempt whose claim has moved on is ignored."""
     names = (
-        "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined job_id "
+        "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined in_doubt job_id "
         "duration_ms detail"
     )
     deferrals = sorted(deferrals, key=lambda deferral: deferral.account_id)

@@ -59,7 +59,7 @@ _MOVE = text("""
 
 _RESCHEDULE = text("""
     UPDATE tokenfleet.refresh_schedule s
-    SET next_refresh_at = i.next_refresh_at, attempts = 0, unanswered = 0, failing_since = NULL,
+    SET next_refresh_at = i.next_refresh_at, attempts = 0, doubts = 0, unanswered = 0, failing_since = NULL,
         last_error = NULL, quarantined = false, incident_id = NULL
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:moments AS timestamptz[]))
         AS i (account_id, next_refresh_at)

@@ -4,7 +4,9 @@
 
 * only :class:`~tokenfleet.outcome.GrantRejected` can lead to ``needs_reauth`` (G4);
 * a refresh token whose answer was lost is presented again once at once, never in a loop;
-* every failure has a next moment, and it is never sooner than one second away.
+* every failure has a next moment, never sooner than one second away and never later than a day;
+* what repetition may not help with, an error that nobody has described or a fault of ours, is probed twice, far
+  apart, before anybody is told, and after that seldom: it is never a word about the grant.
 """
 
 from __future__ import annotations
@@ -34,10 +36,16 @@ REPLAYS_IN_GRACE: Final = 3
 
 THROTTLE_DEFAULT: Final = timedelta(seconds=30)
 THROTTLE_CAP: Final = timedelta(hours=24)
+CONNECTION_THROTTLE_CAP: Final = timedelta(minutes=15)
+"""How long one connection waits at most that is throttled again and again for itself and is not told how long."""
 
-UNDESCRIBED_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
-OUR_FAULT_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10))
+DOUBT_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10))
+"""The probes of an account in doubt: who is asked again after these, and answered like that again, is quarantined."""
+QUARANTINE_BASE: Final = timedelta(minutes=30)
+"""How long the first quarantine lasts; each further one twice as long. A provider that answers everybody oddly for
+half an hour must not cost everybody half a day."""
 QUARANTINE_DELAY: Final = timedelta(hours=6)
+"""How long a quarantine lasts at most, and at once where it is certain that repetition cannot help."""
 
 UNKNOWN_LIFETIME_INTERVAL: Final = timedelta(minutes=30)
 """How soon to renew a token whose lifetime nobody told us and no earlier one taught us."""
@@ -54,7 +62,9 @@ ROTATION_LOST: Final = "rotation_lost"
 class Known:
     """What we know of the account when its outcome arrives.
 
-    ``attempts`` counts consecutive failures before this one. ``unanswered`` counts earlier presentations of
+    ``attempts`` counts consecutive failures before this one. ``doubts`` counts the answers since the last success
+    that repetition may not help with: whatever failed in between does not make them better known.
+    ``unanswered`` counts earlier presentations of
     this same refresh token whose answer was lost, in this attempt or an earlier one. ``replayed`` says that
     this attempt has presented it a second time. ``last_lifetime`` is how long the previous token lived.
     ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
@@ -68,6 +78,7 @@ class Known:
     last_lifetime: timedelta | None = None
     rotates: bool = True
     replay_grace: timedelta | None = None
+    doubts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +101,15 @@ class Replay:
 class RetryLater:
     """Nothing is wrong with the grant as far as we know; ask again at ``at``.
 
-    ``counts`` is False when the failure is not the account's (a throttled app).
+    ``counts`` is False when the failure is not the account's (a throttled app). ``in_doubt`` says that repetition
+    may not help: it is counted in :attr:`Known.doubts`.
     """
 
     at: datetime
     code: str
     counts: bool = True
     answer_lost: bool = False
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +137,7 @@ class RequireReauth:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Our own fault, and repetition did not help: leave this account alone until ``at`` and alarm."""
+    """Repetition does not help, and no customer can: leave this account alone until ``at`` and alarm operators."""
 
     at: datetime
     code: str
@@ -145,29 +158,28 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
             return Save(_next_refresh(expires_at, known, now, chance), expires_at)
         case GrantRejected(code):
             return RequireReauth(ROTATION_LOST if known.unanswered and known.rotates else code, code)
-        case ClientRejected(code):
-            return HoldApp(code)
-        case Throttled(code, retry_after):
-            return PauseApp(now + _pause(retry_after), code)
+        case ClientRejected(code, whole_app):
+            # One connection that refuses our client says nothing about the others: they go on.
+            return HoldApp(code) if whole_app else Quarantine(now + _quarantine(known.doubts), code)
+        case Throttled(code, retry_after, whole_app):
+            if whole_app:
+                return PauseApp(now + _pause(retry_after), code)
+            return RetryLater(now + _pause(retry_after, known.attempts), code)
         case Unavailable(code):
             return RetryLater(now + _retry_wait(known, chance), code)
         case OutcomeUnknown(code):
             if not known.replayed:
                 return Replay()
             return RetryLater(now + _retry_wait(known, chance), code, answer_lost=True)
-        case RequestRejected(code):
-            return _our_fault(code, known.attempts, now)
-        case Undescribed(code):
-            step = min(known.attempts, len(UNDESCRIBED_DELAYS) - 1)
-            return RetryLater(now + UNDESCRIBED_DELAYS[step] * (0.75 + chance / 2), code)
+        case RequestRejected(code) | Undescribed(code):
+            return _doubtful(code, known.doubts, now, chance)
         case _:
             assert_never(outcome)
 
 
 def backoff(attempts: int, chance: float) -> timedelta:
     """Return the wait before try number ``attempts`` + 2: exponential, capped, full jitter, 1 s at least."""
-    doublings: int = 1 << min(max(attempts, 0), 16)
-    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * doublings)
+    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * _doublings(attempts))
     return max(BACKOFF_FLOOR, ceiling * chance)
 
 
@@ -199,13 +211,23 @@ def _next_refresh(expires_at: datetime | None, known: Known, now: datetime, chan
     return max(due, now + BACKOFF_FLOOR)
 
 
-def _pause(retry_after: timedelta | None) -> timedelta:
+def _pause(retry_after: timedelta | None, attempts: int = 0) -> timedelta:
     if retry_after is None:
-        return THROTTLE_DEFAULT
+        return min(THROTTLE_DEFAULT * _doublings(attempts), CONNECTION_THROTTLE_CAP)
     return min(max(retry_after, BACKOFF_FLOOR), THROTTLE_CAP)
 
 
-def _our_fault(code: str, attempts: int, now: datetime) -> RetryLater | Quarantine:
-    if attempts < len(OUR_FAULT_DELAYS):
-        return RetryLater(now + OUR_FAULT_DELAYS[attempts], code)
-    return Quarantine(now + QUARANTINE_DELAY, code)
+def _doubtful(code: str, doubts: int, now: datetime, chance: float) -> RetryLater | Quarantine:
+    if doubts < len(DOUBT_DELAYS):
+        # Jittered, so that a crowd that was answered oddly at once does not come back at once.
+        return RetryLater(now + DOUBT_DELAYS[doubts] * (0.75 + chance / 2), code, in_doubt=True)
+    return Quarantine(now + _quarantine(doubts - len(DOUBT_DELAYS)), code)
+
+
+def _quarantine(before: int) -> timedelta:
+    """Return how long a quarantine lasts after as many ``before`` it."""
+    return min(QUARANTINE_BASE * _doublings(before), QUARANTINE_DELAY)
+
+
+def _doublings(times: int) -> int:
+    return 1 << min(max(times, 0), 16)

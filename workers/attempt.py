@@ -54,7 +54,7 @@ from tokenfleet_client.secret import Secret
 from workers.candidates import Candidates
 from workers.flushing import Flusher
 from workers.results import AppAnswered, AppRecovered, Result
-from workers.settling import KINDS, Asking, Judged, results
+from workers.settling import KINDS, Asking, Judged, results, unknown_answers
 from workers.standing import Standing
 from workers.writer import GroupWriter
 
@@ -103,13 +103,14 @@ class Asker:
             outcome = asking.provider.read(exchange, now=now)
             decision = self._decide(outcome, asking, attempt, replayed, now)
             completed = self._completed(attempt, outcome, refresh_token)
-            if completed is not None and isinstance(decision, RetryLater):
+            unknown = unknown_answers(asking, attempt, outcome)
+            if completed is not None and isinstance(decision, RetryLater | Quarantine):
                 outcome, decision = completed, Save(decision.at, attempt.expires_at)
                 now = attempt.obtained_at
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
                 duration_ms = _milliseconds(began)
                 answer = self._seal(asking, attempt, outcome, decision, refresh_token, now, duration_ms)
-                saved = self._keep(asking, answer)
+                saved = self._keep(asking, answer, *unknown)
                 await self._report(asking, answer, saved)
                 if completed is not None:
                     code = "access_token_missing"
@@ -173,6 +174,7 @@ class Asker:
         lifetime = None if attempt.expires_at is None else attempt.expires_at - attempt.obtained_at
         known = Known(
             attempts=attempt.attempts,
+            doubts=attempt.doubts,
             unanswered=attempt.unanswered + replayed,
             replayed=replayed,
             margins=asking.provider.margins,
@@ -238,12 +240,12 @@ class Asker:
             activates=attempt.status is not AccountStatus.ACTIVE and bool(tokens.access_token),
         )
 
-    def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:
+    def _keep(self, asking: Asking, answer: SavedTokens, *beside: Result) -> asyncio.Future[bool]:
         """Put the sealed answer on disk and hand it to the writer, before anything else can fail.
 
         A refusing disk stops new attempts (``Journal.trouble``), never this answer.
         """
-        written: tuple[Result, ...] = (answer,)
+        written: tuple[Result, ...] = (answer, *beside)
         if asking.app.held_since is not None:
             written += (AppRecovered(asking.app.app_id),)
         if asking.app.is_sampled:

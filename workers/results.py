@@ -9,6 +9,7 @@ from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.rejection import Rejection
 from store.settlement import Deferral
+from store.unknowns import UnknownAnswer
 from tokenfleet.jobs import AccountId, AppId
 
 
@@ -48,4 +49,4 @@ class AppAnswered:
 
 
 Settled = SavedTokens | Deferral | Rejection | Promotion
-Result = Settled | AppPaused | AppHeld | AppRecovered | AppAnswered
+Result = Settled | AppPaused | AppHeld | AppRecovered | AppAnswered | UnknownAnswer

@@ -18,6 +18,7 @@ from store.apps import App
 from store.rejection import Rejection
 from store.schedule import Attempt
 from store.settlement import Deferral
+from store.unknowns import UnknownAnswer
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -103,11 +104,18 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
                     explained=reason == ROTATION_LOST and attempt.is_unsettled,
                 ),
             )
-        case RetryLater(at, code, counts, answer_lost):
+        case RetryLater(at, code, counts, answer_lost, in_doubt):
             lost = answer_lost or judged.replayed
-            return (_deferral(asking, attempt, judged, at, code, counts=counts, lost=lost),)
+            deferral = _deferral(
+                asking, attempt, judged, at, code, counts=counts, lost=lost, in_doubt=in_doubt
+            )
+            return (deferral, *unknown_answers(asking, attempt, judged.outcome))
         case Quarantine(at, code):
-            return (_deferral(asking, attempt, judged, at, code, quarantined=True, lost=judged.replayed),)
+            lost = judged.replayed
+            deferral = _deferral(
+                asking, attempt, judged, at, code, quarantined=True, lost=lost, in_doubt=True
+            )
+            return (deferral, *unknown_answers(asking, attempt, judged.outcome))
         case PauseApp(until, code):
             deferral = _deferral(asking, attempt, judged, until, code, counts=False, lost=judged.replayed)
             return (deferral, AppPaused(app.app_id, until))
@@ -121,6 +129,13 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
             assert_never(decision)
 
 
+def unknown_answers(asking: Asking, attempt: Attempt, outcome: Outcome) -> tuple[UnknownAnswer, ...]:
+    """Return what is to be remembered of an answer that no rule describes; nothing for any other."""
+    if not isinstance(outcome, Undescribed):
+        return ()
+    return (UnknownAnswer(asking.provider.name, outcome.code, outcome.shape, attempt.account_id),)
+
+
 def _deferral(
     asking: Asking,
     attempt: Attempt,
@@ -131,6 +146,7 @@ def _deferral(
     counts: bool = True,
     lost: bool,
     quarantined: bool = False,
+    in_doubt: bool = False,
 ) -> Deferral:
     outcome = judged.outcome
     detail = json.dumps({"shape": outcome.shape}) if isinstance(outcome, Undescribed) else None
@@ -144,6 +160,7 @@ def _deferral(
         counts=counts,
         answer_lost=lost,
         quarantined=quarantined,
+        in_doubt=in_doubt,
         job_id=asking.job_id,
         duration_ms=judged.duration_ms,
         detail=detail,

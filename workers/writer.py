@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import apps, candidates, guard, holds, schedule, settlement
+from store import apps, candidates, guard, holds, schedule, settlement, unknowns
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
@@ -36,6 +36,7 @@ from store.leases import Leases
 from store.rejection import Rejection
 from store.rejections import reject
 from store.settlement import Deferral
+from store.unknowns import UnknownAnswer
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
@@ -203,6 +204,9 @@ class GroupWriter:
                 written.resolved.append(incident)
         if answered := {result.app_id for result in results if isinstance(result, AppAnswered)}:
             guard.note_success(connection, sorted(answered))
+        if unknown := [result for result in results if isinstance(result, UnknownAnswer)]:
+            # Last: its rows are shared with every other worker, and the locks are short.
+            unknowns.record(connection, unknown)
         return written
 
     def _refuse_clients(self, connection: Connection, refusals: list[AppHeld], written: _Written) -> None:

@@ -9,11 +9,11 @@ from typing import Final
 from sqlalchemy import Engine
 
 from providers import load_registry
-from store import apps
+from store import apps, coming_hour
 from store.apps import App, secret_binding
 from store.keys import Vault
 from tests.cli.conftest import Shell
-from tests.support.builders import make_account, now
+from tests.support.builders import make_account, now, park
 
 SECRET: Final = "planted-client-secret"
 
@@ -127,6 +127,24 @@ def test_a_pause_is_shown_until_it_is_over(tokenfleet: Shell, engine: Engine) ->
         apps.pause_until(connection, [app_id], [now() + timedelta(hours=1)])
     assert tokenfleet("apps", "show", CONFIDENTIAL, "--json").document["state"] == "paused"
     assert "paused until" in tokenfleet("apps", "list").stdout
+
+
+def test_everything_that_is_wrong_with_an_app_is_shown(
+    tokenfleet: Shell, engine: Engine, vault: Vault
+) -> None:
+    tokenfleet("apps", "set", CONFIDENTIAL, "--client-id", "c", "--client-secret-file", "-", stdin=SECRET)
+    app_id = _stored(engine).app_id
+    with engine.begin() as connection:
+        apps.pause_until(connection, [app_id], [now() + timedelta(hours=1)])
+        coming_hour.keep_slack(connection, [(app_id, -0.1)])
+        park(connection, app_id, make_account(engine, vault, app_id))
+    listed = tokenfleet("apps", "list").stdout
+    assert "incident, overbooked, paused" in listed
+    assert "1 account parked" in listed
+    shown = tokenfleet("apps", "show", CONFIDENTIAL)
+    assert "110 % of the rate" in shown.stdout
+    document = tokenfleet("apps", "show", CONFIDENTIAL, "--json").document
+    assert (document["state"], document["slack"], document["circuit"]) == ("incident", -0.1, None)
 
 
 def test_an_app_with_accounts_is_not_removed(tokenfleet: Shell, engine: Engine, vault: Vault) -> None:

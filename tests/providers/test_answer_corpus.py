@@ -14,7 +14,7 @@ from providers.transport import Transport
 from tests.providers.answer_corpus import OUTCOMES, Case, cases
 from tests.providers.definitions import provider
 from tests.providers.raw_server import Exchange, RawServer
-from tokenfleet.outcome import GrantRejected, Refreshed, Throttled, Undescribed
+from tokenfleet.outcome import GrantRejected, OutcomeUnknown, Refreshed, Throttled, Unavailable, Undescribed
 from tokenfleet.policy import Known, RequireReauth, decide
 from tokenfleet.tokens import Margins
 from tokenfleet_client.secret import Secret
@@ -80,7 +80,10 @@ def test_an_answer_of_the_corpus_means_what_it_has_to(
             assert answer.expires_at == (None if life == "unknown" else NOW + timedelta(seconds=life))
     else:
         assert outcome.code == expect.pop("code", outcome.code)
+    outage = isinstance(outcome, Unavailable | OutcomeUnknown) and outcome.outage
+    assert outage == expect.pop("outage", False), case.about
     if isinstance(outcome, Undescribed):
+        assert outcome.shape == expect.pop("shape", outcome.shape)
         successor = expect.pop("refresh_token", None)
         assert outcome.refresh_token == (Secret(successor) if successor else None)
     if isinstance(outcome, Throttled):

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import REGISTRY
 from redis import Redis
 from sqlalchemy import create_engine, text
 
 from embedded.valkey import EmbeddedValkey
+from scheduler import loop
 from scheduler.loop import TickResult
 from store import schedule
 from store.engine import make_engine
@@ -185,3 +187,19 @@ def test_a_stopped_scheduler_leaves_nothing_half_done(fleet: Fleet, redis: Redis
     with running(scheduler):
         connect(fleet, 400)
     assert set(published(redis)) == claims(fleet)
+
+
+def test_a_tick_that_waits_for_a_silent_postgres_is_seen_in_the_health(
+    fleet: Fleet, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing fails, so nothing is raised: what a lock that nobody gives back looks like from here."""
+    monkeypatch.setattr(loop, "SLOW_TICK_SECONDS", 0.2)
+    scheduler = make_scheduler(fleet, redis)
+    with fleet.engine.connect() as somebody:
+        somebody.execute(text("LOCK TABLE tokenfleet.oauth_apps IN ACCESS EXCLUSIVE MODE"))
+        with running(scheduler):
+            eventually(lambda: scheduler.health().status == "unhealthy", what="the wait is seen")
+            [sentence] = scheduler.health().fatal
+            assert sentence.startswith("a tick has waited for ")
+            somebody.rollback()
+            eventually(lambda: scheduler.health().status == "healthy", what="the tick goes on")

@@ -168,6 +168,25 @@ def make_accounts(engine: Engine, vault: Vault, app_id: AppId, count: int) -> li
     ]
 
 
+def park(connection: Connection, app_id: AppId, *account_ids: AccountId) -> int:
+    """Open an incident that has set these accounts apart; returns its id."""
+    incident_id: int = connection.execute(
+        text(
+            "INSERT INTO tokenfleet.provider_incidents (app_id, kind, code) "
+            "VALUES (:app_id, 'mass_rejection', 'invalid_grant') RETURNING id"
+        ),
+        {"app_id": app_id},
+    ).scalar_one()
+    connection.execute(
+        text(
+            "UPDATE tokenfleet.refresh_schedule SET incident_id = :incident, next_refresh_at = NULL, "
+            "last_error = 'invalid_grant' WHERE account_id = ANY (CAST(:ids AS bigint[]))"
+        ),
+        {"incident": incident_id, "ids": list(account_ids)},
+    )
+    return incident_id
+
+
 def make_many_accounts(
     engine: Engine, app_id: AppId, count: int, *, due_from: timedelta, due_to: timedelta
 ) -> None:
