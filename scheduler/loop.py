@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from providers import Registry
 from scheduler.publisher import Publisher, make_jobs
+from scheduler.sweeping import ExpirySweep, gated_apps
 from store import apps, candidates, history, schedule
 from store.apps import App
 from store.engine import database_now, is_outage, postmaster_start
@@ -31,7 +32,7 @@ from tokenfleet import telemetry
 from tokenfleet.errors import UserError
 from tokenfleet.health import Health
 from tokenfleet.jobs import AppId, RefreshJob
-from tokenfleet.settings import Tunables
+from tokenfleet.settings import Tunables, process_name
 from tokenfleet.telemetry import Event
 
 CLAIMS_PER_TICK: Final = 1000
@@ -86,6 +87,7 @@ class Scheduler:
         self._tick_began: float | None = None
         self._waiting_jobs = 0
         self._unknown_providers: set[str] = set()
+        self._sweep = ExpirySweep(owner=process_name())
 
     def run(self) -> None:
         """Tick until :meth:`stop`; between ticks listen, so that a request starts work at once."""
@@ -146,6 +148,7 @@ class Scheduler:
                 return TickResult(0, 0, False)
             probes = apps.take_probes(connection, spacing=PROBE_SPACING)
             known = [app for app in apps.all_apps(connection) if self._is_known(app)]
+            self._sweep.run(connection, gated_apps(known, now), now)
         allowances = self._allow(known, probes, now)
         if not allowances:
             return TickResult(0, 0, False)

@@ -127,7 +127,8 @@ def register(
     )
     connection.execute(
         text("""
-            UPDATE tokenfleet.refresh_schedule SET quarantined = false, attempts = 0, next_refresh_at = now()
+            UPDATE tokenfleet.refresh_schedule SET quarantined = false, attempts = 0, next_refresh_at = now(),
+                probing = false
             WHERE app_id = :id AND quarantined AND next_refresh_at IS NOT NULL
               -- But not those whose successor lies in a journal: what Postgres holds for them is spent.
               AND COALESCE(last_error, '') NOT LIKE 'answer_refused%'

@@ -70,7 +70,7 @@ _PROMOTE = text("""
     UPDATE tokenfleet.refresh_schedule s
     SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE now() END, claimed_until = NULL,
         -- Not unanswered: what the provider rejects next may still be our loss, not the customer's doing.
-        attempts = 0, failing_since = NULL, last_error = NULL, quarantined = false
+        attempts = 0, failing_since = NULL, last_error = NULL, quarantined = false, probing = false
     FROM i JOIN promoted USING (account_id) WHERE s.account_id = i.account_id
     RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled
 """)

@@ -23,6 +23,7 @@ from store.import_line import spelled
 from store.import_source import NumberedLine
 from tokenfleet.errors import UserError
 from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.lifetimes import NOTHING_SAID, Lifetimes
 from tokenfleet.tokens import Margins
 from tokenfleet_client.contract import AccountStatus
 
@@ -44,6 +45,7 @@ class ProviderRules:
 
     margins: Margins
     check: Callable[[Mapping[str, str]], str | None]
+    lifetimes: Lifetimes = NOTHING_SAID
 
 
 RulesOf = Callable[[str], ProviderRules]

@@ -67,14 +67,14 @@ _UNSCHEDULE = text("""
 """)
 
 _VERIFY = text("""
-    UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = now()
+    UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = now(), probing = false
     FROM tokenfleet.accounts a
     WHERE a.id = s.account_id AND a.status = 'needs_reauth'
       AND s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NULL
 """)
 
 _RESUME = text("""
-    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now()
+    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now(), probing = false
     WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND next_refresh_at IS NULL
 """)
 

@@ -26,6 +26,7 @@ from store.journal import Journal, JournalUnwritable
 from store.keys import Vault
 from store.schedule import Attempt
 from tokenfleet import telemetry
+from tokenfleet.lifetimes import refresh_token_end
 from tokenfleet.outcome import (
     ClientRejected,
     Outcome,
@@ -99,7 +100,7 @@ class Asker:
             exchange = await self._transport.ask(request, send_before=asking.send_before)
             now = asking.now(attempt)
             outcome = asking.provider.read(exchange, now=now)
-            decision = self._decide(outcome, asking, attempt, replayed, now)
+            decision = self._decide(outcome, asking, attempt, replayed, now, refresh_token)
             completed = self._completed(attempt, outcome, refresh_token)
             if completed is not None and isinstance(decision, RetryLater):
                 outcome, decision = completed, Save(decision.at, attempt.expires_at)
@@ -166,9 +167,22 @@ class Asker:
             return Judged(outcome, self._decide(outcome, asking, attempt, False, now), False, 0)
 
     def _decide(
-        self, outcome: Outcome, asking: Asking, attempt: Attempt, replayed: bool, now: datetime
+        self,
+        outcome: Outcome,
+        asking: Asking,
+        attempt: Attempt,
+        replayed: bool,
+        now: datetime,
+        presented: Secret | None = None,
     ) -> Decision:
         lifetime = None if attempt.expires_at is None else attempt.expires_at - attempt.obtained_at
+        end, is_fixed = refresh_token_end(
+            outcome.answer if isinstance(outcome, Refreshed) else None,
+            presented,
+            attempt.refresh_token_expires_at,
+            elapsed=now - attempt.obtained_at,
+            lifetimes=asking.provider.lifetimes,
+        )
         known = Known(
             attempts=attempt.attempts,
             unanswered=attempt.unanswered + replayed,
@@ -177,6 +191,13 @@ class Asker:
             last_lifetime=lifetime,
             rotates=asking.provider.rotates,
             replay_grace=asking.provider.replay_grace,
+            max_live=asking.provider.max_live,
+            lifetimes=asking.provider.lifetimes,
+            granted_at=attempt.granted_at,
+            reauth_told=attempt.reauth_told,
+            refresh_token_expires_at=end,
+            end_is_fixed=is_fixed,
+            learned_lifetime=attempt.learned_lifetime,
         )
         return decide(outcome, known, now=now, chance=self._chance())
 
@@ -234,6 +255,9 @@ class Asker:
             job_id=asking.job_id,
             duration_ms=duration_ms,
             activates=attempt.status is not AccountStatus.ACTIVE and bool(tokens.access_token),
+            probing=decision.probing,
+            grant_ends_at=decision.grant_ends_at,
+            learned_lifetime=decision.learned_lifetime,
         )
 
     def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:

@@ -36,7 +36,8 @@ from tokenfleet.telemetry import Event
 from workers.attempt import Asker
 from workers.candidates import Candidates
 from workers.flushing import Flusher
-from workers.refresh import STRAGGLER_SECONDS, Refresher
+from workers.probing import Prober
+from workers.refresh import STRAGGLER_SECONDS, Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
 
@@ -186,6 +187,15 @@ class Engine:
         self._asker = Asker(
             self._transport, self._vault, self._journal, self._writer, self._candidates, self._flusher
         )
+        prober = Prober(
+            self._engine,
+            self._transport,
+            self._vault,
+            self._writer,
+            owner=self.name,
+            claim=timedelta(seconds=tunables.claim_seconds),
+            reserve_seconds=reserve_seconds(tunables),
+        )
         self._refresher = Refresher(
             self._engine,
             self._registry,
@@ -197,6 +207,7 @@ class Engine:
             owner=self.name,
             tunables=tunables,
             consult=self._consult,
+            prober=prober,
         )
         await self._adopt()
         self._postgres_away = False

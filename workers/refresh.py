@@ -40,6 +40,7 @@ from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.attempt import Asker
+from workers.probing import Going, Prober
 from workers.room import Room
 from workers.settling import Asking
 from workers.writer import GroupWriter
@@ -64,6 +65,11 @@ STRAGGLER_SECONDS: Final = 2.0
 """A job stops waiting for its slowest accounts after this long; they finish on their own."""
 
 
+def reserve_seconds(tunables: Tunables) -> float:
+    """Return how much of a claim must be left when a request leaves: a whole call, and the saving of its answer."""
+    return tunables.http_timeout_seconds + min(SAVING_SECONDS, tunables.claim_seconds * SAVING_SHARE)
+
+
 class Refresher:
     """Runs jobs on the worker's event loop."""
 
@@ -80,6 +86,7 @@ class Refresher:
         owner: str,
         tunables: Tunables,
         consult: Callable[[Mapping[AccountId, int]], Awaitable[frozenset[AccountId]]],
+        prober: Prober,
     ) -> None:
         """``consult`` writes the answers that any process here has, dead or alive, for accounts at these generations,
         and returns whose they were.
@@ -89,12 +96,12 @@ class Refresher:
         self._vault = vault
         self._leases = leases
         self._asker = asker
+        self._prober = prober
         self._writer = writer
         self._journal = journal
         self._owner = owner
         self._claim = timedelta(seconds=tunables.claim_seconds)
-        self._call_seconds = tunables.http_timeout_seconds
-        self._saving_seconds = min(SAVING_SECONDS, tunables.claim_seconds * SAVING_SHARE)
+        self._reserve_seconds = reserve_seconds(tunables)
         share = max(1, int(tunables.max_in_flight * APP_SHARE))
         self._room = Room(tunables.max_in_flight, share, claim_seconds=tunables.claim_seconds)
         self._running: set[asyncio.Task[None]] = set()
@@ -200,7 +207,7 @@ class Refresher:
             client=client,
             read_at=read_at,
             # Enough of the claim must be left for a whole call, or we do not ask.
-            send_before=claimed_at + self._claim.total_seconds() - self._call_seconds - self._saving_seconds,
+            send_before=claimed_at + self._claim.total_seconds() - self._reserve_seconds,
         )
         return [asyncio.create_task(self._perform(asking, attempt)) for attempt in attempts]
 
@@ -238,10 +245,15 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            if attempt.due_at is not None:
+            if attempt.due_at is not None and not attempt.probing:
                 delay = (attempt.database_now - attempt.due_at).total_seconds()
                 telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
-            if not await self._asker.perform(asking, attempt):
+            going = await self._prober.visit(asking, attempt)
+            if isinstance(going, Going):
+                # What a probe has found can be done by another worker when this one is told to stop.
+                may_ask = not (attempt.probing and self._is_stopping())
+                going = may_ask and await self._asker.perform(going.asking, going.attempt)
+            if not going:
                 await self._abandon(attempt)
                 await self._leases.give_back([attempt.account_id], self._owner)
         except Exception as error:  # noqa: BLE001

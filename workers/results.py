@@ -8,6 +8,7 @@ from datetime import datetime
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.settlement import Deferral, Rejection
+from store.visits import Visited
 from tokenfleet.jobs import AppId
 
 
@@ -35,5 +36,5 @@ class AppRecovered:
     app_id: AppId
 
 
-Settled = SavedTokens | Deferral | Rejection | Promotion
+Settled = SavedTokens | Deferral | Rejection | Promotion | Visited
 Result = Settled | AppPaused | AppHeld | AppRecovered

@@ -25,13 +25,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import apps, candidates, settlement
+from store import apps, candidates, settlement, visits
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
 from store.journal import Journal, Segment
 from store.leases import Leases
 from store.settlement import Deferral, Rejection
+from store.visits import Visited
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
@@ -180,6 +181,8 @@ class GroupWriter:
             written.flipped = settlement.reject(connection, rejections, actor=self._owner)
         if promotions := [result for result in results if isinstance(result, Promotion)]:
             written.promoted = candidates.promote(connection, promotions, actor=self._owner)
+        if visits_made := [result for result in results if isinstance(result, Visited)]:
+            visits.settle(connection, visits_made, actor=self._owner)
         if pauses := [result for result in results if isinstance(result, AppPaused)]:
             moments = [pause.until for pause in pauses]
             apps.pause_until(connection, [pause.app_id for pause in pauses], moments)

@@ -37,7 +37,8 @@ from tokenfleet.jobs import AccountId, RefreshJob
 from workers.attempt import Asker
 from workers.candidates import Candidates
 from workers.flushing import Flusher
-from workers.refresh import SAVING_SECONDS, Refresher
+from workers.probing import Prober
+from workers.refresh import SAVING_SECONDS, Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
 from workers.writer import GroupWriter
 
@@ -217,6 +218,15 @@ class WorkerProcess:
             owner=name,
             tunables=world.tunables,
             consult=self._consult,
+            prober=Prober(
+                database,
+                cast(Any, ProviderWire(self)),
+                world.vault,
+                self.writer,
+                owner=name,
+                claim=timedelta(seconds=world.tunables.claim_seconds),
+                reserve_seconds=reserve_seconds(world.tunables),
+            ),
         )
         self._start(self._open())
 

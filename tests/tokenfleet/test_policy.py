@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenfleet.lifetimes import UNKNOWN_LIFETIME_INTERVAL
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -34,7 +35,6 @@ from tokenfleet.policy import (
     THROTTLE_CAP,
     THROTTLE_DEFAULT,
     UNDESCRIBED_DELAYS,
-    UNKNOWN_LIFETIME_INTERVAL,
     Decision,
     HoldApp,
     Known,
