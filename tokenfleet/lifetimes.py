@@ -131,9 +131,9 @@ def next_visit(
     if end is not None and not holding.told:
         visits.append(Visit(end - warning_period(lifetimes.refresh_absolute), Purpose.WARNING))
     if (every := _probe_interval(holding, lifetimes)) is not None:
-        probe = Visit(now + every * (0.75 + chance / 4), Purpose.PROBE)
-        if not visits or visits[0].purpose is Purpose.WARNING or probe.at + ROOM_FOR_PROBE <= visits[0].at:
-            visits.append(probe)
+        # What is refreshed within the whole interval needs no probe; the jitter only brings a probe forward.
+        if presenting is None or now + every + ROOM_FOR_PROBE <= visits[0].at:
+            visits.append(Visit(now + every * (0.75 + chance / 4), Purpose.PROBE))
     visit = _first(visits) or Visit(now + LONGEST_REST, Purpose.PROBE)
     return Visit(max(visit.at, now + SOONEST), visit.purpose)
 
