@@ -7,13 +7,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cli.gates import Finding, findings
+import click
+
+from cli.gates import Finding, findings, percent
 from tokenfleet.app_levels import ACCOUNT_PREFIX, AppLevel, level_of
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from cli.gates import CircuitStatus
+    from store.app_secrets import Spare
     from store.apps import App
     from store.gates import OpenIncident
+    from tokenfleet.jobs import AppId
+    from tokenfleet.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +30,15 @@ class Standing:
     slack: float | None = None
     incidents: Sequence[OpenIncident] = ()
     circuit: CircuitStatus | None = None
+    spares: Sequence[Spare] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AppView:
     """One app as people and programs see it. ``state`` is ``ready`` or the worst of what is wrong with it:
     ``held``, ``incident``, ``overbooked``, ``circuit`` (it is not closed) or ``paused``. ``level`` is ``account``,
-    ``environment`` or ``platform``.
+    ``environment`` or ``platform``. ``spare_secrets`` are tried in order when the one in use is refused;
+    ``refused_secrets`` of them were already.
     """
 
     app_id: int
@@ -39,6 +48,8 @@ class AppView:
     level: str
     client_id: str
     has_client_secret: bool
+    spare_secrets: int
+    refused_secrets: int
     variables: Mapping[str, str]
     accounts: int
     state: str
@@ -63,6 +74,8 @@ def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> Ap
         level=level_of(app.environment, app.name).value,
         client_id=app.client_id,
         has_client_secret=app.client_secret is not None,
+        spare_secrets=len(standing.spares),
+        refused_secrets=sum(each.refused_at is not None for each in standing.spares),
         variables=app.variables,
         accounts=accounts,
         state="ready",
@@ -99,3 +112,40 @@ def level_text(app: AppView) -> str:
 def state_text(app: AppView, now: datetime) -> str:
     """Return in a few words whether the provider may be asked with ``app``."""
     return ", ".join(finding.word.value for finding in wrong_with(app, now)) or "ready"
+
+
+def spares_text(app: AppView) -> str:
+    """Return how many secrets wait in case the one in use is refused; nothing when there are none."""
+    if not app.spare_secrets:
+        return ""
+    refused = f", {app.refused_secrets} of them refused before" if app.refused_secrets else ""
+    return f"{app.spare_secrets}{refused}"
+
+
+def rate_left_text(app: AppView) -> str:
+    """Return how much of its rate is left over; nothing where none is stated, or too little, which is told apart."""
+    return "" if app.slack is None or app.slack < 0 else f"{percent(app.slack)} or more in the coming hour"
+
+
+def standings(
+    connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
+) -> dict[AppId, Standing]:
+    """Return what is known of these apps beside their registrations; circuits that nobody can read are told of."""
+    from cli.probes import circuits
+    from store import app_secrets
+    from store.gates import open_incidents, slacks
+
+    opened = circuits(settings, app_ids, now)
+    if opened is None:
+        click.echo("Whether circuits are open is unknown: Redis does not answer.", err=True)
+    by_app = {each.app_id: each for each in opened or ()}
+    slack, incidents = slacks(connection), open_incidents(connection)
+    return {
+        app_id: Standing(
+            slack.get(app_id),
+            incidents.get(app_id, ()),
+            by_app.get(app_id),
+            app_secrets.spares(connection, app_id),
+        )
+        for app_id in app_ids
+    }

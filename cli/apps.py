@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Final
 
 import click
 
 from cli.app_place import app_options
-from cli.app_view import Standing, level_text, state_text, view_of, wrong_with
-from cli.gates import percent
+from cli.app_view import level_text, rate_left_text, spares_text, standings, state_text, view_of, wrong_with
 from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from sqlalchemy import Connection
 
     from providers import Provider
     from store.apps import App
-    from tokenfleet.jobs import AppId
-    from tokenfleet.settings import Settings
     from tokenfleet_client.secret import Secret
 
 MAX_SECRET_CHARACTERS: Final = 8192
@@ -50,6 +44,11 @@ def apps() -> None:
     multiple=True,
     help="Value for a variable of the definition, for all accounts of this app. Repeatable.",
 )
+@click.option(
+    "--keep-previous",
+    is_flag=True,
+    help="Keep the secrets that are registered, in case the new one is refused.",
+)
 def set_app(
     provider: str,
     environment: str,
@@ -57,22 +56,28 @@ def set_app(
     client_id: str,
     client_secret_file: IO[str] | None,
     assignments: tuple[str, ...],
+    keep_previous: bool,
 ) -> None:
     """Register a client of PROVIDER, or replace what is registered.
 
     The secret is never an argument, where others on this machine could read it: it comes from a file, from
-    standard input, or from a prompt that does not echo. Setting an app also ends a hold: accounts that waited
-    because the provider rejected the registration are asked about again.
+    standard input, or from a prompt that does not echo. No restart is needed. If the app was on hold because the
+    provider rejected the registration, one account probes at once, and the others follow when it succeeds.
+
+    While you change the secret at the provider, --keep-previous keeps the one in use as a spare: when the provider
+    refuses one secret, the next one is tried, in order.
 
     \b
     Examples:
       tokenfleet apps set acme --client-id 123.apps.example --client-secret-file acme.secret
       pass show acme | tokenfleet apps set acme --client-id 123.apps.example --client-secret-file -
+      tokenfleet apps set acme --client-id 123.apps.example --client-secret-file new.secret --keep-previous
       tokenfleet apps set oidc --client-id me --variable token_endpoint=https://sso.example/token
       tokenfleet apps set acme --platform --client-id 123.apps.example --client-secret-file acme.secret
       tokenfleet apps set acme --account customer-17 --client-id theirs --client-secret-file their.secret
     """
     from cli.session import database, load_providers, load_settings
+    from store import app_secrets
     from store import apps as registrations
     from store.keys import open_vault
 
@@ -84,6 +89,8 @@ def set_app(
     secret = _client_secret(definition, client_secret_file)
     with database(settings) as engine, engine.begin() as connection:
         before = registrations.find(connection, provider, environment, name)
+        if keep_previous:
+            _check_same_client(before, client_id, secret)
         app = registrations.register(
             connection,
             open_vault(connection, settings).refresh,
@@ -93,17 +100,33 @@ def set_app(
             client_id=client_id,
             client_secret=secret,
             variables=variables,
+            keep_previous=keep_previous,
         )
+        spare = len(app_secrets.spares(connection, app.app_id))
         tied = registrations.count_accounts(connection, app.app_id)
     done = "Registered" if before is None else "Replaced"
     click.echo(
         f"{done} {provider}/{environment}/{name}: client id {client_id}, "
-        f"{'client secret sealed' if secret else 'no client secret'}; used by {counted(tied, 'account')}."
+        f"{'client secret sealed' if secret else 'no client secret'}"
+        f"{', ' + counted(spare, 'spare secret') if spare else ''}; used by {counted(tied, 'account')}."
     )
     if before is not None and before.held_since is not None:
-        click.echo(f"It was on hold because of {before.held_code}; its accounts are asked about again now.")
+        click.echo(
+            f"It is on hold because of {before.held_code}: one account probes now, "
+            "and the others follow when it succeeds."
+        )
     if missing := sorted(definition.required_variables() - variables.keys()):
         click.echo(f"Each account has to bring {', '.join(missing)} among its variables.")
+
+
+def _check_same_client(before: App | None, client_id: str, secret: Secret | None) -> None:
+    """Spare secrets are another client's if the client changes, and of no use to one without a secret."""
+    if before is not None and before.client_id != client_id:
+        raise click.UsageError(
+            "--keep-previous keeps the secrets of one client, and this is another client id: leave it out."
+        )
+    if secret is None:
+        raise click.UsageError("--keep-previous keeps secrets, and this client has none: leave it out.")
 
 
 def _variables(definition: Provider, assignments: tuple[str, ...], *, allow_http: bool) -> dict[str, str]:
@@ -174,13 +197,13 @@ def list_apps(as_json: bool) -> None:
     with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
         registered = registrations.all_apps(connection)
-        standings = _standings(connection, settings, [app.app_id for app in registered], now)
+        known = standings(connection, settings, [app.app_id for app in registered], now)
         found = [
             view_of(
                 app,
                 accounts=registrations.count_accounts(connection, app.app_id),
                 now=now,
-                standing=standings[app.app_id],
+                standing=known[app.app_id],
             )
             for app in registered
         ]
@@ -230,7 +253,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
         now = database_now(connection)
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
-        standing = _standings(connection, settings, [found.app_id], now)[found.app_id]
+        standing = standings(connection, settings, [found.app_id], now)[found.app_id]
     app = view_of(found, accounts=tied, now=now, standing=standing)
     if as_json:
         print_json(app)
@@ -241,10 +264,11 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
             ("level", level_text(app)),
             ("client id", app.client_id),
             ("client secret", "sealed" if app.has_client_secret else "none"),
+            ("spare secrets", spares_text(app)),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),
             ("accounts", f"{app.accounts:,}"),
             ("state", "\n".join(finding.text for finding in wrong_with(app, now)) or "ready"),
-            ("rate left", _left(app.slack)),
+            ("rate left", rate_left_text(app)),
             ("created", dated(app.created_at, now)),
             ("changed", dated(app.updated_at, now)),
         ]
@@ -274,28 +298,6 @@ def remove(provider: str, environment: str, name: str) -> None:
             )
         registrations.remove(connection, app.app_id)
     click.echo(f"Removed {provider}/{environment}/{name}.")
-
-
-def _left(slack: float | None) -> str:
-    return "" if slack is None or slack < 0 else f"{percent(slack)} or more in the coming hour"
-
-
-def _standings(
-    connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
-) -> dict[AppId, Standing]:
-    """Return what is known of these apps beside their registrations; a circuit that nobody can read is said so."""
-    from cli.probes import circuits
-    from store.gates import open_incidents, slacks
-
-    opened = circuits(settings, app_ids, now)
-    if opened is None:
-        click.echo("Whether circuits are open is unknown: Redis does not answer.", err=True)
-    by_app = {each.app_id: each for each in opened or ()}
-    slack, incidents = slacks(connection), open_incidents(connection)
-    return {
-        app_id: Standing(slack.get(app_id), incidents.get(app_id, ()), by_app.get(app_id))
-        for app_id in app_ids
-    }
 
 
 def _find(connection: Connection, provider: str, environment: str, name: str) -> App:

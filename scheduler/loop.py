@@ -5,7 +5,8 @@ that dies leaves claims that expire by themselves. Invariants kept here:
 
 * Claims are committed before anything is sent; what cannot be sent is given back at once.
 * No app has more outstanding than its window.
-* A held app gets one account at a time; a paused app gets none, nor does one whose circuit is open.
+* A held app gets one account at a time; a paused app gets none, nor does one whose circuit is open; one that is only
+  sampled (``store.guard``) gets a few, beside the samples of its incident (``scheduler.incidents``).
 
 The pace itself is kept where requests are sent (``workers.pacing``). The window of a paced app is what a few seconds of
 its rate can take, so that what is claimed is asked about before its claim ends, and the most urgent go first.
@@ -14,7 +15,7 @@ its rate can take, so that what is claimed is asked about before its claim ends,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -24,7 +25,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from providers import Provider, Registry
+from scheduler import incidents
 from scheduler.publisher import Publisher, make_jobs
+from scheduler.sweeping import ExpirySweep, gated_apps
 from store import apps, candidates, history, schedule
 from store.apps import App
 from store.circuits import CircuitView
@@ -33,10 +36,11 @@ from store.schedule import Allowance, Claim
 from tokenfleet import telemetry
 from tokenfleet.circuit import CircuitState, Standing
 from tokenfleet.errors import UserError
+from tokenfleet.guard import SAMPLES
 from tokenfleet.health import Health
 from tokenfleet.jobs import AppId, RefreshJob
 from tokenfleet.pace import claim_window, ramp
-from tokenfleet.settings import Tunables
+from tokenfleet.settings import Tunables, process_name
 from tokenfleet.telemetry import Event
 
 CLAIMS_PER_TICK: Final = 1000
@@ -92,6 +96,7 @@ class Scheduler:
         self._tick_began: float | None = None
         self._waiting_jobs = 0
         self._unknown_providers: set[str] = set()
+        self._sweep = ExpirySweep(owner=process_name())
 
     def run(self) -> None:
         """Tick until :meth:`stop`; between ticks listen, so that a request starts work at once."""
@@ -152,12 +157,25 @@ class Scheduler:
                 return TickResult(0, 0, False)
             probes = apps.take_probes(connection, spacing=PROBE_SPACING)
             known = [app for app in apps.all_apps(connection) if self._is_known(app)]
-        allowances = self._allow(known, probes, now)
+            turns = incidents.take_turns(connection)
+        if turns:
+            with self._engine.begin() as connection:
+                incidents.give_back(connection, turns)
+        sampled = incidents.sampled(turns)
+        allowances = self._allow(known, probes, now, sampled.keys())
+        if self._sweep.is_due(now):
+            with self._engine.begin() as connection:
+                self._sweep.run(connection, gated_apps(known, now, self._standings or {}), now)
         if not allowances:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)
         with self._engine.begin() as connection:
             claims = schedule.claim_due(connection, allowances, claim=self._claim, take_over=take_over)
+        if sampled:
+            allowed = {each.app_id: sampled[each.app_id] for each in allowances if each.app_id in sampled}
+            with self._engine.begin() as connection:
+                samples = incidents.claim_samples(connection, allowed, claim=self._claim, take_over=take_over)
+            claims = {app_id: claims.get(app_id, []) + samples.get(app_id, []) for app_id in claims | samples}
         return self._publish(known, allowances, claims)
 
     def _may_take_over(self, postgres_up: timedelta) -> bool:
@@ -201,8 +219,10 @@ class Scheduler:
             return False
         return True
 
-    def _allow(self, known: Sequence[App], probes: frozenset[AppId], now: datetime) -> list[Allowance]:
-        """Return what each app may claim now: its window, its hold, its pause and its circuit."""
+    def _allow(
+        self, known: Sequence[App], probes: frozenset[AppId], now: datetime, sampled: Collection[AppId]
+    ) -> list[Allowance]:
+        """Return what each app may claim now: its window, its hold, its pause, its circuit and its incident."""
         self._standings = self._circuits.read([app.app_id for app in known])
         allowances: list[Allowance] = []
         for app in known:
@@ -210,10 +230,14 @@ class Scheduler:
                 continue
             if app.held_since is not None and app.app_id not in probes:
                 continue
+            if app.is_sampled and app.app_id not in sampled:
+                continue
             standing = (self._standings or {}).get(app.app_id, Standing())
             window = _window(app, self._registry.get(app.provider), standing, now)
             if window > 0:
                 count = 1 if app.held_since is not None else min(CLAIMS_PER_TICK, window)
+                if app.is_sampled:
+                    count = min(count, SAMPLES)
                 allowances.append(Allowance(app.app_id, count, window))
         return allowances
 

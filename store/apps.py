@@ -3,6 +3,8 @@
 ``paused_until``: the provider said "not before then" (429, ``Retry-After``). ``held_since``: the provider
 rejects the registration itself; one account probes from time to time, and its success ends the hold. Neither
 changes any account's status (G4).
+
+``in_incident``: its accounts are rejected in numbers that nobody believes (``store.guard``).
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
+from store import app_secrets
+from store.schedule import WAKE_CHANNEL
 from tokenfleet.app_levels import ACCOUNT_PREFIX
+from tokenfleet.guard import SILENT_AFTER
 from tokenfleet.jobs import AppId
 from tokenfleet_client.envelope import Binding, DataKeys, Ring
 from tokenfleet_client.secret import Secret
@@ -26,13 +31,16 @@ DEFAULT_ENVIRONMENT: Final = "production"
 _COLUMNS: Final = """
     id, provider, environment, name, client_id, client_secret, generation, variables, paused_until,
     held_since, held_code, probe_at, created_at, updated_at, throttles,
-    COALESCE(paused_until > clock_timestamp(), false) AS is_paused
+    COALESCE(paused_until > clock_timestamp(), false) AS is_paused,
+    COALESCE(secret_generation, generation) AS secret_generation, rejections_in_row,
+    EXISTS (SELECT FROM tokenfleet.provider_incidents i
+            WHERE i.app_id = oauth_apps.id AND i.kind = 'mass_rejection' AND i.resolved_at IS NULL) AS in_incident
 """
 
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """One client registration. ``client_secret`` is sealed; ``generation`` counts its changes."""
+    """One client registration. ``client_secret`` is sealed for ``secret_generation``; ``generation`` counts changes."""
 
     app_id: AppId
     provider: str
@@ -52,6 +60,15 @@ class App:
     updated_at: datetime
     throttles: int
     """Pauses in a row whose length the provider did not say."""
+    secret_generation: int
+    rejections_in_row: int
+    in_incident: bool
+    """Its accounts are rejected in numbers that nobody believes (``store.guard``)."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether only samples are asked: there is an incident, and nobody has succeeded in it lately."""
+        return self.in_incident and self.rejections_in_row >= SILENT_AFTER
 
 
 def secret_binding(app_id: AppId, generation: int) -> Binding:
@@ -109,11 +126,24 @@ def register(
     client_id: str,
     client_secret: Secret | None,
     variables: Mapping[str, str],
+    keep_previous: bool = False,
 ) -> App:
     """Create the app, or replace its credentials and variables.
 
-    Ends a hold, a pause and the quarantine of its accounts: an operator has looked at it and mended it.
+    An operator has looked at it and mended it: a pause ends, and the quarantine of its accounts. A hold ends when the
+    provider agrees: one account probes at once, and the others follow when it succeeds.
+
+    ``keep_previous`` keeps the secret that was in use, and the spare ones, to be tried when the new one is refused.
+    Otherwise they are forgotten.
     """
+    before = find(connection, provider, environment, name)
+    if before is not None and keep_previous:
+        connection.execute(
+            text("SELECT FROM tokenfleet.oauth_apps WHERE id = :id FOR NO KEY UPDATE"), {"id": before.app_id}
+        )
+        app_secrets.keep_current(connection, before.app_id)
+    elif before is not None:
+        app_secrets.forget(connection, before.app_id)
     row = connection.execute(
         text("""
             INSERT INTO tokenfleet.oauth_apps
@@ -121,9 +151,10 @@ def register(
             VALUES (:provider, :environment, :name, :client_id, CAST(:variables AS jsonb), :account_external_id)
             ON CONFLICT (provider, environment, name) DO UPDATE
             SET client_id = excluded.client_id, variables = excluded.variables,
-                generation = oauth_apps.generation + 1, updated_at = now(),
-                held_since = NULL, held_code = NULL, probe_at = NULL, paused_until = NULL, throttles = 0
-            RETURNING id, generation
+                generation = oauth_apps.generation + 1, secret_generation = NULL, updated_at = now(),
+                probe_at = CASE WHEN oauth_apps.held_since IS NOT NULL THEN now() END, paused_until = NULL,
+                throttles = 0
+            RETURNING id, generation, held_code
         """),
         {
             "provider": provider,
@@ -147,13 +178,15 @@ def register(
     connection.execute(
         text("""
             UPDATE tokenfleet.refresh_schedule
-            SET quarantined = false, attempts = 0, doubts = 0, next_refresh_at = now()
-            WHERE app_id = :id AND quarantined AND next_refresh_at IS NOT NULL
+            SET quarantined = false, attempts = 0, doubts = 0, next_refresh_at = now(), probing = false
+            WHERE app_id = :id AND (quarantined OR last_error = CAST(:held_code AS text))
+              AND next_refresh_at IS NOT NULL
               -- But not those whose successor lies in a journal: what Postgres holds for them is spent.
               AND COALESCE(last_error, '') NOT LIKE 'answer_refused%'
         """),
-        {"id": row.id},
+        {"id": row.id, "held_code": row.held_code},
     )
+    connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
     app = load(connection, AppId(row.id))
     assert app is not None
     return app
@@ -223,7 +256,8 @@ def hold(
     row = connection.execute(
         text("""
             WITH before AS (
-                SELECT id, held_since FROM tokenfleet.oauth_apps WHERE id = :app_id FOR UPDATE)
+                -- Not FOR UPDATE: imports refer to this row, and need not wait.
+                SELECT id, held_since FROM tokenfleet.oauth_apps WHERE id = :app_id FOR NO KEY UPDATE)
             UPDATE tokenfleet.oauth_apps a
             SET held_since = COALESCE(a.held_since, now()), held_code = :code,
                 probe_at = GREATEST(a.probe_at, now() + CAST(:probe_after AS interval))
@@ -281,4 +315,7 @@ def _app(row: Any) -> App:
         created_at=row.created_at,
         updated_at=row.updated_at,
         throttles=row.throttles,
+        secret_generation=row.secret_generation,
+        rejections_in_row=row.rejections_in_row,
+        in_incident=row.in_incident,
     )

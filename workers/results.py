@@ -7,8 +7,10 @@ from datetime import datetime
 
 from store.answers import SavedTokens
 from store.candidates import Promotion
-from store.settlement import Deferral, Rejection
+from store.rejection import Rejection
+from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
+from store.visits import Visited
 from tokenfleet.jobs import AccountId, AppId, Epoch
 
 
@@ -24,16 +26,27 @@ class AppPaused:
 
 @dataclass(frozen=True, slots=True)
 class AppHeld:
-    """The provider rejects this app's registration, at this generation of its credentials."""
+    """The provider rejects this app's registration, at this generation of its credentials.
+
+    ``account_id`` is whom it was asked about.
+    """
 
     app_id: AppId
     generation: int
     code: str
+    account_id: AccountId
 
 
 @dataclass(frozen=True, slots=True)
 class AppRecovered:
     """A held app's probe succeeded."""
+
+    app_id: AppId
+
+
+@dataclass(frozen=True, slots=True)
+class AppAnswered:
+    """Somebody of an app that was only sampled has succeeded."""
 
     app_id: AppId
 
@@ -54,5 +67,5 @@ class Unasked:
     wait_seconds: float
 
 
-Settled = SavedTokens | Deferral | Rejection | Promotion | Unasked
-Result = Settled | AppPaused | AppUnthrottled | AppHeld | AppRecovered | UnknownAnswer
+Settled = SavedTokens | Deferral | Rejection | Promotion | Visited | Unasked
+Result = Settled | AppPaused | AppUnthrottled | AppHeld | AppRecovered | AppAnswered | UnknownAnswer

@@ -15,8 +15,9 @@ from providers import Provider
 from providers.oauth2 import ClientCredentials
 from providers.transport import boottime
 from store.apps import App
+from store.rejection import Rejection
 from store.schedule import Attempt
-from store.settlement import Deferral, Rejection
+from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
 from tokenfleet.outcome import (
     ClientRejected,
@@ -30,6 +31,7 @@ from tokenfleet.outcome import (
     Undescribed,
 )
 from tokenfleet.policy import (
+    ROTATION_LOST,
     Decision,
     HoldApp,
     PauseApp,
@@ -99,6 +101,7 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
                     code=code,
                     job_id=asking.job_id,
                     duration_ms=judged.duration_ms,
+                    explained=reason == ROTATION_LOST and attempt.is_unsettled,
                 ),
             )
         case RetryLater(at, code, counts, answer_lost, in_doubt):
@@ -119,7 +122,7 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
         case HoldApp(code):
             at = asking.now(attempt) + max(HELD_RETRY, backoff(attempt.attempts, chance=1.0))
             deferral = _deferral(asking, attempt, judged, at, code, lost=judged.replayed)
-            return (deferral, AppHeld(app.app_id, app.generation, code))
+            return (deferral, AppHeld(app.app_id, app.generation, code, attempt.account_id))
         case Save() | Replay():
             raise AssertionError(f"{type(decision).__name__} is acted on before settling")
         case _:
@@ -161,4 +164,5 @@ def _deferral(
         job_id=asking.job_id,
         duration_ms=judged.duration_ms,
         detail=detail,
+        expired=attempt.expires_at is not None and attempt.expires_at <= asking.now(attempt),
     )

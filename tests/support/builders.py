@@ -21,8 +21,9 @@ from store import apps, schedule
 from store.answers import SavedTokens
 from store.engine import make_engine
 from store.keys import Vault
+from store.rejection import Rejection
 from store.schedule import Allowance, Attempt, Claim
-from store.settlement import Deferral, Rejection
+from store.settlement import Deferral
 from tokenfleet.jobs import AccountId, AppId, Epoch, RefreshJob
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
