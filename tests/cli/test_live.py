@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from hypothesis import given
@@ -45,7 +46,7 @@ def test_a_fleet_whose_tokens_have_expired_is_drawn_with_its_trouble() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, height=40)
     with LiveView("tokenfleet up", console, lambda: "footer") as view:
-        view.show(DYING, [ChildState("worker-1", None, 3, "exit code 1")])
+        view.show(DYING, [ChildState("worker-1", None, 3, "exit code 1", Path("worker-1.log"))])
         # So that the row of the least time to live goes from well to long expired.
         for lowest in (30.0, -400.0):
             view.show(replace(DYING, lowest=lowest), [])

@@ -142,7 +142,10 @@ def test_what_is_left_of_the_scarcest_rate_is_a_line_while_it_is_enough(
     one, other = make_app(engine, vault, name="one"), make_app(engine, vault, name="other")
     with engine.begin() as connection:
         coming_hour.keep_slack(connection, [(one, 0.417), (other, 0.9)])
-    assert "Rate: the coming hour leaves 41 % or more (acme/production/one)" in tokenfleet("status").stdout
+    assert (
+        "Rate: at least 41 % of it is left in the coming hour (acme/production/one)"
+        in tokenfleet("status").stdout
+    )
 
 
 def test_a_forecast_that_nobody_renews_is_not_believed(
