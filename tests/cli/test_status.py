@@ -87,7 +87,7 @@ def test_redis_that_is_away_is_a_problem_beside_the_numbers(
     assert ran.document["fleet"] is not None
     assert ran.document["circuits"] is None
     [problem] = ran.document["problems"]
-    assert "no worker starts, no job reaches a worker" in problem
+    assert "no worker starts, and no job reaches one" in problem
     # One judgement: doctor says the same of it, and calls it fatal.
     checks = tokenfleet("doctor", "--json", TOKENFLEET_REDIS_URL="redis://127.0.0.1:1/0").document["checks"]
     assert {"name": "redis", "verdict": "fatal", "message": problem} in checks
