@@ -20,7 +20,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from providers.exchange import Failure, FailureKind, TokenRequest
+from providers.exchange import TokenRequest
 from providers.oauth2 import Grant, RequestBuildError
 from providers.transport import boottime
 from store.answers import SavedTokens
@@ -28,6 +28,7 @@ from store.journal import Journal, JournalUnwritable
 from store.keys import Vault
 from store.schedule import Attempt
 from tokenfleet import telemetry
+from tokenfleet.lifetimes import refresh_token_end
 from tokenfleet.outcome import (
     ClientRejected,
     Outcome,
@@ -56,14 +57,12 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.candidates import Candidates
 from workers.flushing import Flusher
-from workers.governor import Governor, Sent
+from workers.governor import CLAIM_EXPIRED, Governor, Sent, was_too_late
 from workers.pacing import NotNow
 from workers.results import AppAnswered, AppPaused, AppRecovered, AppUnthrottled, Result
 from workers.settling import KINDS, Asking, Judged, results, unknown_answers
 from workers.standing import Standing
 from workers.writer import GroupWriter
-
-CLAIM_EXPIRED: Final = "claim_expired"
 
 APP_FAULTS: Final = frozenset({"client_secret_missing"})
 """Why a request could not be built that no account is to blame for: the registration is incomplete."""
@@ -106,9 +105,7 @@ class Asker:
         pause: tuple[AppPaused, ...] = ()
         replayed = spared = False
         while True:
-            passed = await self._governor.send(
-                request, asking, due_at=attempt.due_at, send_before=asking.send_before, again=replayed
-            )
+            passed = await self._governor.send(request, asking, attempt, again=replayed)
             now = asking.now(attempt)
             if isinstance(passed, NotNow):
                 if sent is None:
@@ -118,7 +115,7 @@ class Asker:
                 break
             sent = passed
             outcome = asking.provider.read(sent.exchange, now=now)
-            decision = self._decide(outcome, asking, attempt, replayed, now)
+            decision = self._decide(outcome, asking, attempt, replayed, now, refresh_token)
             completed = self._completed(attempt, outcome, refresh_token)
             unknown = unknown_answers(asking, attempt, outcome)
             if completed is not None and isinstance(decision, RetryLater | Quarantine):
@@ -141,7 +138,7 @@ class Asker:
             if not isinstance(decision, Replay):
                 break
             replayed = True
-        if _never_asked(sent.exchange) and not replayed:
+        if was_too_late(sent.exchange) and not replayed:
             return NotNow(0.0)
         if spared and isinstance(decision, RetryLater):
             # It is the app's failure, whose circuit is not closed.
@@ -200,8 +197,16 @@ class Asker:
         attempt: Attempt,
         replayed: bool,
         now: datetime,
+        presented: Secret | None = None,
     ) -> Decision:
         lifetime = None if attempt.expires_at is None else attempt.expires_at - attempt.obtained_at
+        end, is_fixed = refresh_token_end(
+            outcome.answer if isinstance(outcome, Refreshed) else None,
+            presented,
+            attempt.refresh_token_expires_at,
+            elapsed=now - attempt.obtained_at,
+            lifetimes=asking.provider.lifetimes,
+        )
         known = Known(
             attempts=attempt.attempts,
             doubts=attempt.doubts,
@@ -213,6 +218,13 @@ class Asker:
             replay_grace=asking.provider.replay_grace,
             expires_at=attempt.expires_at,
             throttles=asking.app.throttles,
+            max_live=asking.provider.max_live,
+            lifetimes=asking.provider.lifetimes,
+            granted_at=attempt.granted_at,
+            reauth_told=attempt.reauth_told,
+            refresh_token_expires_at=end,
+            end_is_fixed=is_fixed,
+            learned_lifetime=attempt.learned_lifetime,
         )
         return decide(outcome, known, now=now, chance=self._chance())
 
@@ -270,6 +282,9 @@ class Asker:
             job_id=asking.job_id,
             duration_ms=duration_ms,
             activates=attempt.status is not AccountStatus.ACTIVE and bool(tokens.access_token),
+            probing=decision.probing,
+            grant_ends_at=decision.grant_ends_at,
+            learned_lifetime=decision.learned_lifetime,
         )
 
     def _keep(self, asking: Asking, answer: SavedTokens, *beside: Result) -> asyncio.Future[bool]:
@@ -337,11 +352,3 @@ class Asker:
 
 def _milliseconds(began: float) -> int:
     return round((boottime() - began) * 1000)
-
-
-def _never_asked(exchange: object) -> bool:
-    return (
-        isinstance(exchange, Failure)
-        and exchange.kind is FailureKind.NOT_SENT
-        and exchange.code == CLAIM_EXPIRED
-    )

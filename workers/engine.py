@@ -40,7 +40,9 @@ from workers.breaker import Breaker
 from workers.candidates import Candidates
 from workers.flushing import Flusher
 from workers.governor import Governor
-from workers.refresh import Refresher
+from workers.pacing import LONGEST_WAIT_SECONDS
+from workers.probing import Prober
+from workers.refresh import Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
 from workers.room import STRAGGLER_SECONDS
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
@@ -71,9 +73,10 @@ POSTGRES_PROBE_SECONDS: Final = 5.0
 def longest_stop_seconds(tunables: Tunables) -> float:
     """Return how long a worker may take to stop, everything around it being away: the grace period it needs.
 
-    The requests end meanwhile Celery waits for jobs and lets go of the broker; then what is in hand is written.
+    The requests end, a replay that waits for its slot included, while Celery waits for jobs and lets go of the broker;
+    then what is in hand is written.
     """
-    requests = 2 * tunables.http_timeout_seconds
+    requests = 2 * tunables.http_timeout_seconds + LONGEST_WAIT_SECONDS
     jobs_and_broker = GIVE_UP_SECONDS + BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
     return max(requests, jobs_and_broker) + GIVE_UP_SECONDS + STRAGGLER_SECONDS + 2 * CLOSE_SECONDS
 
@@ -200,6 +203,15 @@ class Engine:
             self._flusher,
             governor,
         )
+        prober = Prober(
+            self._engine,
+            governor,
+            self._vault,
+            self._writer,
+            owner=self.name,
+            claim=timedelta(seconds=tunables.claim_seconds),
+            reserve_seconds=reserve_seconds(tunables),
+        )
         self._refresher = Refresher(
             self._engine,
             self._registry,
@@ -212,6 +224,7 @@ class Engine:
             owner=self.name,
             tunables=tunables,
             consult=self._consult,
+            prober=prober,
         )
         await self._adopt()
         self._postgres_away = False

@@ -22,24 +22,28 @@ from providers import Provider
 from providers.exchange import Exchange, Failure, FailureKind, TokenRequest
 from providers.transport import Transport, boottime
 from store.limits import Limits, Rate
+from store.schedule import Attempt
+from tokenfleet import telemetry
 from tokenfleet.circuit import CircuitState, Standing, Trial
 from tokenfleet.jobs import AppId
 from tokenfleet.outcome import Outcome, OutcomeUnknown, Unavailable
 from tokenfleet.pace import SECOND_US
 from tokenfleet.policy import THROTTLE_CAP, Decision, PauseApp
 from workers.breaker import Breaker
-from workers.pacing import NotNow, Pacer
+from workers.pacing import POSTPONE_SECONDS, NotNow, Pacer
 from workers.results import AppPaused
 from workers.settling import Asking
 
 REMEMBERED_PAUSE_SECONDS: Final = 60.0
-POSTPONE_SECONDS: Final = 2.0
-"""How soon an account is worth another look whose app lets nobody pass now."""
 STRICT_TRIES: Final = 2
 """How often a request that missed its slot waits for another one. Where connecting takes longer than that every time,
 it is late by the same for everybody, and what arrives is as evenly spaced as the slots."""
 
 _rate = lru_cache(maxsize=1024)(Rate.of)
+
+
+CLAIM_EXPIRED: Final = "claim_expired"
+"""The transport's word for a request that was not sent because it was too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Governor:
         self._breaker = breaker
         self._clock = clock
         self._pauses: dict[AppId, float] = {}
+        self._closed = False
         self._pacer = Pacer(
             limits, clock=clock, paused_seconds=self._paused_seconds, on_pause=self._note_pause
         )
@@ -80,7 +85,7 @@ class Governor:
     async def foresee(self, app_id: AppId, provider: Provider, count: int) -> tuple[int, NotNow]:
         """Return how many of a job's ``count`` accounts can be asked about soon, and when the others can."""
         standing = await self._breaker.look(app_id)
-        barred = self._barred(app_id, standing, urgent=False)
+        barred = self._barred(app_id, standing, again=False, urgent=False)
         if barred is not None:
             return 0, barred
         if standing.state is CircuitState.HALF_OPEN:
@@ -90,64 +95,70 @@ class Governor:
         return self._pacer.expect(app_id, _rate(provider.rate_per_second, provider.burst), count)
 
     async def send(
-        self,
-        request: TokenRequest,
-        asking: Asking,
-        *,
-        due_at: datetime | None,
-        send_before: float,
-        again: bool = False,
+        self, request: TokenRequest, asking: Asking, attempt: Attempt, *, again: bool = False
     ) -> Sent | NotNow:
         """Send one request as soon as it may leave; or return how long it is not worth waiting, nothing being sent.
 
-        The account that has been due for longest goes first. ``send_before`` ends its claim. ``again`` says that its
-        token was presented in this attempt and the answer lost. What was sent must be followed by :meth:`heard`.
+        The account that has been due for longest goes first. ``again`` says that its token was presented in this
+        attempt and the answer lost. What was sent must be followed by :meth:`heard`.
         """
-        app_id, provider = asking.app.app_id, asking.provider
         for tries in itertools.count():
-            permit = await self._admit(
-                app_id,
-                provider,
-                due_at=due_at,
-                send_before=send_before,
-                again=again,
-                strict=tries < STRICT_TRIES,
-            )
+            permit = await self._admit(asking, attempt, again=again, strict=tries < STRICT_TRIES)
             if isinstance(permit, NotNow):
                 return permit
+            if attempt.due_at is not None and not again:
+                delay = (asking.now(attempt) - attempt.due_at).total_seconds()
+                telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
             began = self._clock()
-            exchange = await self._transport.ask(request, send_before=min(send_before, permit.leave_by))
-            is_late = isinstance(exchange, Failure) and exchange.kind is FailureKind.NOT_SENT
-            if not is_late or self._clock() < permit.leave_by or self._clock() >= send_before:
-                return Sent(app_id, provider, request.url, exchange, began, permit.is_trial)
+            send_before = min(asking.send_before, permit.leave_by)
+            exchange = await self._transport.ask(request, send_before=send_before)
+            # A connection that took longer than the slot lasts is kept, and the next slot finds it.
+            if (
+                not was_too_late(exchange)
+                or began >= asking.send_before
+                or self._clock() >= asking.send_before
+            ):
+                return Sent(asking.app.app_id, asking.provider, request.url, exchange, began, permit.is_trial)
         raise AssertionError("the last try is not strict")
 
+    async def send_probe(
+        self, request: TokenRequest, asking: Asking, attempt: Attempt, *, timeout_seconds: float
+    ) -> Sent | NotNow:
+        """Send one probe, under the same pace; nothing is sent, and how long that lasts returned, while anything is
+        wrong with the app. What comes of it says nothing of the token endpoint, so it is not followed by :meth:`heard`.
+        """
+        app_id = asking.app.app_id
+        if self._breaker.standing(app_id).state is not CircuitState.CLOSED:
+            return NotNow(POSTPONE_SECONDS)
+        permit = await self._admit(asking, attempt, again=False, strict=False)
+        if isinstance(permit, NotNow):
+            return permit
+        began = self._clock()
+        exchange = await self._transport.ask(
+            request, send_before=asking.send_before, timeout_seconds=timeout_seconds
+        )
+        return Sent(app_id, asking.provider, request.url, exchange, began, is_trial=False)
+
     async def _admit(
-        self,
-        app_id: AppId,
-        provider: Provider,
-        *,
-        due_at: datetime | None,
-        send_before: float,
-        again: bool,
-        strict: bool,
+        self, asking: Asking, attempt: Attempt, *, again: bool, strict: bool
     ) -> _Permit | NotNow:
+        app_id, provider = asking.app.app_id, asking.provider
         # A replay within the provider's grace passes an open circuit: after the grace it would be reuse.
         urgent = again and provider.replay_grace is not None
-        barred = self._barred(app_id, self._breaker.standing(app_id), urgent=urgent)
+        barred = self._barred(app_id, self._breaker.standing(app_id), again=again, urgent=urgent)
         if barred is not None:
             return barred
         leave_by = float("inf")
         if provider.rate_per_second is not None:
             rate = _rate(provider.rate_per_second, provider.burst)
-            urgency = due_at.timestamp() if due_at is not None else 0.0
-            moment = await self._pacer.slot(app_id, rate, urgency=urgency, by=send_before)
+            urgency = attempt.due_at.timestamp() if attempt.due_at is not None else 0.0
+            moment = await self._pacer.slot(app_id, rate, urgency=urgency, by=asking.send_before)
             if isinstance(moment, NotNow):
                 return moment
             if strict:
                 leave_by = moment + rate.pace.lateness_us / SECOND_US
             # Much may have happened while we waited.
-            barred = self._barred(app_id, self._breaker.standing(app_id), urgent=urgent)
+            barred = self._barred(app_id, self._breaker.standing(app_id), again=again, urgent=urgent)
             if barred is not None:
                 return barred
         if self._breaker.standing(app_id).state is CircuitState.HALF_OPEN and not urgent:
@@ -156,6 +167,11 @@ class Governor:
             if self._breaker.standing(app_id).state is not CircuitState.CLOSED:
                 return NotNow(POSTPONE_SECONDS)
         return _Permit(leave_by)
+
+    def close(self) -> None:
+        """Let nobody pass any more but replays of what was asked before; who waits is sent away."""
+        self._closed = True
+        self._pacer.refuse_all()
 
     def heard(self, sent: Sent, outcome: Outcome) -> bool:
         """Note what came of a request; returns whether its failure is the app's, whose circuit is not closed."""
@@ -189,9 +205,10 @@ class Governor:
         return (AppPaused(sent.app_id, now + used_up),)
 
     def _pause(self, sent: Sent, wait: timedelta) -> None:
+        is_news = wait.total_seconds() > self._paused_seconds(sent.app_id)
         self._note_pause(sent.app_id, wait.total_seconds())
-        self._pacer.refuse(sent.app_id, wait.total_seconds())
-        if sent.provider.rate_per_second is not None:
+        self._pacer.refuse(sent.app_id, POSTPONE_SECONDS)
+        if is_news and sent.provider.rate_per_second is not None:
             self._pacer.announce(sent.app_id, _rate(sent.provider.rate_per_second, sent.provider.burst))
 
     def _note_pause(self, app_id: AppId, seconds: float) -> None:
@@ -207,10 +224,22 @@ class Governor:
             del self._pauses[app_id]
         return max(left, 0.0)
 
-    def _barred(self, app_id: AppId, standing: Standing, *, urgent: bool) -> NotNow | None:
+    def _barred(self, app_id: AppId, standing: Standing, *, again: bool, urgent: bool) -> NotNow | None:
         """Return for how long nobody of this app may pass."""
+        if self._closed and not again:
+            return NotNow(0.0)
         if self._pauses and (left := self._paused_seconds(app_id)) > 0:
-            return NotNow(left)
+            # Not longer: it is Postgres that keeps a pause, and an operator may end it.
+            return NotNow(min(left, POSTPONE_SECONDS))
         if standing.state is CircuitState.OPEN and not urgent:
             return NotNow(standing.remaining_ms / 1000)
         return None
+
+
+def was_too_late(exchange: Exchange) -> bool:
+    """Answer whether nothing was sent because its moment had passed."""
+    return (
+        isinstance(exchange, Failure)
+        and exchange.kind is FailureKind.NOT_SENT
+        and exchange.code == CLAIM_EXPIRED
+    )

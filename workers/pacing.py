@@ -23,6 +23,8 @@ from tokenfleet.pace import SECOND_US
 
 LONGEST_WAIT_SECONDS: Final = 5.0
 """An account whose slot is further away is given back: its claim is running."""
+POSTPONE_SECONDS: Final = 2.0
+"""How soon an account is worth another look whose app lets nobody pass now."""
 LEAD_SECONDS: Final = 0.005
 """How long before the first free slot the next ones are taken."""
 LEAST_SLEEP_SECONDS: Final = 0.002
@@ -123,6 +125,11 @@ class Pacer:
             for waiter in waiting:
                 _tell(waiter, NotNow(seconds))
 
+    def refuse_all(self) -> None:
+        """Send everybody away."""
+        for app_id in self._lines:
+            self.refuse(app_id, 0.0)
+
     def announce(self, app_id: AppId, rate: Rate) -> None:
         """Tell the other workers at once of a pause that this process knows of."""
         telling = asyncio.create_task(
@@ -145,7 +152,7 @@ class Pacer:
                 await asyncio.sleep(pause)
         finally:
             line.serving = None
-            self.refuse(app_id, LONGEST_WAIT_SECONDS)
+            self.refuse(app_id, POSTPONE_SECONDS)
 
     async def _serve_once(self, app_id: AppId, line: _Line) -> float:
         """Take slots for those who wait; returns how long to wait before the next ones are taken."""
@@ -154,7 +161,7 @@ class Pacer:
         )
         if taken.paused_seconds > 0:
             self._on_pause(app_id, taken.paused_seconds)
-            self.refuse(app_id, taken.paused_seconds)
+            self.refuse(app_id, POSTPONE_SECONDS)
             return 0.0
         line.free_at = taken.moment(taken.slots.count)
         for index in range(taken.slots.count):

@@ -167,6 +167,10 @@ def test_an_app_with_a_rate_has_no_more_outstanding_than_four_seconds_of_it_and_
 ) -> None:
     """Whoever ticks, however often: the pace itself is kept where requests are sent."""
     ids = connect(fleet, 200)
+    execute(
+        fleet,
+        "UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now() - interval '1 h' + account_id * interval '1 s'",
+    )
     set_rate(fleet, tmp_path / "providers", "requests_per_second = 20\nburst = 5")
     first, second = make_scheduler(fleet, redis), make_scheduler(fleet, redis)
     claimed = sum(result.claimed for _ in range(3) for result in at_once(first.tick, second.tick))
