@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from chaos import command
@@ -27,7 +28,7 @@ from drills import table
 from drills.plan import FULL, SHORT, Plan
 from drills.rehearsal import Rehearsal
 from drills.roster import Drill, all_drills
-from drills.verdict import Row, judge
+from drills.verdict import Evidence, Row, judge
 from sandbox.config import SandboxConfig
 
 LATENCY_SECONDS: Final = 0.1
@@ -81,18 +82,26 @@ def _main(arguments: argparse.Namespace) -> int:
     command.check_targets(arguments)
     drills = [drill for drill in drills if not arguments.only or drill.name in arguments.only]
     seed = secrets.randbelow(1_000_000) if arguments.seed is None else arguments.seed
-    rows = _run(drills, plan, each, seed, arguments)
-    held = all(row.held for row in rows)
+    rows, troubles = _run(drills, plan, each, seed, arguments)
+    held = all(row.held for row in rows) and not troubles
     if arguments.json:
-        result = {"seed": seed, "held": held, "rows": [asdict(row) for row in rows]}
+        result = {"seed": seed, "held": held, "troubles": troubles, "rows": [asdict(row) for row in rows]}
         with command.writing("--json", arguments.json):
             arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0 if held else 1
 
 
+def keep_evidence(found: Sequence[Evidence], target: Path) -> None:
+    """Write down what was judged, a file for each drill."""
+    for evidence in found:
+        members = asdict(evidence)
+        document = json.dumps(members, default=sorted, separators=(",", ":"))
+        (target / f"{evidence.name}.json").write_text(document + "\n")
+
+
 def _run(
     drills: Sequence[Drill], plan: Plan, each: int, seed: int, arguments: argparse.Namespace
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     pace = plan.pace(each)
     say(
         f"seed {seed}: {counted(len(drills), 'drill', 'drills')} with {each:,} accounts each, tokens of "
@@ -109,14 +118,18 @@ def _run(
         World(home, config, settings={}, definitions=definitions, witnesses=False) as world,
     ):
         rehearsal = Rehearsal(world, drills, plan, accounts=each, seed=seed, say=say)
-        rows = [judge(evidence) for evidence in rehearsal.run()]
-    say("\n".join(["", *table.lines(rows)]))
+        found = rehearsal.run()
+    if arguments.keep:
+        with command.writing("--keep", arguments.keep):
+            keep_evidence(found, arguments.keep)
+    rows = [judge(evidence) for evidence in found]
+    say("\n".join(["", *table.lines(rows, rehearsal.troubles)]))
     say(
         f"\n{counted(len(rows) * each, 'account', 'accounts')}, "
         f"{counted(sum(row.requests for row in rows), 'request', 'requests')}, "
         f"{time.monotonic() - began:.0f} s. Again:\n{again(seed, arguments)}"
     )
-    return rows
+    return rows, rehearsal.troubles
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ class Rehearsal:
         self._plan = plan
         self._say = say
         self._crew = Crew(world)
-        self._courses = [_course(drill, accounts, seed) for drill in drills]
+        self.troubles: list[str] = []
+        """What became of processes of the fleet that should not have."""
+        self._courses = [course_of(drill, accounts, seed) for drill in drills]
 
     def run(self) -> list[Evidence]:
         """Return what is to be judged, drill by drill."""
@@ -109,13 +111,14 @@ class Rehearsal:
 
     def _stop(self) -> None:
         exit_codes = self._crew.stop()
-        for child in self._crew.unexpected:
-            self._say(f"a {child.order.role} ended by itself with {child.exit_code}")
+        self.troubles += [
+            f"a {child.order.role} ended by itself with {child.exit_code}" for child in self._crew.unexpected
+        ]
         if any(exit_codes):
-            self._say(f"exit codes at the end: {sorted(set(exit_codes))}")
+            self.troubles.append(f"exit codes at the end: {sorted(set(exit_codes))}")
 
 
-def _course(drill: Drill, accounts: int, seed: int) -> Course:
+def course_of(drill: Drill, accounts: int, seed: int) -> Course:
     """Return the course of a drill: its customers, who of them leaves, and when."""
     # A generator of its own, so that --only meets the same choices as the whole run.
     chance = random.Random(f"{seed}/{drill.name}")

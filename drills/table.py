@@ -15,8 +15,8 @@ _HEADS: Final = (
 _WIDTHS: Final = (10, 9, 10, 8, 11, 9)
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines to print."""
+def lines(rows: Sequence[Row], troubles: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the lines to print. ``troubles`` are the fleet's own."""
     for head in _HEADS:
         yield _line(head[0], head[1:])
     rule = "-" * (TITLE_WIDTH + sum(_WIDTHS))
@@ -29,11 +29,13 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         if row.lateness is not None:
             before, during = row.lateness
             yield f"{row.title}: usually {before:.2f} s late before, {during:.2f} s while the others failed."
-    if all(row.held for row in rows):
+    if all(row.held for row in rows) and not troubles:
         yield "Held: nobody was flipped for good who had not revoked, no budget was exceeded, all are fresh again."
     for row in rows:
         for problem in row.problems:
             yield f"FAILED {row.name}: {problem}."
+    for trouble in troubles:
+        yield f"FAILED: {trouble}."
 
 
 def _row(row: Row) -> str:

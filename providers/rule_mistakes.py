@@ -56,7 +56,7 @@ def _reach(rule: ErrorRule) -> Iterator[tuple[_Key, str]]:
         elif any(str(status).startswith("2") for status in rule.status):
             yield (
                 ("status",),
-                "would take a success that was cut off for an error, and its refresh token is lost: add a path",
+                "would take a success that was cut off for an error and lose its token: add a path",
             )
     elif any_value and rule.outcome == "grant_rejected":
         yield ("path",), "would give up a grant whatever stands there: add the values that mean it"

@@ -23,8 +23,7 @@ NUMBER_PATHS: Final = (
 """Where providers state the number of an error."""
 
 TOKENS: Final = (
-    "It brings tokens: say under [answer] where they are, and what a success is. "
-    "A rule would throw them away."
+    "It brings tokens: say under [answer] where they are and what a success is; a rule would lose them."
 )
 NOTHING_TO_NAME: Final = (
     "It has no member that a rule could name: see what the provider's documentation says of it."

@@ -234,7 +234,12 @@ refresh_schedule = Table(
         postgresql_where=text("next_refresh_at IS NOT NULL"),
     ),
     Index("ix_refresh_schedule_failing", "account_id", postgresql_where=text("failing_since IS NOT NULL")),
-    Index("ix_refresh_schedule_incident", "incident_id", postgresql_where=text("incident_id IS NOT NULL")),
+    Index(
+        "ix_refresh_schedule_incident",
+        "incident_id",
+        "account_id",
+        postgresql_where=text("incident_id IS NOT NULL"),
+    ),
 )
 
 token_candidates = Table(

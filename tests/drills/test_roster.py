@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from drills.plan import FULL, SHORT, Plan
-from drills.roster import all_drills
+from drills.rehearsal import course_of
+from drills.roster import Drill, all_drills
 from providers import load_registry
 from sandbox.config import SandboxConfig
 from sandbox.definition import definition_toml
@@ -54,3 +55,18 @@ def test_every_token_outlives_its_margin_and_the_promise_at_the_sign_in(plan: Pl
     shortest, longest = plan.ages
     assert shortest > plan.margin[0] >= 40
     assert longest - shortest == plan.access - plan.margin[0]
+
+
+def test_who_leaves_and_when_follows_from_the_seed() -> None:
+    drill = Drill("down", "a provider that is down", 60.0)
+    course = course_of(drill, 1000, 7)
+    assert course.leaving == course_of(drill, 1000, 7).leaving
+    assert course.leaving != course_of(drill, 1000, 8).leaving
+    assert course.leaving == sorted(course.leaving)
+    assert len(course.leaving) == 10
+    assert {subject for _, subject in course.leaving} < set(course.subjects)
+    assert all(0 <= share <= 0.8 for share, _ in course.leaving)
+
+
+def test_somebody_leaves_however_few_there_are() -> None:
+    assert len(course_of(Drill("down", "a provider that is down", 60.0), 20, 7).leaving) == 2

@@ -93,6 +93,7 @@ def test_an_answer_of_the_corpus_means_what_it_has_to(
     outage = isinstance(outcome, Unavailable | OutcomeUnknown) and outcome.outage
     assert outage == expect.pop("outage", False), case.about
     if isinstance(outcome, Undescribed):
+        assert outcome.shape == expect.pop("shape", outcome.shape)
         successor = expect.pop("refresh_token", None)
         assert outcome.refresh_token == (Secret(successor) if successor else None)
     if isinstance(outcome, Throttled):

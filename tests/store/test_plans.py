@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from store import candidates, coming_hour, history, migrate, schedule, settlement, transitions
+from store import candidates, coming_hour, history, migrate, rejections, schedule, settlement, transitions
 from store.coming_hour import Shift
 from store.keys import Vault
 from store.schedule import Allowance
@@ -136,8 +136,8 @@ def save_late_and_repeated_answers(connection: Connection, big: Big) -> None:
 
 
 def reject(connection: Connection, big: Big) -> None:
-    rejections = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
-    assert len(settlement.reject(connection, rejections, actor=ACTOR)) == 3
+    told = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
+    assert len(rejections.reject(connection, told, actor=ACTOR).flipped) == 3
 
 
 def look_for_candidates(connection: Connection, big: Big) -> None:

@@ -84,7 +84,7 @@ ALTER TABLE tokenfleet.refresh_schedule
     ADD COLUMN alive_at timestamptz,
     ADD COLUMN doubts integer NOT NULL DEFAULT 0,
     ADD COLUMN expiry_told boolean NOT NULL DEFAULT false;
-CREATE INDEX ix_refresh_schedule_incident ON tokenfleet.refresh_schedule (incident_id)
+CREATE INDEX ix_refresh_schedule_incident ON tokenfleet.refresh_schedule (incident_id, account_id)
     WHERE incident_id IS NOT NULL;
 """
 
