@@ -62,11 +62,9 @@ def serve(settings: Settings) -> None:
             "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"
         )
     redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
-    scheduler = Scheduler(
-        engine, registry, CircuitView(redis, prefix=tunables.redis_prefix), publisher, tunables
-    )
-
-    watch = Watch(engine, ComingHour(engine, registry), lambda _app_ids: frozenset())
+    circuits = CircuitView(redis, prefix=tunables.redis_prefix)
+    scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
+    watch = Watch(engine, ComingHour(engine, registry), circuits.read)
 
     def health() -> Health:
         found, problem = scheduler.health(), watch.problem()

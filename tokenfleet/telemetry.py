@@ -89,12 +89,18 @@ ROTATIONS_LOST: Final = Counter(
 )
 IN_FLIGHT: Final = Gauge("tokenfleet_in_flight", "Accounts being asked about now.")
 JOURNAL_UNSETTLED: Final = Gauge("tokenfleet_journal_unsettled", "Answers on disk, not yet in Postgres.")
+PROBES: Final = Counter(
+    "tokenfleet_probes_total", "Probes by what they said of the access token.", ["provider", "verdict"]
+)
 LEASES_SKIPPED: Final = Counter(
     "tokenfleet_leases_skipped_total", "Jobs that went on without a lease because Redis did not answer."
 )
 ALARMS: Final = Counter(
     "tokenfleet_alarms_total", "Things an operator should look at: quarantine, held app, damage.", ["event"]
 )
+for _event in Event:
+    # One that appeared with its first alarm would not have increased, for whoever watches it.
+    ALARMS.labels(_event.value)
 UNSEALED: Final = Counter("tokenfleet_unsealed_total", "Sealed values opened, by purpose.", ["purpose"])
 
 # Scheduler

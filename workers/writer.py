@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import apps, candidates, guard, holds, returns, schedule, settlement, unknowns
+from store import apps, candidates, guard, holds, returns, schedule, settlement, unknowns, visits
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
@@ -37,6 +37,7 @@ from store.rejection import Rejection
 from store.rejections import reject
 from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
+from store.visits import Visited
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
@@ -200,6 +201,8 @@ class GroupWriter:
             written.opened += rejected.opened
         if promotions := [result for result in results if isinstance(result, Promotion)]:
             written.promoted = candidates.promote(connection, promotions, actor=self._owner)
+        if visits_made := [result for result in results if isinstance(result, Visited)]:
+            visits.settle(connection, visits_made, actor=self._owner)
         if pauses := [result for result in results if isinstance(result, AppPaused)]:
             moments = [pause.until for pause in pauses]
             throttles = [pause.throttles for pause in pauses]

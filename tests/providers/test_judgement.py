@@ -17,6 +17,7 @@ from providers import Answer, Failure, FailureKind, Provider
 from providers.rule_mistakes import rule_mistakes
 from providers.spec import ErrorRule, RefreshOutcome
 from tests.providers.definitions import provider
+from tokenfleet.lifetimes import UNKNOWN_LIFETIME_INTERVAL
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -30,7 +31,6 @@ from tokenfleet.policy import (
     BACKOFF_FLOOR,
     QUARANTINE_DELAY,
     THROTTLE_CAP,
-    UNKNOWN_LIFETIME_INTERVAL,
     Decision,
     HoldApp,
     Known,
@@ -114,6 +114,8 @@ situations = st.builds(
     rotates=st.booleans(),
     replay_grace=st.none() | st.timedeltas(timedelta(seconds=1), timedelta(days=90)),
     doubts=counts,
+    throttles=counts,
+    expires_at=st.none() | st.timedeltas(timedelta(days=-9), timedelta(days=9)).map(lambda left: NOW + left),
 )
 
 
