@@ -7,14 +7,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cli.gates import Finding, findings
+import click
+
+from cli.gates import Finding, findings, percent
 from tokenfleet.app_levels import ACCOUNT_PREFIX, AppLevel, level_of
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from cli.gates import CircuitStatus
     from store.app_secrets import Spare
     from store.apps import App
     from store.gates import OpenIncident
+    from tokenfleet.jobs import AppId
+    from tokenfleet.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +120,32 @@ def spares_text(app: AppView) -> str:
         return ""
     refused = f", {app.refused_secrets} of them refused before" if app.refused_secrets else ""
     return f"{app.spare_secrets}{refused}"
+
+
+def rate_left_text(app: AppView) -> str:
+    """Return how much of its rate is left over; nothing where none is stated, or too little, which is told apart."""
+    return "" if app.slack is None or app.slack < 0 else f"{percent(app.slack)} or more in the coming hour"
+
+
+def standings(
+    connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
+) -> dict[AppId, Standing]:
+    """Return what is known of these apps beside their registrations; circuits that nobody can read are told of."""
+    from cli.probes import circuits
+    from store import app_secrets
+    from store.gates import open_incidents, slacks
+
+    opened = circuits(settings, app_ids, now)
+    if opened is None:
+        click.echo("Whether circuits are open is unknown: Redis does not answer.", err=True)
+    by_app = {each.app_id: each for each in opened or ()}
+    slack, incidents = slacks(connection), open_incidents(connection)
+    return {
+        app_id: Standing(
+            slack.get(app_id),
+            incidents.get(app_id, ()),
+            by_app.get(app_id),
+            app_secrets.spares(connection, app_id),
+        )
+        for app_id in app_ids
+    }

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Final
 
 import click
 
 from cli.app_place import app_options
-from cli.app_view import Standing, level_text, spares_text, state_text, view_of, wrong_with
-from cli.gates import percent
+from cli.app_view import level_text, rate_left_text, spares_text, standings, state_text, view_of, wrong_with
 from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from sqlalchemy import Connection
 
     from providers import Provider
     from store.apps import App
-    from tokenfleet.jobs import AppId
-    from tokenfleet.settings import Settings
     from tokenfleet_client.secret import Secret
 
 MAX_SECRET_CHARACTERS: Final = 8192
@@ -203,13 +197,13 @@ def list_apps(as_json: bool) -> None:
     with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
         registered = registrations.all_apps(connection)
-        standings = _standings(connection, settings, [app.app_id for app in registered], now)
+        known = standings(connection, settings, [app.app_id for app in registered], now)
         found = [
             view_of(
                 app,
                 accounts=registrations.count_accounts(connection, app.app_id),
                 now=now,
-                standing=standings[app.app_id],
+                standing=known[app.app_id],
             )
             for app in registered
         ]
@@ -259,7 +253,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
         now = database_now(connection)
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
-        standing = _standings(connection, settings, [found.app_id], now)[found.app_id]
+        standing = standings(connection, settings, [found.app_id], now)[found.app_id]
     app = view_of(found, accounts=tied, now=now, standing=standing)
     if as_json:
         print_json(app)
@@ -274,7 +268,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),
             ("accounts", f"{app.accounts:,}"),
             ("state", "\n".join(finding.text for finding in wrong_with(app, now)) or "ready"),
-            ("rate left", _left(app.slack)),
+            ("rate left", rate_left_text(app)),
             ("created", dated(app.created_at, now)),
             ("changed", dated(app.updated_at, now)),
         ]
@@ -304,34 +298,6 @@ def remove(provider: str, environment: str, name: str) -> None:
             )
         registrations.remove(connection, app.app_id)
     click.echo(f"Removed {provider}/{environment}/{name}.")
-
-
-def _left(slack: float | None) -> str:
-    return "" if slack is None or slack < 0 else f"{percent(slack)} or more in the coming hour"
-
-
-def _standings(
-    connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
-) -> dict[AppId, Standing]:
-    """Return what is known of these apps beside their registrations; a circuit that nobody can read is said so."""
-    from cli.probes import circuits
-    from store import app_secrets
-    from store.gates import open_incidents, slacks
-
-    opened = circuits(settings, app_ids, now)
-    if opened is None:
-        click.echo("Whether circuits are open is unknown: Redis does not answer.", err=True)
-    by_app = {each.app_id: each for each in opened or ()}
-    slack, incidents = slacks(connection), open_incidents(connection)
-    return {
-        app_id: Standing(
-            slack.get(app_id),
-            incidents.get(app_id, ()),
-            by_app.get(app_id),
-            app_secrets.spares(connection, app_id),
-        )
-        for app_id in app_ids
-    }
 
 
 def _find(connection: Connection, provider: str, environment: str, name: str) -> App:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from cli.output import counted, dated
-from store.gates import IncidentKind
+from store.incidents import Kind
 
 if TYPE_CHECKING:
     from store.gates import OpenIncident
@@ -109,19 +109,19 @@ def percent(share: float) -> str:
 def _hold(app: Gated, now: datetime) -> Iterator[Finding]:
     if app.held_since is None:
         return
-    incident = next((each for each in app.incidents if each.kind is IncidentKind.CLIENT_REJECTED), None)
+    incident = next((each for each in app.incidents if each.kind is Kind.CLIENT_REJECTED), None)
     numbered = f", incident {incident.incident_id}" if incident else ""
     yield Finding(
         Word.HELD,
         f"held since {dated(app.held_since, now)}{numbered}: the provider rejects the registration "
         f"({app.held_code}), so only one account asks from time to time; 'tokenfleet apps set {app.provider} …' "
-        "with the right credentials ends that",
+        "with the right secret ends that",
     )
 
 
 def _incidents(app: Gated, now: datetime) -> Iterator[Finding]:
     for incident in app.incidents:
-        if incident.kind is IncidentKind.CLIENT_REJECTED and app.held_since is not None:
+        if incident.kind is Kind.CLIENT_REJECTED and app.held_since is not None:
             continue
         parked = f"{counted(incident.parked, 'account')} parked"
         flipped = f", {incident.flipped:,} told to sign in before that" if incident.flipped else ""

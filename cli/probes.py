@@ -74,7 +74,24 @@ def circuits(settings: Settings, app_ids: Sequence[AppId], now: datetime) -> lis
 
     ``now`` is the database's clock, from which the moment of the next try is told.
     """
-    return [] if redis_problem(settings) is None else None
+    from store.circuits import CircuitView
+    from tokenfleet.circuit import CircuitState
+
+    with _redis(settings) as client:
+        standings = CircuitView(client, prefix=settings.tunables.redis_prefix).read(app_ids)
+    if standings is None:
+        return None
+    return [
+        CircuitStatus(
+            app_id=app_id,
+            state=standing.state.value,
+            until=now + timedelta(milliseconds=standing.remaining_ms)
+            if standing.state is CircuitState.OPEN
+            else None,
+        )
+        for app_id, standing in standings.items()
+        if standing.state is not CircuitState.CLOSED
+    ]
 
 
 def _redis(settings: Settings) -> Redis:

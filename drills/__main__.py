@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from chaos import command
@@ -27,7 +28,7 @@ from drills import table
 from drills.plan import FULL, SHORT, Plan
 from drills.rehearsal import Rehearsal
 from drills.roster import Drill, all_drills
-from drills.verdict import Row, judge
+from drills.verdict import Evidence, Row, judge
 from sandbox.config import SandboxConfig
 
 LATENCY_SECONDS: Final = 0.1
@@ -90,6 +91,14 @@ def _main(arguments: argparse.Namespace) -> int:
     return 0 if held else 1
 
 
+def keep_evidence(found: Sequence[Evidence], target: Path) -> None:
+    """Write down what was judged, a file for each drill."""
+    for evidence in found:
+        members = asdict(evidence)
+        document = json.dumps(members, default=sorted, separators=(",", ":"))
+        (target / f"{evidence.name}.json").write_text(document + "\n")
+
+
 def _run(
     drills: Sequence[Drill], plan: Plan, each: int, seed: int, arguments: argparse.Namespace
 ) -> tuple[list[Row], list[str]]:
@@ -109,7 +118,11 @@ def _run(
         World(home, config, settings={}, definitions=definitions, witnesses=False) as world,
     ):
         rehearsal = Rehearsal(world, drills, plan, accounts=each, seed=seed, say=say)
-        rows = [judge(evidence) for evidence in rehearsal.run()]
+        found = rehearsal.run()
+    if arguments.keep:
+        with command.writing("--keep", arguments.keep):
+            keep_evidence(found, arguments.keep)
+    rows = [judge(evidence) for evidence in found]
     say("\n".join(["", *table.lines(rows, rehearsal.troubles)]))
     say(
         f"\n{counted(len(rows) * each, 'account', 'accounts')}, "

@@ -24,6 +24,8 @@ class Course:
     leaving: Sequence[tuple[float, str]]
     """Whose customers end their grants, after which part of the time, in order."""
     began: float = 0.0
+    struck: float = 0.0
+    """When it had certainly gone wrong."""
     mending: float = 0.0
     """When somebody, or the passing of time, began to make it right."""
     ended: float = 0.0
@@ -32,7 +34,6 @@ class Course:
     """Who has really ended the grant, and when."""
     ill_saved: frozenset[str] = frozenset()
     """Who held tokens during the fault that are not the provider's."""
-    _in_force: float = 0.0
     _acts: list[tuple[float, Act]] = field(default_factory=list)
     _left: int = 0
 
@@ -53,13 +54,13 @@ class Course:
         self._acts = sorted(
             [*self.drill.meanwhile(), (COMPARED_AFTER, self._compare)], key=lambda each: each[0]
         )
-        self.began, self._in_force = began, time.time()
+        self.began, self.struck = began, time.time()
 
     def advance(self, world: World) -> None:
         """Do what is due by now."""
         if not self.is_on:
             return
-        share = (time.time() - self._in_force) / self.drill.seconds
+        share = (time.time() - self.struck) / self.drill.seconds
         self._let_leave(world, share)
         while self._acts and self._acts[0][0] <= share:
             self._acts.pop(0)[1](world)

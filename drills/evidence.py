@@ -16,11 +16,12 @@ from drills.reader import Seen
 from drills.verdict import Evidence, Incident, Told
 from sandbox.authority import LiveTokens
 from store.keys import Vault
+from tokenfleet.settings import Tunables
 
 if TYPE_CHECKING:
     from drills.course import Course
 
-RECEIVED_WITHIN_SECONDS: Final = 5.0
+RECEIVED_WITHIN_SECONDS: Final = Tunables().http_timeout_seconds
 """``expires_in`` counts from the receipt of an answer, which is so long after it was given at most."""
 
 _TOLD = text("""
@@ -103,6 +104,7 @@ def gather(
                 burst=pace.burst,
                 quiet_since=quiet_since,
                 began=course.began,
+                struck=course.struck,
                 mending=course.mending,
                 ended=course.ended,
                 recovery_seconds=plan.recovery,

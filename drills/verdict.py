@@ -20,8 +20,8 @@ WINDOWS_SECONDS: Final = (1.0, 10.0)
 """Widths in which the pace is judged: a window of w seconds may hold rate * w + burst requests."""
 KNOWN_AFTER_SECONDS: Final = 1.0
 """An answer is known to the whole fleet so long after it left; requests of that second were on their way."""
-STOPPED_AFTER_SECONDS: Final = 8.0
-"""So long after an operator set out to register a wrong client secret, only single accounts are tried, ..."""
+STOPPED_AFTER_SECONDS: Final = 5.0
+"""So long after a wrong client secret was registered, only single accounts are tried, ..."""
 PROBE_EVERY_SECONDS: Final = 10.0
 """... one in so many seconds."""
 UNCHANGED_SECONDS: Final = 1.0
@@ -79,6 +79,8 @@ class Evidence:
     quiet_since: float
     """When the fleet was at its usual work."""
     began: float
+    struck: float
+    """When it had certainly gone wrong: the rule was in force, or the operator's command had ended."""
     mending: float
     """When an operator began to mend it, or when it ended by itself."""
     ended: float
@@ -301,7 +303,7 @@ def _pace(evidence: Evidence) -> Iterator[str]:
     if early := sent_early(arrivals, evidence.waits):
         yield f"{counted(early, 'request was', 'requests were')} sent before Retry-After"
     if evidence.expected.stops:
-        stopped = evidence.began + STOPPED_AFTER_SECONDS
+        stopped = evidence.struck + STOPPED_AFTER_SECONDS
         seconds = evidence.mending - stopped
         tried = sum(stopped <= at < evidence.mending for at in arrivals)
         allowed = 1 + math.ceil(max(seconds, 0.0) / PROBE_EVERY_SECONDS)

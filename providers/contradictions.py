@@ -43,6 +43,7 @@ def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
         *_rotation(spec),
         *_lifetimes(spec),
         *_rate(spec),
+        *_probe(spec),
     ]
 
 
@@ -128,6 +129,15 @@ def _lifetimes(spec: ProviderSpec) -> Iterator[Finding]:
     for key, margin in (("margin_earliest_seconds", earliest), ("margin_latest_seconds", latest)):
         if margin is not None and access is not None and margin >= access:
             yield ("lifetimes", key), f"is not shorter than the access token's life ({access})"
+    soonest = life.earliest_refresh_seconds
+    for key, margin in (("margin_earliest_seconds", earliest), ("margin_latest_seconds", latest)):
+        if margin is not None and soonest is not None and margin > soonest:
+            yield (
+                ("lifetimes", key),
+                f"is earlier than the provider permits: earliest_refresh_seconds is {soonest}",
+            )
+    if life.access_never_expires and access is not None:
+        yield ("lifetimes", "access_seconds"), "contradicts access_never_expires"
     idle, absolute = life.refresh_idle_seconds, life.refresh_absolute_seconds
     if idle is not None and absolute is not None and idle > absolute:
         yield ("lifetimes", "refresh_idle_seconds"), f"is longer than refresh_absolute_seconds ({absolute})"
@@ -136,3 +146,15 @@ def _lifetimes(spec: ProviderSpec) -> Iterator[Finding]:
 def _rate(spec: ProviderSpec) -> Iterator[Finding]:
     if spec.rate.burst is not None and spec.rate.requests_per_second is None:
         yield ("rate", "burst"), "has no meaning without requests_per_second"
+    if spec.rate.remaining_header is not None and spec.rate.reset_header is None:
+        yield (
+            ("rate", "remaining_header"),
+            "has no meaning without reset_header, which says how long to pause",
+        )
+    if "reset_format" in spec.rate.model_fields_set and spec.rate.reset_header is None:
+        yield ("rate", "reset_format"), "has no meaning without reset_header"
+
+
+def _probe(spec: ProviderSpec) -> Iterator[Finding]:
+    if spec.probe and (both := sorted(set(spec.probe.alive_status) & set(spec.probe.dead_status))):
+        yield ("probe", "dead_status"), f"has {both[0]}, which means by alive_status that the token works"

@@ -14,6 +14,7 @@ from scheduler.coming_hour import ComingHour
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
 from scheduler.watch import Watch
+from store.circuits import CircuitView
 from store.engine import (
     IDLE_IN_TRANSACTION_MS,
     LOCK_TIMEOUT_MS,
@@ -21,7 +22,6 @@ from store.engine import (
     check_ready,
     make_engine,
 )
-from store.limits import Budgets
 from tokenfleet import telemetry
 from tokenfleet.broker import BROKER_SOCKET_SECONDS, make_celery
 from tokenfleet.errors import UserError
@@ -62,9 +62,9 @@ def serve(settings: Settings) -> None:
             "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"
         )
     redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
-    scheduler = Scheduler(engine, registry, Budgets(redis, prefix=tunables.redis_prefix), publisher, tunables)
-
-    watch = Watch(engine, ComingHour(engine, registry), lambda _app_ids: frozenset())
+    circuits = CircuitView(redis, prefix=tunables.redis_prefix)
+    scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
+    watch = Watch(engine, ComingHour(engine, registry), circuits.read)
 
     def health() -> Health:
         found, problem = scheduler.health(), watch.problem()

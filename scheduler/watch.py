@@ -7,7 +7,7 @@ Every scheduler sets all gauges, from Postgres: whichever of them is asked tells
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import Gauge
@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from scheduler.coming_hour import ComingHour
 from store.gates import Gate, read_gates
 from tokenfleet import telemetry
+from tokenfleet.circuit import CircuitState, Standing
 from tokenfleet.jobs import AppId
 from tokenfleet.telemetry import Event
 
@@ -32,15 +33,15 @@ class Watch:
         self,
         engine: Engine,
         coming_hour: ComingHour,
-        open_circuits: Callable[[Sequence[AppId]], frozenset[AppId]],
+        read_circuits: Callable[[Sequence[AppId]], Mapping[AppId, Standing] | None],
         *,
         every_seconds: float = EVERY_SECONDS,
     ) -> None:
-        """``open_circuits`` returns which apps' circuits are not closed."""
+        """``read_circuits`` returns how the circuits of these apps stand, None when nobody knows."""
         self._every_seconds = every_seconds
         self._engine = engine
         self._coming_hour = coming_hour
-        self._open_circuits = open_circuits
+        self._read_circuits = read_circuits
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._shown: frozenset[tuple[Gauge, tuple[str, ...]]] = frozenset()
@@ -65,8 +66,7 @@ class Watch:
         self._coming_hour.look()
         with self._engine.connect() as connection:
             gates = read_gates(connection)
-        open_apps = self._open_circuits([app_id for gate in gates for app_id in gate.app_ids])
-        self._show(gates, open_apps)
+        self._show(gates, self._read_circuits([app_id for gate in gates for app_id in gate.app_ids]))
 
     def _run(self) -> None:
         failing = False
@@ -81,20 +81,23 @@ class Watch:
                 failing = True
             self._stopping.wait(self._every_seconds)
 
-    def _show(self, gates: Sequence[Gate], open_apps: frozenset[AppId]) -> None:
+    def _show(self, gates: Sequence[Gate], circuits: Mapping[AppId, Standing] | None) -> None:
         values: dict[tuple[Gauge, tuple[str, ...]], float] = {}
         for gate in gates:
             labels: tuple[str, ...] = (gate.provider, gate.environment, gate.app)
             values[telemetry.APPS_HELD, labels] = gate.held
             values[telemetry.APPS_PAUSED, labels] = gate.paused
-            values[telemetry.CIRCUITS_OPEN, labels] = len(open_apps.intersection(gate.app_ids))
+            if circuits is not None:
+                standings = [circuits[app_id] for app_id in gate.app_ids if app_id in circuits]
+                not_closed = sum(standing.state is not CircuitState.CLOSED for standing in standings)
+                values[telemetry.CIRCUITS_OPEN, labels] = not_closed
             if gate.slack is not None:
                 values[telemetry.BUDGET_SLACK, labels] = gate.slack
             for kind, count in gate.incidents.items():
                 values[telemetry.INCIDENTS_OPEN, (*labels, kind.value)] = count
         for (gauge, labels), value in values.items():
             gauge.labels(*labels).set(value)
-        # An app that is gone must not go on being told as it was.
+        # An app that is gone, or a circuit that nobody can read, must not go on being told as it was.
         for gauge, labels in self._shown - values.keys():
             gauge.remove(*labels)
         self._shown = frozenset(values)

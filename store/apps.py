@@ -10,7 +10,7 @@ changes any account's status (G4).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -30,7 +30,7 @@ DEFAULT_ENVIRONMENT: Final = "production"
 
 _COLUMNS: Final = """
     id, provider, environment, name, client_id, client_secret, generation, variables, paused_until,
-    held_since, held_code, probe_at, created_at, updated_at,
+    held_since, held_code, probe_at, created_at, updated_at, throttles,
     COALESCE(paused_until > clock_timestamp(), false) AS is_paused,
     COALESCE(secret_generation, generation) AS secret_generation, rejections_in_row,
     EXISTS (SELECT FROM tokenfleet.provider_incidents i
@@ -58,6 +58,8 @@ class App:
     probe_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    throttles: int
+    """Pauses in a row whose length the provider did not say."""
     secret_generation: int
     rejections_in_row: int
     in_incident: bool
@@ -150,7 +152,8 @@ def register(
             ON CONFLICT (provider, environment, name) DO UPDATE
             SET client_id = excluded.client_id, variables = excluded.variables,
                 generation = oauth_apps.generation + 1, secret_generation = NULL, updated_at = now(),
-                probe_at = CASE WHEN oauth_apps.held_since IS NOT NULL THEN now() END, paused_until = NULL
+                probe_at = CASE WHEN oauth_apps.held_since IS NOT NULL THEN now() END, paused_until = NULL,
+                throttles = 0
             RETURNING id, generation, held_code
         """),
         {
@@ -202,17 +205,43 @@ def remove(connection: Connection, app_id: AppId) -> None:
     connection.execute(text("DELETE FROM tokenfleet.oauth_apps WHERE id = :app_id"), {"app_id": app_id})
 
 
-def pause_until(connection: Connection, app_ids: Sequence[AppId], moments: Sequence[datetime]) -> None:
-    """Ask nobody of these apps before the given moments; an earlier, longer pause stays."""
+def pause_until(
+    connection: Connection,
+    app_ids: Sequence[AppId],
+    moments: Sequence[datetime],
+    throttles: Sequence[int] | None = None,
+) -> None:
+    """Ask nobody of these apps before the given moments; an earlier, longer pause stays.
+
+    ``throttles`` is for each app what its count of pauses without a length is with this one, 0 for one with a length.
+    Many answers to requests that left together say the same number, so they count as one.
+    """
     connection.execute(
         text("""
-            UPDATE tokenfleet.oauth_apps a SET paused_until = GREATEST(a.paused_until, i.moment)
-            FROM (SELECT app_id, max(moment) AS moment
-                  FROM unnest(CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]))
-                      AS pair (app_id, moment) GROUP BY app_id) i
+            UPDATE tokenfleet.oauth_apps a
+            SET paused_until = GREATEST(a.paused_until, i.moment), throttles = GREATEST(a.throttles, i.throttles)
+            FROM (SELECT app_id, max(moment) AS moment, max(throttles) AS throttles
+                  FROM unnest(CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]),
+                              CAST(:throttles AS int[]))
+                      AS pause (app_id, moment, throttles) GROUP BY app_id) i
             WHERE a.id = i.app_id
         """),
-        {"app_ids": list(app_ids), "moments": list(moments)},
+        {
+            "app_ids": list(app_ids),
+            "moments": list(moments),
+            "throttles": [0] * len(app_ids) if throttles is None else list(throttles),
+        },
+    )
+
+
+def forget_throttles(connection: Connection, app_ids: Iterable[AppId]) -> None:
+    """Begin to count anew: these apps answer well again."""
+    connection.execute(
+        text(
+            "UPDATE tokenfleet.oauth_apps SET throttles = 0 "
+            "WHERE id = ANY (CAST(:app_ids AS bigint[])) AND throttles > 0"
+        ),
+        {"app_ids": sorted(app_ids)},
     )
 
 
@@ -285,6 +314,7 @@ def _app(row: Any) -> App:
         probe_at=row.probe_at,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        throttles=row.throttles,
         secret_generation=row.secret_generation,
         rejections_in_row=row.rejections_in_row,
         in_incident=row.in_incident,

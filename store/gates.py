@@ -10,11 +10,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Connection, text
 
+from store import incidents
+from store.incidents import Kind
 from tokenfleet.jobs import AppId
 
 OWN_APPS: Final = "account"
@@ -24,13 +25,6 @@ FORECAST_IS_RECENT: Final = timedelta(minutes=5)
 """What was reckoned longer ago says nothing of the coming hour any more: no scheduler does it."""
 
 
-class IncidentKind(StrEnum):
-    """What a provider incident is about."""
-
-    CLIENT_REJECTED = "client_rejected"
-    MASS_REJECTION = "mass_rejection"
-
-
 @dataclass(frozen=True, slots=True)
 class OpenIncident:
     """An incident that is not resolved. ``parked`` accounts wait for that; ``flipped`` ones were given up just before
@@ -38,7 +32,7 @@ class OpenIncident:
 
     incident_id: int
     app_id: AppId
-    kind: IncidentKind
+    kind: Kind
     code: str
     opened_at: datetime
     parked: int
@@ -58,23 +52,9 @@ class Gate:
     held: int
     paused: int
     slack: float | None
-    incidents: Mapping[IncidentKind, int]
+    incidents: Mapping[Kind, int]
     app_ids: tuple[AppId, ...]
 
-
-_INCIDENTS = text("""
-    SELECT i.id, i.app_id, i.kind, i.code, i.opened_at, COALESCE(apart.parked, 0) AS parked,
-           COALESCE(apart.flipped, 0) AS flipped
-    FROM tokenfleet.provider_incidents i
-    LEFT JOIN LATERAL (
-        SELECT count(*) FILTER (WHERE a.status <> 'needs_reauth') AS parked,
-               count(*) FILTER (WHERE a.status = 'needs_reauth') AS flipped
-        FROM tokenfleet.refresh_schedule s JOIN tokenfleet.accounts a ON a.id = s.account_id
-        WHERE s.incident_id = i.id
-    ) apart ON true
-    WHERE i.resolved_at IS NULL
-    ORDER BY i.id
-""")
 
 _SLACKS = text("""
     SELECT id, CASE WHEN budget_slack_at > now() - CAST(:recent AS interval) THEN budget_slack END AS slack
@@ -101,11 +81,26 @@ _GATES = text("""
 
 
 def open_incidents(connection: Connection) -> dict[AppId, tuple[OpenIncident, ...]]:
-    """Return what is open, by app, the oldest first. Relies on ``ix_refresh_schedule_incident``."""
+    """Return what is open, by app, the oldest first."""
+    opened = incidents.listing(connection)
+    if not opened:
+        return {}
+    members = incidents.members(connection, [each.incident_id for each in opened])
     found: dict[AppId, list[OpenIncident]] = defaultdict(list)
-    for row in connection.execute(_INCIDENTS):
-        found[AppId(row.app_id)].append(_incident(row))
-    return {app_id: tuple(incidents) for app_id, incidents in found.items()}
+    for each in reversed(opened):
+        apart = members[each.incident_id]
+        found[each.app_id].append(
+            OpenIncident(
+                each.incident_id,
+                each.app_id,
+                each.kind,
+                each.code,
+                each.opened_at,
+                apart.parked,
+                apart.flipped,
+            )
+        )
+    return {app_id: tuple(each) for app_id, each in found.items()}
 
 
 def slacks(connection: Connection) -> dict[AppId, float | None]:
@@ -124,20 +119,8 @@ def read_gates(connection: Connection) -> list[Gate]:
             held=row.held,
             paused=row.paused,
             slack=row.slack,
-            incidents={kind: int(getattr(row, kind.value)) for kind in IncidentKind},
+            incidents={kind: int(getattr(row, kind.value)) for kind in Kind},
             app_ids=tuple(AppId(app_id) for app_id in row.app_ids),
         )
         for row in connection.execute(_GATES, {"own": OWN_APPS, "recent": FORECAST_IS_RECENT})
     ]
-
-
-def _incident(row: Any) -> OpenIncident:
-    return OpenIncident(
-        incident_id=row.id,
-        app_id=AppId(row.app_id),
-        kind=IncidentKind(row.kind),
-        code=row.code,
-        opened_at=row.opened_at,
-        parked=row.parked,
-        flipped=row.flipped,
-    )

@@ -31,13 +31,15 @@ from tokenfleet.tokens import Margins, refresh_due
 BACKOFF_BASE: Final = timedelta(seconds=4)
 BACKOFF_CAP: Final = timedelta(minutes=5)
 BACKOFF_FLOOR: Final = timedelta(seconds=1)
+READERS_MARGIN: Final = timedelta(seconds=30)
+"""What a token in the database still has to live, as readers are promised (DESIGN section 1, G1)."""
 
 REPLAYS_IN_GRACE: Final = 3
 
-THROTTLE_DEFAULT: Final = timedelta(seconds=30)
+THROTTLE_FIRST: Final = timedelta(seconds=5)
+THROTTLE_LONGEST: Final = timedelta(minutes=15)
+"""The pause after an answer that says "too often" and not for how long: it doubles with each one in a row."""
 THROTTLE_CAP: Final = timedelta(hours=24)
-CONNECTION_THROTTLE_CAP: Final = timedelta(minutes=15)
-"""How long one connection waits at most that is throttled again and again for itself and is not told how long."""
 
 DOUBT_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10))
 """The probes of an account in doubt: who is asked again after these, and answered like that again, is quarantined."""
@@ -69,6 +71,8 @@ class Known:
     this attempt has presented it a second time. ``last_lifetime`` is how long the previous token lived.
     ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
     ``replay_grace`` is how long a replaced one still works, None when it is spent at once.
+    ``expires_at`` is when the access token that readers have expires. ``throttles`` counts the app's pauses in a row
+    whose length the provider did not say.
     """
 
     attempts: int
@@ -79,6 +83,8 @@ class Known:
     rotates: bool = True
     replay_grace: timedelta | None = None
     doubts: int = 0
+    expires_at: datetime | None = None
+    throttles: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +120,14 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class PauseApp:
-    """Nobody of this app is asked before ``until``; this account neither."""
+    """Nobody of this app is asked before ``until``; this account neither.
+
+    ``throttles`` is what the app's count of pauses is now whose length the provider did not say; 0 when it said so.
+    """
 
     until: datetime
     code: str
+    throttles: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +172,13 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
             # One connection that refuses our client says nothing about the others: they go on.
             return HoldApp(code) if whole_app else Quarantine(now + _quarantine(known.doubts), code)
         case Throttled(code, retry_after, whole_app):
-            if whole_app:
-                return PauseApp(now + _pause(retry_after), code)
-            return RetryLater(now + _pause(retry_after, known.attempts), code)
+            return _throttled(code, retry_after, whole_app, known, now)
         case Unavailable(code):
-            return RetryLater(now + _retry_wait(known, chance), code)
+            return RetryLater(now + _retry_wait(known, now, chance), code)
         case OutcomeUnknown(code):
             if not known.replayed:
                 return Replay()
-            return RetryLater(now + _retry_wait(known, chance), code, answer_lost=True)
+            return RetryLater(now + _retry_wait(known, now, chance), code, answer_lost=True)
         case RequestRejected(code) | Undescribed(code):
             return _doubtful(code, known.doubts, now, chance)
         case _:
@@ -183,13 +191,22 @@ def backoff(attempts: int, chance: float) -> timedelta:
     return max(BACKOFF_FLOOR, ceiling * chance)
 
 
-def _retry_wait(known: Known, chance: float) -> timedelta:
+def learned_pause(throttles: int) -> timedelta:
+    """Return how long to leave an app alone that was throttled ``throttles`` times before in a row."""
+    return min(THROTTLE_LONGEST, THROTTLE_FIRST * _doublings(throttles))
+
+
+def _retry_wait(known: Known, now: datetime, chance: float) -> timedelta:
     """Return the wait before the next try.
 
-    While an answer is missing it is short enough for some more tries within the provider's grace: after that the
-    replaced token is reuse, and the family may be revoked for it (RFC 9700 section 4.14.2).
+    While the access token lives, it is at most half of the time until readers are owed a new one, so that there is
+    always another try before that. While an answer is missing it is short enough for some more tries within the
+    provider's grace: after that the replaced token is reuse, and the family may be revoked for it (RFC 9700 section
+    4.14.2).
     """
     wait = backoff(known.attempts, chance)
+    if known.expires_at is not None and (left := known.expires_at - now - READERS_MARGIN) > timedelta(0):
+        wait = max(BACKOFF_FLOOR, min(wait, left / 2))
     if known.replay_grace is None or not 0 < known.unanswered <= REPLAYS_IN_GRACE:
         return wait
     return max(BACKOFF_FLOOR, min(wait, known.replay_grace / (REPLAYS_IN_GRACE + 1)))
@@ -211,9 +228,18 @@ def _next_refresh(expires_at: datetime | None, known: Known, now: datetime, chan
     return max(due, now + BACKOFF_FLOOR)
 
 
-def _pause(retry_after: timedelta | None, attempts: int = 0) -> timedelta:
+def _throttled(
+    code: str, retry_after: timedelta | None, whole_app: bool, known: Known, now: datetime
+) -> PauseApp | RetryLater:
+    if not whole_app:
+        wait = learned_pause(known.attempts) if retry_after is None else _credible(retry_after)
+        return RetryLater(now + wait, code)
     if retry_after is None:
-        return min(THROTTLE_DEFAULT * _doublings(attempts), CONNECTION_THROTTLE_CAP)
+        return PauseApp(now + learned_pause(known.throttles), code, known.throttles + 1)
+    return PauseApp(now + _credible(retry_after), code)
+
+
+def _credible(retry_after: timedelta) -> timedelta:
     return min(max(retry_after, BACKOFF_FLOOR), THROTTLE_CAP)
 
 

@@ -38,10 +38,10 @@ class Event(StrEnum):
     APP_HELD = "app.held"
     APP_RESUMED = "app.resumed"
     APP_PAUSED = "app.paused"
+    APP_OVERBOOKED = "app.overbooked"
     APP_SECRET_REPLACED = "app.secret_replaced"
     INCIDENT_OPENED = "incident.opened"
     INCIDENT_RESOLVED = "incident.resolved"
-    APP_OVERBOOKED = "app.overbooked"
     STORE_UNAVAILABLE = "store.unavailable"
     STORE_RECOVERED = "store.recovered"
     WRITER_FAILED = "writer.failed"
@@ -95,6 +95,9 @@ LEASES_SKIPPED: Final = Counter(
 ALARMS: Final = Counter(
     "tokenfleet_alarms_total", "Things an operator should look at: quarantine, held app, damage.", ["event"]
 )
+for _event in Event:
+    # One that appeared with its first alarm would not have increased, for whoever watches it.
+    ALARMS.labels(_event.value)
 UNSEALED: Final = Counter("tokenfleet_unsealed_total", "Sealed values opened, by purpose.", ["purpose"])
 
 # Scheduler

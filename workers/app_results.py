@@ -15,7 +15,7 @@ from store.incidents import Incident
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.telemetry import Event
-from workers.results import AppAnswered, AppHeld, AppPaused, AppRecovered, Result
+from workers.results import AppAnswered, AppHeld, AppPaused, AppRecovered, AppUnthrottled, Result
 
 
 @dataclass(slots=True)
@@ -35,8 +35,15 @@ class AppEffects:
         """Write what ``results`` say about apps; nothing when they say nothing."""
         self.paused = {result for result in results if isinstance(result, AppPaused)}
         if self.paused:
-            app_ids = [pause.app_id for pause in self.paused]
-            apps.pause_until(connection, app_ids, [pause.until for pause in self.paused])
+            pauses = list(self.paused)
+            apps.pause_until(
+                connection,
+                [pause.app_id for pause in pauses],
+                [pause.until for pause in pauses],
+                [pause.throttles for pause in pauses],
+            )
+        if well_again := {result.app_id for result in results if isinstance(result, AppUnthrottled)}:
+            apps.forget_throttles(connection, well_again)
         if refusals := [result for result in results if isinstance(result, AppHeld)]:
             self._refuse(connection, refusals, probe_after)
         for well in {result for result in results if isinstance(result, AppRecovered)}:

@@ -10,7 +10,7 @@ from store.candidates import Promotion
 from store.rejection import Rejection
 from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
-from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.jobs import AccountId, AppId, Epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class AppPaused:
 
     app_id: AppId
     until: datetime
+    throttles: int = 0
+    """How many times in a row it did not say for how long; 0 when it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +50,21 @@ class AppAnswered:
     app_id: AppId
 
 
-Settled = SavedTokens | Deferral | Rejection | Promotion
-Result = Settled | AppPaused | AppHeld | AppRecovered | AppAnswered | UnknownAnswer
+@dataclass(frozen=True, slots=True)
+class AppUnthrottled:
+    """An app that had been throttled without being told for how long answers well again."""
+
+    app_id: AppId
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """Nothing was sent: the claim is given back, and the account is not claimed again for ``wait_seconds``."""
+
+    account_id: AccountId
+    epoch: Epoch
+    wait_seconds: float
+
+
+Settled = SavedTokens | Deferral | Rejection | Promotion | Unasked
+Result = Settled | AppPaused | AppUnthrottled | AppHeld | AppRecovered | AppAnswered | UnknownAnswer

@@ -116,9 +116,9 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
                 asking, attempt, judged, at, code, quarantined=True, lost=lost, in_doubt=True
             )
             return (deferral, *unknown_answers(asking, attempt, judged.outcome))
-        case PauseApp(until, code):
+        case PauseApp(until, code, throttles):
             deferral = _deferral(asking, attempt, judged, until, code, counts=False, lost=judged.replayed)
-            return (deferral, AppPaused(app.app_id, until))
+            return (deferral, AppPaused(app.app_id, until, throttles))
         case HoldApp(code):
             at = asking.now(attempt) + max(HELD_RETRY, backoff(attempt.attempts, chance=1.0))
             deferral = _deferral(asking, attempt, judged, at, code, lost=judged.replayed)

@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import candidates, settlement, unknowns
+from store import candidates, returns, settlement, unknowns
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
@@ -40,7 +40,7 @@ from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
 from tokenfleet.telemetry import Event
 from workers.app_results import AppEffects
-from workers.results import Result, Settled
+from workers.results import Result, Settled, Unasked
 
 MAX_BATCH: Final = 500
 LOCK_TIMEOUT_MS: Final = 1_000
@@ -186,6 +186,10 @@ class GroupWriter:
             written.apps.opened += rejected.opened
         if promotions := [result for result in results if isinstance(result, Promotion)]:
             written.promoted = candidates.promote(connection, promotions, actor=self._owner)
+        if unasked := [result for result in results if isinstance(result, Unasked)]:
+            returns.give_back(
+                connection, [(each.account_id, each.epoch, each.wait_seconds) for each in unasked]
+            )
         written.apps.write(connection, results, actor=self._owner, probe_after=self._probe_after)
         if unknown := [result for result in results if isinstance(result, UnknownAnswer)]:
             # Last: its rows are shared with every other worker, and the locks are short.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+from redis.asyncio import Redis
 from sqlalchemy import Engine, text
 
 from cli.status_view import SHOWN_FINDINGS
+from providers import load_registry
 from store import apps, coming_hour
+from store.circuits import Circuits
 from store.journal import Journal
 from store.keys import Vault
 from tests.cli.conftest import Shell
 from tests.support.builders import answer, make_account, make_app, now, park
+from tokenfleet.circuit import Report
 from tokenfleet.settings import Settings
 from tokenfleet_client.contract import AccountStatus
 
@@ -54,7 +59,29 @@ def test_without_postgres_it_says_so_and_still_looks_at_the_rest(tokenfleet: She
     assert "does not answer" in problem
 
 
-def test_redis_that_is_away_is_a_problem_beside_the_numbers(tokenfleet: Shell, vault: Vault) -> None:
+def test_a_circuit_that_is_not_closed_is_told_by_every_command(
+    tokenfleet: Shell, engine: Engine, vault: Vault, settings: Settings
+) -> None:
+    app = make_app(engine, vault, provider=load_registry().names()[0])
+    make_app(engine, vault, name="well")
+    account_id = make_account(engine, vault, app)
+
+    async def fail() -> None:
+        async with Redis.from_url(settings.redis_url) as redis:
+            await Circuits(redis).report({app: Report(answers=20, outages=20)})
+
+    asyncio.run(fail())
+    told = "circuit is open: the provider does not answer; one account tries at"
+    for words in (("status",), ("doctor",), ("apps", "list"), ("accounts", "show", str(account_id))):
+        assert tokenfleet(*words).stdout.count(told) == 1
+    [circuit] = tokenfleet("status", "--json").document["circuits"]
+    assert (circuit["app_id"], circuit["state"]) == (app, "open")
+
+
+def test_redis_that_is_away_is_a_problem_beside_the_numbers(
+    tokenfleet: Shell, engine: Engine, vault: Vault
+) -> None:
+    make_app(engine, vault)
     ran = tokenfleet("status", "--json", TOKENFLEET_REDIS_URL="redis://127.0.0.1:1/0")
     assert ran.exit_code == 1
     assert ran.document["fleet"] is not None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drills import table
+from drills.__main__ import keep_evidence
 from drills.verdict import Evidence, Expected, Incident, Told, fresh_after, judge, lateness, peak, sent_early
 from sandbox.traffic import Arrival, Wait
 from tokenfleet.account import EventType
@@ -32,7 +35,8 @@ HELD = Evidence(
     rate=5.0,
     burst=5,
     quiet_since=70.0,
-    began=BEGAN,
+    began=BEGAN - 1,
+    struck=BEGAN,
     mending=ENDED,
     ended=ENDED,
     recovery_seconds=60.0,
@@ -146,7 +150,7 @@ def test_a_client_that_waits_as_it_was_told_holds() -> None:
         ),
         (HELD, {"arrivals": arrivals(*[110.0] * 11)}, "the budget was exceeded: peak 1.10"),
         (THROTTLED, {}, "7 requests were sent before Retry-After"),
-        (STOPPED, {"arrivals": EVENLY}, "requests did not stop: 104 in 52 s, of which 7 were allowed"),
+        (STOPPED, {"arrivals": EVENLY}, "requests did not stop: 110 in 55 s, of which 7 were allowed"),
         (HELD, {"stale": [(at, 3) for at in (70.0, 161.0, 220.0)]}, "3 accounts were never fresh again"),
         (HELD, {"stale": []}, "500 accounts were never fresh again"),
         (HELD, {"recovery_seconds": 10.0}, "all fresh again only after 15 s"),
@@ -174,7 +178,7 @@ def test_a_client_that_waits_as_it_was_told_holds() -> None:
         (HELD, {"presented_twice": 1}, "1 refresh token was presented twice"),
         (
             HELD,
-            {"arrivals": [each for each in EVENLY if not BEGAN <= each.at < ENDED]},
+            {"arrivals": [each for each in EVENLY if not BEGAN - 1 <= each.at < ENDED]},
             "too little happened: no request came during the fault",
         ),
         (
@@ -244,6 +248,14 @@ def test_the_row_counts_who_flipped_and_who_still_is() -> None:
     row = judge(GUARDED)
     assert (row.flipped_wrongly, row.still_flipped_wrongly, row.flipped_rightly) == (1, 0, 1)
     assert row.requests == len(EVENLY)
+
+
+def test_what_was_judged_can_be_kept(tmp_path: Path) -> None:
+    keep_evidence([GUARDED], tmp_path)
+    kept = json.loads((tmp_path / "drill.json").read_text())
+    assert kept["arrivals"][0] == {"at": 70.0, "seconds_left": 40.0}
+    assert kept["flipped_in_the_end"] == ["left"]
+    assert kept["incidents"] == [{"kind": "mass_rejection", "opened": 105.0, "resolved": 165.0}]
 
 
 def test_the_table_fits_a_terminal_and_gives_every_reason() -> None:

@@ -114,6 +114,8 @@ situations = st.builds(
     rotates=st.booleans(),
     replay_grace=st.none() | st.timedeltas(timedelta(seconds=1), timedelta(days=90)),
     doubts=counts,
+    throttles=counts,
+    expires_at=st.none() | st.timedeltas(timedelta(days=-9), timedelta(days=9)).map(lambda left: NOW + left),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from store.coming_hour import BUCKET
 from tests.scheduler.stage import connect, execute, hold, set_rate
 from tests.support.builders import column
 from tests.support.fleet import Fleet
-from tokenfleet.jobs import AccountId
+from tokenfleet.circuit import CircuitState, Standing
+from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.telemetry import Event
 
 MINUTE = timedelta(minutes=1)
@@ -143,6 +145,14 @@ def test_a_rate_that_is_too_little_raises_one_alarm_until_it_is_enough(fleet: Fl
     assert alarms() == before + 2
 
 
+def opened(app_ids: Sequence[AppId]) -> dict[AppId, Standing]:
+    return dict.fromkeys(app_ids, Standing(CircuitState.OPEN))
+
+
+def closed(app_ids: Sequence[AppId]) -> dict[AppId, Standing]:
+    return dict.fromkeys(app_ids, Standing())
+
+
 def gauge(name: str, fleet: Fleet, **labels: str) -> float | None:
     known = {"provider": fleet.app.provider, "environment": fleet.app.environment, "app": fleet.app.name}
     return REGISTRY.get_sample_value(name, known | labels)
@@ -164,7 +174,7 @@ def test_the_gauges_tell_what_stands_between_an_app_and_its_provider(fleet: Flee
             {"id": fleet.app.app_id},
         )
     hour = ComingHour(fleet.engine, fleet.registry)
-    Watch(fleet.engine, hour, frozenset).look()
+    Watch(fleet.engine, hour, opened).look()
     assert gauge("tokenfleet_budget_slack", fleet) == -0.5
     assert gauge("tokenfleet_apps_held", fleet) == 1
     assert gauge("tokenfleet_apps_paused", fleet) == 1
@@ -174,7 +184,7 @@ def test_the_gauges_tell_what_stands_between_an_app_and_its_provider(fleet: Flee
 
 
 def test_an_app_that_is_gone_is_not_told_of_any_more(fleet: Fleet) -> None:
-    watch = Watch(fleet.engine, ComingHour(fleet.engine, fleet.registry), lambda _: frozenset())
+    watch = Watch(fleet.engine, ComingHour(fleet.engine, fleet.registry), closed)
     watch.look()
     assert gauge("tokenfleet_apps_held", fleet) == 0
     with fleet.engine.begin() as connection:
@@ -183,13 +193,24 @@ def test_an_app_that_is_gone_is_not_told_of_any_more(fleet: Fleet) -> None:
     assert gauge("tokenfleet_apps_held", fleet) is None
 
 
+def test_a_circuit_that_nobody_can_read_is_not_told_of(fleet: Fleet) -> None:
+    hour = ComingHour(fleet.engine, fleet.registry)
+    readings: list[Mapping[AppId, Standing] | None] = [opened([fleet.app.app_id]), None]
+    watch = Watch(fleet.engine, hour, lambda _app_ids: readings.pop(0))
+    watch.look()
+    assert gauge("tokenfleet_circuits_open", fleet) == 1
+    watch.look()
+    assert gauge("tokenfleet_circuits_open", fleet) is None
+    assert gauge("tokenfleet_apps_held", fleet) == 0
+
+
 def test_registrations_of_single_accounts_are_one_line_of_a_metric(fleet: Fleet) -> None:
     execute(
         fleet,
         "UPDATE tokenfleet.oauth_apps SET account_external_id = 'customer-7', name = 'account:customer-7', "
         "held_since = now(), held_code = 'invalid_client'",
     )
-    Watch(fleet.engine, ComingHour(fleet.engine, fleet.registry), lambda _: frozenset()).look()
+    Watch(fleet.engine, ComingHour(fleet.engine, fleet.registry), closed).look()
     assert gauge("tokenfleet_apps_held", fleet, app="account") == 1
     assert gauge("tokenfleet_apps_held", fleet, app="account:customer-7") is None
 
@@ -206,9 +227,7 @@ def test_the_thread_survives_a_postgres_that_is_away(fleet: Fleet) -> None:
             raise OperationalError("SELECT 1", {}, Exception("the server is away"))
 
     first = threading.Event()
-    watch = Watch(
-        fleet.engine, Unlucky(fleet.engine, fleet.registry), lambda _: frozenset(), every_seconds=0.01
-    )
+    watch = Watch(fleet.engine, Unlucky(fleet.engine, fleet.registry), closed, every_seconds=0.01)
     watch.start()
     try:
         assert looked.acquire(timeout=10)
@@ -220,5 +239,5 @@ def test_the_thread_survives_a_postgres_that_is_away(fleet: Fleet) -> None:
 
 
 def test_a_thread_that_does_not_run_is_told(fleet: Fleet) -> None:
-    watch = Watch(fleet.engine, ComingHour(fleet.engine, fleet.registry), lambda _: frozenset())
+    watch = Watch(fleet.engine, ComingHour(fleet.engine, fleet.registry), closed)
     assert watch.problem() is not None

@@ -26,15 +26,15 @@ from tokenfleet.policy import (
     BACKOFF_BASE,
     BACKOFF_CAP,
     BACKOFF_FLOOR,
-    CONNECTION_THROTTLE_CAP,
     DOUBT_DELAYS,
     LEARNED_LIFETIME_CAP,
     QUARANTINE_BASE,
     QUARANTINE_DELAY,
+    READERS_MARGIN,
     REPLAYS_IN_GRACE,
     ROTATION_LOST,
     THROTTLE_CAP,
-    THROTTLE_DEFAULT,
+    THROTTLE_LONGEST,
     UNKNOWN_LIFETIME_INTERVAL,
     Decision,
     HoldApp,
@@ -71,6 +71,8 @@ knowns = st.builds(
     margins=margins,
     last_lifetime=st.none() | st.timedeltas(),
     doubts=st.integers(0, 10**9),
+    expires_at=st.none() | expiries,
+    throttles=st.integers(0, 10**9),
 )
 answers = st.builds(TokenAnswer, access_token=st.just(Secret("example")), expires_at=st.none() | expiries)
 refreshed = st.builds(Refreshed, answers)
@@ -306,7 +308,6 @@ def test_a_throttled_app_pauses_for_as_long_as_the_provider_says() -> None:
 @pytest.mark.parametrize(
     ("retry_after", "pause"),
     [
-        pytest.param(None, THROTTLE_DEFAULT, id="not said"),
         pytest.param(timedelta(0), ONE_SECOND, id="zero"),
         pytest.param(timedelta(days=-1), ONE_SECOND, id="in the past"),
         pytest.param(timedelta(days=400), THROTTLE_CAP, id="absurd"),
@@ -331,8 +332,42 @@ def test_a_connection_that_is_not_told_how_long_waits_longer_each_time_up_to_a_l
         decide(Throttled("busy", whole_app=False), known(attempts=attempts), now=NOW, chance=0)
         for attempts in (0, 1, 2, 5, 10**9)
     ]
-    waits = [THROTTLE_DEFAULT, THROTTLE_DEFAULT * 2, THROTTLE_DEFAULT * 4, *[CONNECTION_THROTTLE_CAP] * 2]
+    waits = [*(timedelta(seconds=seconds) for seconds in (5, 10, 20, 160)), THROTTLE_LONGEST]
     assert decisions == [RetryLater(NOW + wait, "busy") for wait in waits]
+
+
+def test_a_pause_of_unsaid_length_doubles_with_each_in_a_row_up_to_a_quarter_of_an_hour() -> None:
+    pauses = []
+    for throttles in range(12):
+        decision = decide(Throttled("http_429"), replace(known(), throttles=throttles), now=NOW, chance=0)
+        assert isinstance(decision, PauseApp)
+        assert decision.throttles == throttles + 1
+        pauses.append((decision.until - NOW).total_seconds())
+    assert pauses[:8] == [5, 10, 20, 40, 80, 160, 320, 640]
+    assert set(pauses[8:]) == {THROTTLE_LONGEST.total_seconds()}
+
+
+# Backoff of an account whose token still lives
+
+
+@given(
+    attempts=st.integers(0, 30),
+    left=st.timedeltas(timedelta(seconds=-100), timedelta(minutes=20)),
+    chance=chances,
+    lost=st.booleans(),
+)
+def test_no_backoff_steps_past_the_moment_at_which_readers_are_owed_a_new_token(
+    attempts: int, left: timedelta, chance: float, lost: bool
+) -> None:
+    what_we_know = replace(known(attempts=attempts, replayed=lost), expires_at=NOW + READERS_MARGIN + left)
+    outcome = OutcomeUnknown("timeout") if lost else Unavailable("http_503")
+    decision = decide(outcome, what_we_know, now=NOW, chance=chance)
+    assert isinstance(decision, RetryLater)
+    wait = decision.at - NOW
+    if left > timedelta(0):
+        assert wait <= max(left / 2, ONE_SECOND)
+    else:
+        assert wait == backoff(attempts, chance)
 
 
 # Our own faults, and what nobody has described
