@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import threading
+import io
+import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
+from cli.accounts_import import compose_rules
 from sandbox.config import SandboxConfig
 from sandbox.faults import FaultKind, FaultRule
 from sandbox.selection import Stage
 from sandbox.server import SandboxServer
 from store import schedule
+from store.import_source import ImportFormat, read_chunks
+from store.imports import Importer
 from store.keys import Vault
 from tests.support.fleet import Fleet, eventually
 from tests.workers.probing_stage import Clock, fleet_of, plan_of, server_of, visit_now
@@ -154,7 +158,11 @@ def test_a_probe_that_hangs_is_bounded_and_the_refresh_comes_in_its_time(
             probing, seconds = plan_of(fleet, account_id)
             assert not probing and 3600 - 180 - 5 <= seconds <= 3600 - 60
             # Due for a probe and for a refresh: it is a refresh.
-            worker.run(visit_now(fleet, account_id, probing=True, expires_at=timedelta(seconds=150), obtained_at=-DAY))
+            worker.run(
+                visit_now(
+                    fleet, account_id, probing=True, expires_at=timedelta(seconds=150), obtained_at=-DAY
+                )
+            )
         assert (probes(server), refreshes(server)) == (1, 1)
         assert fleet.row(account_id).generation == 2
 
@@ -388,6 +396,18 @@ def test_an_expired_token_whose_provider_does_not_answer_is_told_once_until_it_i
 
 def sign_in(fleet: Fleet, account_id: AccountId) -> None:
     """Import a new grant of the same customer."""
-    with fleet.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE tokenfleet.accounts SET granted_at = now(), reauth_told_at = NULL")
-    assert account_id
+    [grant] = fleet.server.issue("customer")
+    assert grant.tokens.refresh_token is not None
+    line = {
+        "provider": "sandbox",
+        "external_id": "customer",
+        "refresh_token": grant.tokens.refresh_token.reveal(),
+        "access_token": grant.tokens.access_token.reveal(),
+        "expires_in": grant.tokens.expires_in,
+    }
+    chunks = read_chunks(
+        io.BytesIO(json.dumps(line).encode()), ImportFormat.JSON_LINES, now=datetime.now(UTC)
+    )
+    importer = Importer(fleet.engine, fleet.vault, compose_rules(fleet.registry), actor="test", dry_run=False)
+    assert [report.bad for report in importer.run(chunks)] == [()]
+    assert fleet.events(account_id).count("account.imported") == 1
