@@ -165,7 +165,7 @@ class AnswerReader:
         for rule in self._rules:
             code = rule.code_for(status, document)
             if code is not None:
-                return _outcome(rule.outcome, code, answer, document, now)
+                return _outcome(rule.outcome, code, answer, document, now, whole_app=rule.whole_app)
         if status in DEFAULT_STATUSES and isinstance(document, dict):
             error = document.get("error")
             known = RFC6749_ERRORS.get(error) if isinstance(error, str) else None
@@ -195,18 +195,28 @@ def _status_code(status: int) -> str:
     return f"http_{status}" if 100 <= status <= 999 else "http_invalid"
 
 
-def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, now: datetime) -> Outcome:
+def _outcome(
+    kind: RefreshOutcome,
+    code: str,
+    answer: Answer,
+    document: object,
+    now: datetime,
+    *,
+    whole_app: bool = True,
+) -> Outcome:
+    """Return the outcome of ``kind``. ``whole_app`` is False where it concerns this connection alone."""
     match kind:
         case "grant_rejected":
             return GrantRejected(code)
         case "client_rejected":
-            return ClientRejected(code)
+            return ClientRejected(code, whole_app)
         case "request_rejected":
             return RequestRejected(code)
         case "throttled":
-            return Throttled(code, _retry_after(answer, now))
+            return Throttled(code, _retry_after(answer, now), whole_app)
         case "unavailable":
-            return Unavailable(code, outage=_is_outage(answer))
+            # A tenant's own host can be down while its provider is not.
+            return Unavailable(code, outage=whole_app and _is_outage(answer))
         case "undescribed":
             return Undescribed(code, shape_of(answer.status, document))
 

@@ -10,8 +10,11 @@ from typing import Final
 from redis import Redis
 
 from providers import load_registry
+from scheduler.coming_hour import ComingHour
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
+from scheduler.watch import Watch
+from store.circuits import CircuitView
 from store.engine import (
     IDLE_IN_TRANSACTION_MS,
     LOCK_TIMEOUT_MS,
@@ -19,11 +22,10 @@ from store.engine import (
     check_ready,
     make_engine,
 )
-from store.limits import Budgets
 from tokenfleet import telemetry
 from tokenfleet.broker import BROKER_SOCKET_SECONDS, make_celery
 from tokenfleet.errors import UserError
-from tokenfleet.health import HealthServer
+from tokenfleet.health import Health, HealthServer
 from tokenfleet.settings import Settings, process_name
 from tokenfleet.telemetry import Event
 
@@ -60,20 +62,28 @@ def serve(settings: Settings) -> None:
             "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"
         )
     redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
-    scheduler = Scheduler(engine, registry, Budgets(redis, prefix=tunables.redis_prefix), publisher, tunables)
+    circuits = CircuitView(redis, prefix=tunables.redis_prefix)
+    scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
+    watch = Watch(engine, ComingHour(engine, registry), circuits.read)
+
+    def health() -> Health:
+        found, problem = scheduler.health(), watch.problem()
+        return Health(found.fatal, (*found.hampering, problem)) if problem else found
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         scheduler.stop()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    health = None
+    server = None
     if tunables.metrics_port:
-        health = HealthServer(tunables.metrics_host, tunables.metrics_port, scheduler.health)
+        server = HealthServer(tunables.metrics_host, tunables.metrics_port, health)
+    watch.start()
     telemetry.logger().info(Event.PROCESS_STARTED.value, role="scheduler", name=name)
     scheduler.run()
+    watch.stop()
     publisher.close()
-    if health is not None:
-        health.stop()
+    if server is not None:
+        server.stop()
     engine.dispose()
     telemetry.logger().info(Event.PROCESS_STOPPED.value, role="scheduler", name=name)

@@ -49,5 +49,6 @@ def gated_apps(
         for app in known
         if app.held_since is not None
         or (app.paused_until is not None and app.paused_until > now)
+        or app.is_sampled
         or app.app_id in circuits_open
     )

@@ -30,7 +30,16 @@ from tokenfleet_client.contract import AccountStatus
 WAKE_CHANNEL: Final = "tokenfleet_due"
 """``NOTIFY`` on it makes the schedulers look at once."""
 
-_CLAIM = text("""
+CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
+        claim_epoch = s.claim_epoch + 1,
+        unanswered = s.unanswered + CASE
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
+        last_error = CASE
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
+            ELSE s.last_error END"""
+"""What a claim sets: shared with ``store.parking``, which claims samples."""
+
+_CLAIM = text(f"""
     WITH allowance AS (
         SELECT * FROM unnest(CAST(:app_ids AS bigint[]), CAST(:counts AS int[]), CAST(:windows AS int[]))
             AS allowance (app_id, count, outstanding)
@@ -60,13 +69,7 @@ _CLAIM = text("""
         ) due
     )
     UPDATE tokenfleet.refresh_schedule s
-    SET claimed_until = now() + CAST(:claim AS interval),
-        claim_epoch = s.claim_epoch + 1,
-        unanswered = s.unanswered + CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
-        last_error = CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
-            ELSE s.last_error END
+    SET {CLAIMED}
     FROM picked WHERE s.account_id = picked.account_id
     RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at, s.probing
 """)
@@ -78,8 +81,8 @@ _START = text("""
     -- The app too: a message that names another one would send the token to another provider's endpoint.
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
-    RETURNING s.account_id, s.claim_epoch, s.attempts, s.unanswered, s.next_refresh_at, s.last_error, s.probing,
-              s.alive_at
+    RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error,
+              s.probing, s.alive_at
 """)
 
 _READ = text("""
@@ -181,6 +184,7 @@ class Attempt:
     obtained_at: datetime
     refresh_token_expires_at: datetime | None
     attempts: int
+    doubts: int
     unanswered: int
     is_unsettled: bool
     """The attempt before was never settled: whoever made it may have an answer."""
@@ -267,6 +271,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 obtained_at=row.obtained_at,
                 refresh_token_expires_at=row.refresh_token_expires_at,
                 attempts=schedule.attempts,
+                doubts=schedule.doubts,
                 unanswered=schedule.unanswered,
                 is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,

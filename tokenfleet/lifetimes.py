@@ -130,10 +130,10 @@ def next_visit(
     end = _consent_end(holding, lifetimes)
     if end is not None and not holding.told:
         visits.append(Visit(end - warning_period(lifetimes.refresh_absolute), Purpose.WARNING))
-    if (every := _probe_interval(holding, lifetimes)) is not None:
-        # What is refreshed within the whole interval needs no probe; the jitter only brings a probe forward.
-        if presenting is None or now + every + ROOM_FOR_PROBE <= visits[0].at:
-            visits.append(Visit(now + every * (0.75 + chance / 4), Purpose.PROBE))
+    every = _probe_interval(holding, lifetimes)
+    # What is refreshed within the whole interval needs no probe; the jitter only brings a probe forward.
+    if every is not None and (presenting is None or now + every + ROOM_FOR_PROBE <= visits[0].at):
+        visits.append(Visit(now + every * (0.75 + chance / 4), Purpose.PROBE))
     visit = _first(visits) or Visit(now + LONGEST_REST, Purpose.PROBE)
     return Visit(max(visit.at, now + SOONEST), visit.purpose)
 

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers.exchange import TokenRequest
 from providers.probes import PROBE_TIMEOUT_SECONDS, ProbeReading, Verdict
-from providers.transport import Transport, boottime
+from providers.transport import boottime
 from store import visits
 from store.keys import Vault
 from store.schedule import Attempt
@@ -42,6 +42,8 @@ from tokenfleet.lifetimes import (
 from tokenfleet_client.envelope import access_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from workers.governor import Governor
+from workers.pacing import NotNow
 from workers.settling import Asking
 from workers.writer import GroupWriter
 
@@ -65,7 +67,7 @@ class Prober:
     def __init__(
         self,
         engine: AsyncEngine,
-        transport: Transport,
+        governor: Governor,
         vault: Vault,
         writer: GroupWriter,
         *,
@@ -78,19 +80,20 @@ class Prober:
         self._owner = owner
         self._claim = claim
         self._reserve_seconds = reserve_seconds
-        self._transport = transport
+        self._governor = governor
         self._vault = vault
         self._writer = writer
         self._chance = random.SystemRandom().random
 
-    async def visit(self, asking: Asking, attempt: Attempt) -> Going | bool:
-        """Return what to go on with, True when the visit is settled, False when its claim is to be given back."""
+    async def visit(self, asking: Asking, attempt: Attempt) -> Going | NotNow | None:
+        """Return what to go on with; None when the visit is settled; or when it is worth another try."""
         if not attempt.probing:
             # What has failed is tried again when it is due, though its token was to live for longer: a probe said no.
             is_first = not attempt.attempts and not attempt.unanswered and attempt.access_token is not None
             if not (is_first and _is_early(asking, attempt)):
                 return Going(asking, attempt)
-            return await self._settle(asking, attempt, self._plan(asking, attempt), TOO_EARLY)
+            await self._settle(asking, attempt, self._plan(asking, attempt), TOO_EARLY)
+            return None
         provider, now, holding = asking.provider, asking.now(attempt), _holding(attempt)
         # Only a refresh shows that a registration works again which the provider has rejected.
         is_wanted = asking.app.held_since is not None and not _is_early(asking, attempt)
@@ -100,34 +103,36 @@ class Prober:
         if request is None:
             return await self._without_probe(asking, attempt)
         began = boottime()
-        exchange = await self._transport.ask(
-            request, send_before=asking.send_before, timeout_seconds=PROBE_TIMEOUT_SECONDS
-        )
+        exchange = await self._governor.probe(request, asking, attempt, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        if isinstance(exchange, NotNow):
+            return exchange
         reading = provider.read_probe(exchange)
         telemetry.PROBES.labels(provider.name, reading.verdict.value).inc()
         if reading.verdict is Verdict.DEAD:
             return await self._go_on(asking, attempt, reading.code)
-        return await self._later(asking, attempt, reading, round((boottime() - began) * 1000))
+        await self._later(asking, attempt, reading, round((boottime() - began) * 1000))
+        return None
 
-    async def _go_on(self, asking: Asking, attempt: Attempt, dead: str | None) -> Going | bool:
+    async def _go_on(self, asking: Asking, attempt: Attempt, dead: str | None) -> Going | NotNow:
         """Turn the visit into a refresh; ``dead`` is what a probe met that found the token dead."""
         now = asking.now(attempt)
         send_before = await self._turn(asking, attempt, dead)
         if send_before is None:
-            return False
+            return NotNow(0.0)
         if dead is not None:
             lived = learned_lifetime(attempt.obtained_at, attempt.alive_at, now=now)
             attempt = replace(attempt, learned_lifetime=lived)
         return Going(replace(asking, send_before=send_before), attempt)
 
-    async def _without_probe(self, asking: Asking, attempt: Attempt) -> Going | bool:
+    async def _without_probe(self, asking: Asking, attempt: Attempt) -> Going | NotNow | None:
         """Visit an account that cannot be probed: its definition has no probe, or its scope does not allow it."""
         if attempt.expires_at is None and not asking.provider.lifetimes.access_never_expires:
             # Nothing else would tell that the token has ended.
             return await self._go_on(asking, attempt, None)
-        return await self._settle(asking, attempt, self._plan(asking, attempt), None)
+        await self._settle(asking, attempt, self._plan(asking, attempt), None)
+        return None
 
-    async def _later(self, asking: Asking, attempt: Attempt, reading: ProbeReading, duration_ms: int) -> bool:
+    async def _later(self, asking: Asking, attempt: Attempt, reading: ProbeReading, duration_ms: int) -> None:
         provider, now, holding = asking.provider, asking.now(attempt), _holding(attempt)
         kind = PROBED[reading.verdict]
         if reading.verdict is Verdict.ALIVE:
@@ -136,7 +141,7 @@ class Prober:
             visit = visit_after_unclear_probe(
                 holding, provider.lifetimes, provider.margins, now=now, chance=self._chance()
             )
-        return await self._settle(asking, attempt, visit, kind, reading=reading, duration_ms=duration_ms)
+        await self._settle(asking, attempt, visit, kind, reading=reading, duration_ms=duration_ms)
 
     async def _turn(self, asking: Asking, attempt: Attempt, dead: str | None) -> float | None:
         """Pass the fence to a refresh; returns before when it has to be sent, None when it must not be."""
@@ -174,7 +179,7 @@ class Prober:
         *,
         reading: ProbeReading | None = None,
         duration_ms: int = 0,
-    ) -> bool:
+    ) -> None:
         now = asking.now(attempt)
         is_alive = reading is not None and reading.verdict is Verdict.ALIVE
         await self._writer.add(
@@ -193,7 +198,6 @@ class Prober:
                 duration_ms=duration_ms,
             )
         )
-        return True
 
     def _request(self, asking: Asking, attempt: Attempt) -> TokenRequest | None:
         """Return the probe, or None when there is none to send."""

@@ -430,7 +430,7 @@ def test_a_rule_for_throttling_hears_retry_after() -> None:
     ("status", "body", "code", "shape"),
     [
         (400, {"error": "consent_required", "error_description": "x"}, "consent_required",
-         "400 {error:text,error_description:text}"),
+         "400 {error:word,error_description:text}"),
         (401, {"error": {"code": 7, "inner": {"deep": {"deeper": 1}}}}, "http_401",
          "401 {error:{code:number,inner:{deep:{...}}}}"),
         (403, [{"errorCode": "X"}, 2], "http_403", "403 [{errorCode:text}]"),
@@ -438,6 +438,12 @@ def test_a_rule_for_throttling_hears_retry_after() -> None:
          "400 {?:bool,error:text,?:null}"),
         (200, {"ok": False}, "http_200", "200 {ok:bool}"),
         (418, {}, "http_418", "418 {}"),
+        (400, {"code": "ITEM_LOGIN_REQUIRED", "hint": "login"}, "item_login_required", "400 {code:WORD,hint:text}"),
+        (401, {"errors": [{"code": "token_dead"}]}, "token_dead", "401 {errors:[{code:word}]}"),
+        (403, [{"errorCode": "INACTIVE"}], "inactive", "403 [{errorCode:WORD}]"),
+        (400, {"error": "", "status": 4}, "http_400", "400 {error:empty,status:number}"),
+        (400, {f"a{letter}": 1 for letter in "abcdefghijklmn"} | {"status": "gone"}, "gone",
+         f"400 {{{','.join(f'a{letter}:number' for letter in 'abcdefghijk')},status:word,...}}"),
     ],
 )  # fmt: skip
 def test_an_error_nobody_described_leaves_its_shape(status: int, body: object, code: str, shape: str) -> None:

@@ -147,7 +147,8 @@ def test_an_import_plans_the_first_visit_by_the_definition_and_begins_a_grant(
     account_id = desk.account()
     assert probing(engine, account_id)
     due = desk.state().next_refresh_at
-    assert due is not None and DAY * 0.74 < due - now() <= DAY
+    assert due is not None
+    assert DAY * 0.74 < due - now() <= DAY
     with engine.begin() as connection:
         connection.execute(
             text(
