@@ -157,13 +157,15 @@ class Scheduler:
                 return TickResult(0, 0, False)
             probes = apps.take_probes(connection, spacing=PROBE_SPACING)
             known = [app for app in apps.all_apps(connection) if self._is_known(app)]
-            self._sweep.run(connection, gated_apps(known, now, circuits_open=self._open_circuits()), now)
             turns = incidents.take_turns(connection)
         if turns:
             with self._engine.begin() as connection:
                 incidents.give_back(connection, turns)
         sampled = incidents.sampled(turns)
         allowances = self._allow(known, probes, now, sampled.keys())
+        if self._sweep.is_due(now):
+            with self._engine.begin() as connection:
+                self._sweep.run(connection, gated_apps(known, now, circuits_open=self._open_circuits()), now)
         if not allowances:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)

@@ -27,12 +27,16 @@ class ExpirySweep:
         self._owner = owner
         self._next_at = datetime.min.replace(tzinfo=UTC)
 
+    def is_due(self, now: datetime) -> bool:
+        """Answer whether it is time to sweep."""
+        return now >= self._next_at
+
     def run(self, connection: Connection, gated: Collection[AppId], now: datetime) -> int:
         """Sweep the accounts of ``gated`` apps, if it is time to; returns how many were told about.
 
         What one sweep does not manage, the next one does, at the next tick.
         """
-        if now < self._next_at:
+        if not self.is_due(now):
             return 0
         told = announcements.sweep_refresh_failing(connection, gated, actor=self._owner)
         if len(told) < announcements.SWEPT_AT_ONCE:
@@ -43,7 +47,7 @@ class ExpirySweep:
 def gated_apps(
     known: Iterable[App], now: datetime, *, circuits_open: Collection[AppId] = ()
 ) -> frozenset[AppId]:
-    """Return the apps of which nobody is asked, or only a sample."""
+    """Return the apps of which nobody is asked, or one account or a few."""
     return frozenset(
         app.app_id
         for app in known

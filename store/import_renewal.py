@@ -74,8 +74,8 @@ _RESCHEDULE = text("""
     UPDATE tokenfleet.refresh_schedule s
     SET app_id = COALESCE(i.app_id, s.app_id), next_refresh_at = i.next_refresh_at,
         claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0, unanswered = 0,
-        failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL, probing = i.probing,
-        expiry_told = false, alive_at = NULL
+        failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL,
+        probing = i.probing, expiry_told = false, alive_at = NULL
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]),
                 CAST(:probing AS boolean[]))
         AS i (account_id, app_id, next_refresh_at, probing)

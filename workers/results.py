@@ -67,5 +67,5 @@ class Unasked:
     wait_seconds: float
 
 
-Settled = SavedTokens | Deferral | Rejection | Promotion | Unasked | Visited
+Settled = SavedTokens | Deferral | Rejection | Promotion | Visited | Unasked
 Result = Settled | AppPaused | AppUnthrottled | AppHeld | AppRecovered | AppAnswered | UnknownAnswer
