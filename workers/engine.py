@@ -155,7 +155,7 @@ class Engine:
         if any(task.done() for task in parts):
             fatal.append("a part of this worker has ended; restart it")
         if self._redis_away:
-            hampered.append("Redis does not answer; refreshes go on without leases, paced apps more slowly")
+            hampered.append("Redis does not answer; refreshes go on without leases")
         return fatal, hampered
 
     async def _open(self) -> None:
