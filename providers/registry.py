@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -80,9 +81,9 @@ class Provider:
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
             rotates=spec.rotation.policy != "never",
             replay_grace=timedelta(seconds=grace) if grace else None,
+            max_live=spec.rotation.max_live if spec.rotation.policy != "never" else None,
             endpoint_varies="{" in spec.refresh.endpoint,
             _quota=QuotaHeaders(rate),
-            max_live=spec.rotation.max_live if spec.rotation.policy != "never" else None,
             _requests=RefreshRequests(spec, allow_http=allow_http),
             _answers=AnswerReader(spec, allow_http=allow_http),
             _probes=ProbeRequests(spec, spec.probe, allow_http=allow_http) if spec.probe else None,
@@ -160,18 +161,28 @@ def load_registry(extra_dir: Path | None = None, *, allow_http: bool = False) ->
     ``allow_http`` permits plain http endpoints: for sandboxes and tests. Raises :class:`DefinitionError` that
     lists every mistake of every file.
     """
-    directories = [CATALOG] if extra_dir is None else [CATALOG, extra_dir]
-    providers: dict[str, Provider] = {}
-    problems: list[str] = []
-    for directory in directories:
-        definitions, mistakes = read_directory(directory, allow_http=allow_http)
-        problems.extend(map(str, mistakes))
-        for definition in definitions:
-            provider = Provider.compile(definition.spec, origin=definition.file, allow_http=allow_http)
-            providers[provider.name] = provider
+    found, problems = _built_in(allow_http)
+    if extra_dir is not None:
+        own, mistakes = _compiled(extra_dir, allow_http=allow_http)
+        found, problems = found | own, [*problems, *mistakes]
     if problems:
         raise DefinitionError(problems)
-    return Registry(providers)
+    return Registry(found)
+
+
+@cache
+def _built_in(allow_http: bool) -> tuple[dict[str, Provider], list[str]]:
+    """Return the catalogue by name and its mistakes, read once: it does not change while a process lives."""
+    return _compiled(CATALOG, allow_http=allow_http)
+
+
+def _compiled(directory: Path, *, allow_http: bool) -> tuple[dict[str, Provider], list[str]]:
+    definitions, problems = read_directory(directory, allow_http=allow_http)
+    providers = (
+        Provider.compile(definition.spec, origin=definition.file, allow_http=allow_http)
+        for definition in definitions
+    )
+    return {one.name: one for one in providers}, list(map(str, problems))
 
 
 def _lifetimes(spec: ProviderSpec) -> Lifetimes:

@@ -65,15 +65,13 @@ class Known:
     """What we know of the account when its outcome arrives.
 
     ``attempts`` counts consecutive failures before this one. ``doubts`` counts the answers since the last success
-    that repetition may not help with: whatever failed in between does not make them better known.
-    ``unanswered`` counts earlier presentations of
-    this same refresh token whose answer was lost, in this attempt or an earlier one. ``replayed`` says that
-    this attempt has presented it a second time. ``last_lifetime`` is how long the previous token lived.
-    ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
-    ``replay_grace`` is how long a replaced one still works, None when it is spent at once; ``max_live`` is how many
-    can be alive at once.
-    ``expires_at`` is when the access token that readers have expires. ``throttles`` counts the app's pauses in a row
-    whose length the provider did not say.
+    that repetition may not help with: whatever failed in between does not make them better known. ``unanswered``
+    counts earlier presentations of this same refresh token whose answer was lost, in this attempt or an earlier one.
+    ``replayed`` says that this attempt has presented it a second time. ``last_lifetime`` is how long the previous
+    token lived. ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
+    ``replay_grace`` is how long a replaced one still works, None when it is spent at once; ``max_live`` is how many can
+    be alive at once. ``expires_at`` is when the access token that readers have expires. ``throttles`` counts the app's
+    pauses in a row whose length the provider did not say.
 
     Of the grant: when the customer consented, whether its end was announced, when the refresh token that we hold
     after this answer expires, and whether that end is fixed. ``learned_lifetime`` is how long a token lived that did
