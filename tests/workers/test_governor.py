@@ -29,7 +29,9 @@ class SlowToConnect:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def ask(self, request: TokenRequest, *, send_before: float) -> Exchange:
+    async def ask(
+        self, request: TokenRequest, *, send_before: float, timeout_seconds: float | None = None
+    ) -> Exchange:
         self.asked += 1
         await asyncio.sleep(0.15)
         if boottime() >= send_before:
@@ -67,7 +69,7 @@ def test_a_request_that_misses_its_slot_takes_another_one_and_is_not_kept_for_ev
                     now=lambda _: due_at,
                 ),
             )
-            attempt = cast(Any, SimpleNamespace(due_at=due_at))
+            attempt = cast(Any, SimpleNamespace(due_at=due_at, probing=False))
             sent = await governor.send(REQUEST, asking, attempt)
             assert isinstance(sent, Sent)
             assert sent.exchange == Answer(200)
