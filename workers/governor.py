@@ -121,6 +121,24 @@ class Governor:
                 return Sent(asking.app.app_id, asking.provider, request.url, exchange, began, permit.is_trial)
         raise AssertionError("the last try is not strict")
 
+    async def send_probe(
+        self, request: TokenRequest, asking: Asking, attempt: Attempt, *, timeout_seconds: float
+    ) -> Sent | NotNow:
+        """Send one probe, under the same pace; nothing is sent, and how long that lasts returned, while anything is
+        wrong with the app. What comes of it says nothing of the token endpoint, so it is not followed by :meth:`heard`.
+        """
+        app_id = asking.app.app_id
+        if self._breaker.standing(app_id).state is not CircuitState.CLOSED:
+            return NotNow(POSTPONE_SECONDS)
+        permit = await self._admit(asking, attempt, again=False, strict=False)
+        if isinstance(permit, NotNow):
+            return permit
+        began = self._clock()
+        exchange = await self._transport.ask(
+            request, send_before=asking.send_before, timeout_seconds=timeout_seconds
+        )
+        return Sent(app_id, asking.provider, request.url, exchange, began, is_trial=False)
+
     async def _admit(
         self, asking: Asking, attempt: Attempt, *, again: bool, strict: bool
     ) -> _Permit | NotNow:

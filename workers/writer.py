@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import candidates, returns, settlement, unknowns
+from store import candidates, returns, settlement, unknowns, visits
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
@@ -35,6 +35,7 @@ from store.rejection import Rejection
 from store.rejections import reject
 from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
+from store.visits import Visited
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
@@ -186,6 +187,8 @@ class GroupWriter:
             written.apps.opened += rejected.opened
         if promotions := [result for result in results if isinstance(result, Promotion)]:
             written.promoted = candidates.promote(connection, promotions, actor=self._owner)
+        if visits_made := [result for result in results if isinstance(result, Visited)]:
+            visits.settle(connection, visits_made, actor=self._owner)
         if unasked := [result for result in results if isinstance(result, Unasked)]:
             returns.give_back(
                 connection, [(each.account_id, each.epoch, each.wait_seconds) for each in unasked]

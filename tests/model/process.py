@@ -40,7 +40,8 @@ from workers.breaker import Breaker
 from workers.candidates import Candidates
 from workers.flushing import Flusher
 from workers.governor import Governor
-from workers.refresh import SAVING_SECONDS, Refresher
+from workers.probing import Prober
+from workers.refresh import SAVING_SECONDS, Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
 from workers.writer import GroupWriter
 
@@ -238,6 +239,15 @@ class WorkerProcess:
             owner=name,
             tunables=world.tunables,
             consult=self._consult,
+            prober=Prober(
+                database,
+                governor,
+                world.vault,
+                self.writer,
+                owner=name,
+                claim=timedelta(seconds=world.tunables.claim_seconds),
+                reserve_seconds=reserve_seconds(world.tunables),
+            ),
         )
         self._start(self._open())
 
