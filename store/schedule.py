@@ -37,7 +37,7 @@ CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
         last_error = CASE
             WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
             ELSE s.last_error END"""
-"""What a claim sets: shared with ``store.parking``, which claims samples. A visit that was only to probe counts as well:
+"""What a claim sets: shared with ``store.parking``, which claims samples. A visit that was to probe only counts too:
 a worker of the release before presents the refresh token at any."""
 
 _CLAIM = text(f"""
