@@ -42,8 +42,8 @@ def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
         *rule_mistakes(spec.errors),
         *_rotation(spec),
         *_lifetimes(spec),
-        *_probe(spec),
         *_rate(spec),
+        *_probe(spec),
     ]
 
 
@@ -129,6 +129,13 @@ def _lifetimes(spec: ProviderSpec) -> Iterator[Finding]:
     for key, margin in (("margin_earliest_seconds", earliest), ("margin_latest_seconds", latest)):
         if margin is not None and access is not None and margin >= access:
             yield ("lifetimes", key), f"is not shorter than the access token's life ({access})"
+    soonest = life.earliest_refresh_seconds
+    for key, margin in (("margin_earliest_seconds", earliest), ("margin_latest_seconds", latest)):
+        if margin is not None and soonest is not None and margin > soonest:
+            yield (
+                ("lifetimes", key),
+                f"is earlier than the provider permits: earliest_refresh_seconds is {soonest}",
+            )
     yield from _never_expires(spec)
     yield from _early_refresh(spec)
     idle, absolute = life.refresh_idle_seconds, life.refresh_absolute_seconds
@@ -147,7 +154,7 @@ def _never_expires(spec: ProviderSpec) -> Iterator[Finding]:
         "margin_latest_seconds",
     ):
         if getattr(life, key) is not None:
-            yield ("lifetimes", key), "has no meaning where access tokens never expire (access_never_expires)"
+            yield ("lifetimes", key), "contradicts access_never_expires"
 
 
 def _early_refresh(spec: ProviderSpec) -> Iterator[Finding]:
@@ -157,30 +164,10 @@ def _early_refresh(spec: ProviderSpec) -> Iterator[Finding]:
     if window is None:
         return
     location: Location = ("lifetimes", "earliest_refresh_seconds")
-    for key in ("margin_earliest_seconds", "margin_latest_seconds"):
-        margin = getattr(life, key)
-        if margin is not None and margin > window:
-            yield (
-                ("lifetimes", key),
-                f"is earlier than the provider permits: earliest_refresh_seconds is {window}",
-            )
-    latest = life.margin_latest_seconds or MINIMUM_MARGIN_SECONDS
-    if window < latest:
-        yield location, f"is shorter than the latest margin ({latest}): no refresh would be in time"
+    if window < MINIMUM_MARGIN_SECONDS:
+        yield location, f"is shorter than {MINIMUM_MARGIN_SECONDS}: no refresh would be in time"
     if access is not None and idle is not None and access - window > idle:
         yield location, f"allows no refresh before an unused refresh token dies ({idle})"
-
-
-def _probe(spec: ProviderSpec) -> Iterator[Finding]:
-    probe = spec.probe
-    if probe is None:
-        return
-    location: Location = ("probe", "dead_status")
-    for status in sorted(set(probe.alive_status) & set(probe.dead_status)):
-        yield location, f"says of {status} the opposite of alive_status"
-    for status in probe.dead_status:
-        if status == 429 or not 400 <= status <= 499:
-            yield location, f"has {status}, which says nothing of a token"
 
 
 def _rate(spec: ProviderSpec) -> Iterator[Finding]:
@@ -193,3 +180,11 @@ def _rate(spec: ProviderSpec) -> Iterator[Finding]:
         )
     if "reset_format" in spec.rate.model_fields_set and spec.rate.reset_header is None:
         yield ("rate", "reset_format"), "has no meaning without reset_header"
+
+
+def _probe(spec: ProviderSpec) -> Iterator[Finding]:
+    if spec.probe and (both := sorted(set(spec.probe.alive_status) & set(spec.probe.dead_status))):
+        yield ("probe", "dead_status"), f"has {both[0]}, which means by alive_status that the token works"
+    for status in spec.probe.dead_status if spec.probe else ():
+        if status == 429 or not 400 <= status <= 499:
+            yield ("probe", "dead_status"), f"has {status}, which says nothing of a token"

@@ -154,12 +154,6 @@ class Authority:
             self.ledger.family_revoked()
         return decision
 
-    def note_arrival(self, presentation: Presentation, at: float) -> None:
-        """Put a token request that came at ``at`` on the record, if its subject is watched."""
-        subject = presentation.entry.subject
-        expires_at = self._family(subject).access.expires_at_ms / 1000
-        self.traffic.arrived(subject, at, expires_at - at)
-
     def is_too_early(self, presentation: Presentation) -> bool:
         """Answer whether the access token is too young for this refresh; a dead one never is."""
         window = self.config.earliest_refresh_seconds
@@ -171,6 +165,12 @@ class Authority:
         ):
             return False
         return family.access.expires_at_ms / 1000 - self.clock() > window
+
+    def note_arrival(self, presentation: Presentation, at: float) -> None:
+        """Put a token request that came at ``at`` on the record, if its subject is watched."""
+        subject = presentation.entry.subject
+        expires_at = self._family(subject).access.expires_at_ms / 1000
+        self.traffic.arrived(subject, at, expires_at - at)
 
     def latency(self) -> float:
         """Draw how many seconds the next answer is held back."""

@@ -229,7 +229,12 @@ class OAuthEndpoints:
         ordinal = authority.ledger.api_requested(ref.family)
         fault = authority.faults.choose(subject, ordinal, authority.clock(), endpoint="userinfo")
         await authority.gate.passage(Stage.API_REQUEST, subject)
-        return None if fault is None else await self._strike(request, fault, subject)
+        if fault is None:
+            return None
+        if fault.kind is FaultKind.SLOW:
+            await asyncio.sleep(fault.seconds or 0)
+            return None
+        return await misbehave(request, fault, b"", now=authority.clock())
 
     async def _token_parameter(self, request: web.Request) -> Secret:
         form = await _read_form(request)

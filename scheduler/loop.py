@@ -165,7 +165,7 @@ class Scheduler:
         allowances = self._allow(known, probes, now, sampled.keys())
         if self._sweep.is_due(now):
             with self._engine.begin() as connection:
-                self._sweep.run(connection, gated_apps(known, now, self._standings or {}), now)
+                self._sweep.run(connection, gated_apps(known, now, circuits_open=self._open_circuits()), now)
         if not allowances:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)
@@ -207,6 +207,11 @@ class Scheduler:
                 return
             if rest <= STOP_NOTICED_SECONDS:
                 return
+
+    def _open_circuits(self) -> frozenset[AppId]:
+        """Return whose circuits were not closed when this process last looked."""
+        standings = (self._standings or {}).items()
+        return frozenset(app_id for app_id, each in standings if each.state is not CircuitState.CLOSED)
 
     def _is_known(self, app: App) -> bool:
         """An app whose definition is gone is left alone and reported once; its accounts stay as they are."""

@@ -6,7 +6,7 @@ accounts of an app that is paused, on hold or behind an open circuit, and those 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -14,7 +14,6 @@ from sqlalchemy import Connection
 
 from store import announcements
 from store.apps import App
-from tokenfleet.circuit import CircuitState, Standing
 from tokenfleet.jobs import AppId
 
 EVERY: Final = timedelta(seconds=5)
@@ -33,23 +32,27 @@ class ExpirySweep:
         return now >= self._next_at
 
     def run(self, connection: Connection, gated: Collection[AppId], now: datetime) -> int:
-        """Sweep the accounts of ``gated`` apps; returns how many were told about.
+        """Sweep the accounts of ``gated`` apps, if it is time to; returns how many were told about.
 
         What one sweep does not manage, the next one does, at the next tick.
         """
+        if not self.is_due(now):
+            return 0
         told = announcements.sweep_refresh_failing(connection, gated, actor=self._owner)
         if len(told) < announcements.SWEPT_AT_ONCE:
             self._next_at = now + EVERY
         return len(told)
 
 
-def gated_apps(known: Iterable[App], now: datetime, circuits: Mapping[AppId, Standing]) -> frozenset[AppId]:
-    """Return the apps of which nobody is asked, or one account or a few; an app without a circuit has a closed one."""
+def gated_apps(
+    known: Iterable[App], now: datetime, *, circuits_open: Collection[AppId] = ()
+) -> frozenset[AppId]:
+    """Return the apps of which nobody is asked, or one account or a few."""
     return frozenset(
         app.app_id
         for app in known
         if app.held_since is not None
         or (app.paused_until is not None and app.paused_until > now)
         or app.is_sampled
-        or circuits.get(app.app_id, Standing()).state is not CircuitState.CLOSED
+        or app.app_id in circuits_open
     )

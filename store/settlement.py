@@ -210,6 +210,13 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         unscheduled -= moved
     if unscheduled:
         transitions.verify(connection, sorted(unscheduled))
+    ends = {
+        answer.account_id: answer.grant_ends_at
+        for answer in answers
+        if answer.grant_ends_at is not None and answer.account_id in saved
+    }
+    if ends:
+        announcements.tell_reauth_upcoming(connection, ends, actor=actor)
     recovered = parking.end_samples(
         connection,
         {
@@ -220,13 +227,6 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         proving=frozenset(AccountId(row.account_id) for row in rows if row.is_newest),
         actor=actor,
     )
-    ends = {
-        answer.account_id: answer.grant_ends_at
-        for answer in answers
-        if answer.grant_ends_at is not None and answer.account_id in saved
-    }
-    if ends:
-        announcements.tell_reauth_upcoming(connection, ends, actor=actor)
     missed = [answer for answer in answers if answer.account_id not in saved]
     repeated = _already_written(connection, missed)
     late_answers = [answer for answer in missed if answer.account_id not in repeated]

@@ -86,7 +86,7 @@ class Prober:
         self._chance = random.SystemRandom().random
 
     async def visit(self, asking: Asking, attempt: Attempt) -> Going | NotNow | None:
-        """Return what to go on with, None when the visit is settled, or for how long its claim is to be given back."""
+        """Return what to go on with; None when the visit is settled; or when it is worth another try."""
         if not attempt.probing:
             # What has failed is tried again when it is due, though its token was to live for longer: a probe said no.
             is_first = not attempt.attempts and not attempt.unanswered and attempt.access_token is not None
@@ -102,19 +102,18 @@ class Prober:
         request = self._request(asking, attempt)
         if request is None:
             return await self._without_probe(asking, attempt)
-        sent = await self._governor.send_probe(
-            request, asking, attempt, timeout_seconds=PROBE_TIMEOUT_SECONDS
-        )
-        if isinstance(sent, NotNow):
-            return sent
-        reading = provider.read_probe(sent.exchange)
+        began = boottime()
+        exchange = await self._governor.probe(request, asking, attempt, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        if isinstance(exchange, NotNow):
+            return exchange
+        reading = provider.read_probe(exchange)
         telemetry.PROBES.labels(provider.name, reading.verdict.value).inc()
         if reading.verdict is Verdict.DEAD:
             return await self._go_on(asking, attempt, reading.code)
-        await self._later(asking, attempt, reading, round((boottime() - sent.began) * 1000))
+        await self._later(asking, attempt, reading, round((boottime() - began) * 1000))
         return None
 
-    async def _go_on(self, asking: Asking, attempt: Attempt, dead: str | None) -> Going | NotNow | None:
+    async def _go_on(self, asking: Asking, attempt: Attempt, dead: str | None) -> Going | NotNow:
         """Turn the visit into a refresh; ``dead`` is what a probe met that found the token dead."""
         now = asking.now(attempt)
         send_before = await self._turn(asking, attempt, dead)

@@ -43,7 +43,6 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.attempt import Asker
 from workers.governor import Governor
-from workers.pacing import NotNow
 from workers.probing import Going, Prober
 from workers.results import Unasked
 from workers.room import Room, Seats
@@ -256,7 +255,10 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            not_now = await self._visit(asking, attempt)
+            going = await self._prober.visit(asking, attempt)
+            not_now = (
+                await self._asker.perform(going.asking, going.attempt) if isinstance(going, Going) else going
+            )
             if not_now is not None:
                 await self._writer.add(Unasked(attempt.account_id, attempt.epoch, not_now.seconds))
         except Exception as error:  # noqa: BLE001
@@ -276,16 +278,6 @@ class Refresher:
         later = RefreshJob(job.job_id, job.app_id, job.accounts[count:])
         await self._in_database(schedule.postpone, later, wait=wait)
         return RefreshJob(job.job_id, job.app_id, job.accounts[:count])
-
-    async def _visit(self, asking: Asking, attempt: Attempt) -> NotNow | None:
-        """Make one visit; returns when it is worth another try if nothing came of it, so nothing is to be settled."""
-        visited = await self._prober.visit(asking, attempt)
-        if not isinstance(visited, Going):
-            return visited
-        if attempt.probing and self._is_stopping():
-            # What a probe has found can be done by another worker when this one is told to stop.
-            return NotNow(0.0)
-        return await self._asker.perform(visited.asking, visited.attempt)
 
     async def _not_busy(self, job: RefreshJob) -> RefreshJob:
         """Return ``job`` without accounts that this process is busy with, whose answer may be unsaved still."""

@@ -140,7 +140,13 @@ class ProviderWire:
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
 
-    async def ask(self, request: TokenRequest, *, send_before: float | None = None) -> Exchange:
+    async def ask(
+        self,
+        request: TokenRequest,
+        *,
+        send_before: float | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Exchange:
         """Send one request and wait for what a rule makes of it, as long as a call may take."""
         process, world = self._process, self._process.world
         await process.pause()

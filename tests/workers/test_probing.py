@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from datetime import timedelta
+import io
+import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
+from cli.accounts_import import compose_rules
 from sandbox.config import SandboxConfig
 from sandbox.faults import FaultKind, FaultRule
 from sandbox.selection import Stage
 from sandbox.server import SandboxServer
 from store import schedule
+from store.import_source import ImportFormat, read_chunks
+from store.imports import Importer
 from store.keys import Vault
 from tests.support.fleet import Fleet, eventually
 from tests.workers.probing_stage import Clock, fleet_of, plan_of, server_of, visit_now
@@ -40,8 +43,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(engine: Engine, vault: Vault, settings: Settings, tmp_path: Path) -> Iterator[Scene]:
-    yield Scene(engine, vault, settings, tmp_path)
+def scene(engine: Engine, vault: Vault, settings: Settings, tmp_path: Path) -> Scene:
+    return Scene(engine, vault, settings, tmp_path)
 
 
 def probes(server: SandboxServer, subject: str = "customer") -> int:
@@ -74,7 +77,8 @@ def test_a_living_token_is_probed_and_nothing_changes(scene: Scene) -> None:
             "SELECT alive_at > now() - interval '1 minute' FROM tokenfleet.refresh_schedule"
         ) == [True]
         probing, seconds = plan_of(fleet, account_id)
-        assert probing and 0.75 * 21_600 - 60 < seconds <= 21_600
+        assert probing
+        assert 0.75 * 21_600 - 60 < seconds <= 21_600
 
 
 def test_a_revoked_account_is_found_before_its_token_expires_and_given_up_by_the_refresh_alone(
@@ -152,7 +156,8 @@ def test_a_probe_that_hangs_is_bounded_and_the_refresh_comes_in_its_time(
             worker.run(visit_now(fleet, account_id, probing=True, expires_at=timedelta(hours=1)))
             assert fleet.events(account_id) == ["probe.unclear"]
             probing, seconds = plan_of(fleet, account_id)
-            assert not probing and 3600 - 180 - 5 <= seconds <= 3600 - 60
+            assert not probing
+            assert 3600 - 180 - 5 <= seconds <= 3600 - 60
             # Due for a probe and for a refresh: it is a refresh.
             worker.run(
                 visit_now(
@@ -176,7 +181,8 @@ def test_a_refresh_that_somebody_asks_for_while_a_probe_hangs_is_not_lost(scene:
             done.result(20)
             assert not fleet.row(account_id).claimed
             probing, seconds = plan_of(fleet, account_id)
-            assert not probing and seconds <= 0
+            assert not probing
+            assert seconds <= 0
             worker.run(fleet.claim())
         assert fleet.row(account_id).generation == 2
 
@@ -210,7 +216,8 @@ def test_a_worker_that_dies_between_a_dead_probe_and_the_refresh_leaves_a_refres
             done = worker.submit(visit_now(fleet, account_id, probing=True)[0])
             server.wait_for_held(1)
             probing, seconds = plan_of(fleet, account_id)
-            assert not probing and seconds <= 0
+            assert not probing
+            assert seconds <= 0
         done.result(20)
 
 
@@ -225,7 +232,8 @@ def test_an_account_is_kept_alive_whose_refresh_token_dies_sooner_than_its_acces
                 worker.run(visit_now(fleet, account_id))
                 assert fleet.row(account_id).generation == generation
                 probing, seconds = plan_of(fleet, account_id)
-                assert not probing and 35 <= seconds <= 51
+                assert not probing
+                assert 35 <= seconds <= 51
                 clock.ahead += seconds
         assert fleet.row(account_id).status == "active"
         assert server.ledger().accounts_alive == 1
@@ -256,19 +264,23 @@ def test_the_lifetime_of_tokens_that_do_not_say_is_learned_from_a_death(scene: S
         with fleet.worker() as worker:
             worker.run(visit_now(fleet, account_id, expires_at=None))
             probing, seconds = plan_of(fleet, account_id)
-            assert probing and seconds <= 1800
+            assert probing
+            assert seconds <= 1800
             assert fleet.row(account_id).expires_in is None
             clock.ahead = LONG.access_lifetime_seconds + 1
             worker.run(visit_now(fleet, account_id, obtained_at=-90 * minutes, alive_at=-30 * minutes))
             row = fleet.row(account_id)
-            assert row.generation == 3 and row.expires_in is not None
+            assert row.generation == 3
+            assert row.expires_in is not None
             assert 3590 <= row.expires_in <= 3601
             probing, seconds = plan_of(fleet, account_id)
-            assert not probing and seconds <= 3600 - 60
+            assert not probing
+            assert seconds <= 3600 - 60
             # And it is remembered, also when the guess has become the last known life.
             worker.run(visit_now(fleet, account_id))
         expires_in = fleet.row(account_id).expires_in
-        assert expires_in is not None and 3590 <= expires_in <= 3601
+        assert expires_in is not None
+        assert 3590 <= expires_in <= 3601
 
 
 def test_a_token_of_unknown_lifetime_that_no_probe_can_tell_of_is_renewed(scene: Scene) -> None:
@@ -280,7 +292,8 @@ def test_a_token_of_unknown_lifetime_that_no_probe_can_tell_of_is_renewed(scene:
         with fleet.worker() as worker:
             worker.run(visit_now(fleet, account_id, probing=True, expires_at=None))
         probing, seconds = plan_of(fleet, account_id)
-        assert not probing and 20 * 60 <= seconds <= 30 * 60
+        assert not probing
+        assert 20 * 60 <= seconds <= 30 * 60
         assert refreshes(server) == 0
 
 
@@ -294,7 +307,8 @@ def test_a_provider_that_refuses_early_refreshes_is_never_asked_early(scene: Sce
             worker.run(visit_now(fleet, account_id))
             assert fleet.events(account_id) == ["visit.too_early"]
             probing, seconds = plan_of(fleet, account_id)
-            assert not probing and 3600 - 101 <= seconds <= 3600 - 59
+            assert not probing
+            assert 3600 - 101 <= seconds <= 3600 - 59
             assert (refreshes(server), fleet.row(account_id).attempts) == (0, 0)
             # In its window it is asked, and answers.
             clock.ahead = 3510
@@ -392,6 +406,18 @@ def test_an_expired_token_whose_provider_does_not_answer_is_told_once_until_it_i
 
 def sign_in(fleet: Fleet, account_id: AccountId) -> None:
     """Import a new grant of the same customer."""
-    with fleet.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE tokenfleet.accounts SET granted_at = now(), reauth_told_at = NULL")
-    assert account_id
+    [grant] = fleet.server.issue("customer")
+    assert grant.tokens.refresh_token is not None
+    line = {
+        "provider": "sandbox",
+        "external_id": "customer",
+        "refresh_token": grant.tokens.refresh_token.reveal(),
+        "access_token": grant.tokens.access_token.reveal(),
+        "expires_in": grant.tokens.expires_in,
+    }
+    chunks = read_chunks(
+        io.BytesIO(json.dumps(line).encode()), ImportFormat.JSON_LINES, now=datetime.now(UTC)
+    )
+    importer = Importer(fleet.engine, fleet.vault, compose_rules(fleet.registry), actor="test", dry_run=False)
+    assert [report.bad for report in importer.run(chunks)] == [()]
+    assert fleet.events(account_id).count("account.imported") == 1
