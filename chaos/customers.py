@@ -105,7 +105,7 @@ class Operator:
     """An operator who knows that this provider loses answers, and confirms what the guard holds back.
 
     A run loses more answers on one app in ten minutes than the guard believes. The provider rejects no token that
-    lives, so whoever is set apart has to sign in again; were that wrong for one, the ledger would call it a false alarm.
+    lives, so whoever is set apart has to sign in again; the ledger would see a false alarm.
     """
 
     def __init__(self, stage: Stage) -> None:
