@@ -25,7 +25,8 @@ STOPPED_AFTER_SECONDS: Final = 5.0
 PROBE_EVERY_SECONDS: Final = 10.0
 """... one in so many seconds."""
 UNCHANGED_SECONDS: Final = 1.0
-"""By so much the lateness of those beside a hanging provider may differ: a tick, and a busy machine."""
+UNCHANGED_FACTOR: Final = 2.0
+"""Those beside a hanging provider may be twice as late as before, for the machine's sake, and a second."""
 USUAL_SHARE: Final = 0.95
 """Lateness is told as what so many of the refreshes do not exceed."""
 MOST_NAMES: Final = 5
@@ -330,7 +331,7 @@ def _freshness(evidence: Evidence) -> Iterator[str]:
             yield f"up to {counted(max(again), 'account', 'accounts')} went stale again afterwards"
     if evidence.expected.margin_seconds is not None:
         before, during = lateness(evidence)
-        if not during <= before + UNCHANGED_SECONDS:
+        if not during <= before * UNCHANGED_FACTOR + UNCHANGED_SECONDS:
             yield f"usually {during:.1f} s late during the fault, {before:.1f} s before"
         if any(stale for at, stale in evidence.stale if evidence.began <= at < evidence.ended):
             yield "accounts went stale beside the fault"
