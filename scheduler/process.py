@@ -12,6 +12,7 @@ from redis import Redis
 from providers import load_registry
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
+from scheduler.relay import Relay
 from store.engine import (
     IDLE_IN_TRANSACTION_MS,
     LOCK_TIMEOUT_MS,
@@ -23,14 +24,19 @@ from store.limits import Budgets
 from tokenfleet import telemetry
 from tokenfleet.broker import BROKER_SOCKET_SECONDS, make_celery
 from tokenfleet.errors import UserError
-from tokenfleet.health import HealthServer
+from tokenfleet.health import Health, HealthServer
 from tokenfleet.settings import Settings, process_name
 from tokenfleet.telemetry import Event
 
 BROKER_EXCHANGES: Final = 3
 """What a tick says to the broker: how long is the queue, a job, the job again on a new connection."""
+RELAY_STOP_SECONDS: Final = 2
+"""How long the relay's round is waited for after that. What it has claimed and not sent is due again by itself."""
 LONGEST_STOP_SECONDS: Final = (
-    BROKER_EXCHANGES * BROKER_SOCKET_SECONDS + STATEMENT_TIMEOUT_MS / 1000 + 2 * LOCK_TIMEOUT_MS / 1000
+    BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
+    + STATEMENT_TIMEOUT_MS / 1000
+    + 2 * LOCK_TIMEOUT_MS / 1000
+    + RELAY_STOP_SECONDS
 )
 """How long a scheduler may take to stop, everything around it being slow: the tick at hand is finished, so that what
 it has claimed is sent or given back. Killed sooner, it loses nothing; those accounts wait for their claim to end."""
@@ -62,18 +68,42 @@ def serve(settings: Settings) -> None:
     redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
     scheduler = Scheduler(engine, registry, Budgets(redis, prefix=tunables.redis_prefix), publisher, tunables)
 
+    relay = Relay(
+        make_engine(
+            settings.database_url,
+            application_name=f"tokenfleet relay {name}",
+            pool_size=1,
+            idle_in_transaction_ms=IDLE_IN_TRANSACTION_MS,
+        ),
+        Publisher(
+            make_celery(settings),
+            claim=tunables.webhook_claim,
+            max_clock_skew=timedelta(seconds=tunables.max_clock_skew_seconds),
+        ),
+        tunables,
+    )
+
+    def health() -> Health:
+        found = scheduler.health()
+        hampering = (*found.hampering, relay.trouble) if relay.trouble else found.hampering
+        return Health(found.fatal, hampering)
+
     def stop(_number: int, _frame: FrameType | None) -> None:
         scheduler.stop()
+        relay.stop()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    health = None
+    server = None
     if tunables.metrics_port:
-        health = HealthServer(tunables.metrics_host, tunables.metrics_port, scheduler.health)
+        server = HealthServer(tunables.metrics_host, tunables.metrics_port, health)
     telemetry.logger().info(Event.PROCESS_STARTED.value, role="scheduler", name=name)
+    relay.start()
     scheduler.run()
+    relay.stop()
+    relay.join(RELAY_STOP_SECONDS)
     publisher.close()
-    if health is not None:
-        health.stop()
+    if server is not None:
+        server.stop()
     engine.dispose()
     telemetry.logger().info(Event.PROCESS_STOPPED.value, role="scheduler", name=name)
