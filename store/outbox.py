@@ -44,9 +44,12 @@ _MATCHES: Final = """
 """
 _APPEND: Final = """
     , ahead AS (
-        SELECT DISTINCT d.endpoint_id, d.subject
-        FROM tokenfleet.webhook_deliveries d JOIN wanted USING (endpoint_id, subject)
-        WHERE d.state = 'pending'
+        -- The first of each line, by the index whose order this is: a line may be long, and lines may be many.
+        SELECT l.endpoint_id, l.subject
+        FROM (SELECT DISTINCT endpoint_id, subject FROM wanted) l CROSS JOIN LATERAL (
+            SELECT d.id FROM tokenfleet.webhook_deliveries d
+            WHERE d.endpoint_id = l.endpoint_id AND d.subject = l.subject AND d.state = 'pending'
+            ORDER BY d.sequence LIMIT 1) first
     )
     INSERT INTO tokenfleet.webhook_deliveries (endpoint_id, event_id, subject, sequence, next_attempt_at)
     SELECT w.endpoint_id, w.event_id, w.subject, w.sequence,
