@@ -56,8 +56,9 @@ class Publisher:
                     job.task,
                     args=job.payload(),
                     task_id=job.job_id,
+                    # With the anonymous exchange Celery goes by the queue alone, not by a routing key.
                     exchange=ANONYMOUS_EXCHANGE,
-                    routing_key=job.queue,
+                    queue=job.queue,
                     expires=self._life_seconds,
                     ignore_result=True,
                     retry=False,

@@ -43,19 +43,15 @@ _MATCHES: Final = """
          OR o.payload ->> 'environment' = '*')
 """
 _APPEND: Final = """
-    , ahead AS (
-        -- The first of each line, by the index whose order this is: a line may be long, and lines may be many.
-        SELECT l.endpoint_id, l.subject
-        FROM (SELECT DISTINCT endpoint_id, subject FROM wanted) l CROSS JOIN LATERAL (
-            SELECT d.id FROM tokenfleet.webhook_deliveries d
-            WHERE d.endpoint_id = l.endpoint_id AND d.subject = l.subject AND d.state = 'pending'
-            ORDER BY d.sequence LIMIT 1) first
-    )
     INSERT INTO tokenfleet.webhook_deliveries (endpoint_id, event_id, subject, sequence, next_attempt_at)
     SELECT w.endpoint_id, w.event_id, w.subject, w.sequence,
-           CASE WHEN a.endpoint_id IS NULL AND w.sequence = min(w.sequence) OVER (PARTITION BY w.endpoint_id, w.subject)
-                THEN now() END
-    FROM wanted w LEFT JOIN ahead a ON a.endpoint_id = w.endpoint_id AND a.subject = w.subject
+           CASE WHEN ahead.id IS NULL
+                     AND w.sequence = min(w.sequence) OVER (PARTITION BY w.endpoint_id, w.subject) THEN now() END
+    -- The first of each line, by the index whose order this is: lines may be long, and there may be many.
+    FROM wanted w LEFT JOIN LATERAL (
+        SELECT d.id FROM tokenfleet.webhook_deliveries d
+        WHERE d.endpoint_id = w.endpoint_id AND d.subject = w.subject AND d.state = 'pending'
+        ORDER BY d.sequence LIMIT 1) ahead ON true
     ORDER BY w.sequence
 """
 
