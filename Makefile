@@ -19,14 +19,15 @@ DEMO_ARGS ?=
 UP_ARGS ?=
 BENCH_ARGS ?=
 CHAOS_ARGS ?=
+DRILLS_ARGS ?=
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-system check lint types format bench chaos chaos-short lock clean
+.PHONY: help install demo up test test-system check lint types format bench chaos chaos-short drills drills-short lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' Makefile | \
-	while read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	while read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(STAMP) ## run a whole fleet against the sandbox provider for some minutes, and judge it by its ledger
 	@$(BIN)/tokenfleet demo $(DEMO_ARGS)
@@ -62,6 +63,12 @@ chaos: $(STAMP) ## break the fleet in every way for ten minutes, and judge it by
 
 chaos-short: $(STAMP) ## the same in two minutes
 	@$(BIN)/python -m chaos --seconds 100 --accounts 2000 $(CHAOS_ARGS)
+
+drills: $(STAMP) ## let providers fail in every way on 10,000 accounts, and judge it by their record
+	@$(BIN)/python -m drills $(DRILLS_ARGS)
+
+drills-short: $(STAMP) ## the same in two minutes
+	@$(BIN)/python -m drills --short $(DRILLS_ARGS)
 
 lock: $(STAMP) ## write requirements.lock anew (LOCK_ARGS=--upgrade takes newer versions)
 	@$(PIP) install 'uv>=0.9'

@@ -15,7 +15,7 @@ from typing import Final
 from chaos.orders import Deed
 from chaos.points import Point, Role
 from chaos.processes import Child
-from chaos.stage import Stage
+from chaos.world import World
 from tokenfleet.errors import UserError
 
 STEADY: Final = {Role.WORKER: 2, Role.SCHEDULER: 2}
@@ -34,7 +34,7 @@ class Aim:
 class Crew:
     """The processes of one run."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: World) -> None:
         self._stage = stage
         self._steady: dict[Role, list[Child]] = {role: [] for role in Role}
         self._victims: dict[Callable[[], Aim], list[Child]] = {}

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from chaos import witness
 from chaos.customers import Sample
+from chaos.holdings import holdings
 from chaos.orders import Deed
 from chaos.points import Role
 from chaos.processes import Child
@@ -19,11 +20,8 @@ from chaos.stage import CALL_SECONDS, Stage
 from chaos.verdict import Evidence, Flip, Loss, Presentation, Window, ill_told, taken_by_physics
 from chaos.witness import Step
 from providers.connections import CONNECT_SHARE
-from sandbox.tokens import fingerprint
 from tokenfleet.account import TRANSITIONS, EventType, Trigger
 from tokenfleet_client.contract import AccountStatus
-from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
-from tokenfleet_client.secret import Secret
 
 PATIENCE_SECONDS: Final = CALL_SECONDS * (1 - CONNECT_SHARE)
 """A call waits at least so long for its answer, however long its connection took."""
@@ -39,11 +37,6 @@ _FLIPS = text("""
 _HISTORY = text("""
     SELECT kind, EXTRACT(epoch FROM at)::float AS at, actor FROM tokenfleet.account_events
     WHERE account_id = :id AND at <= to_timestamp(:at) ORDER BY at DESC LIMIT 6
-""")
-_TOKENS = text("""
-    SELECT a.id, a.external_id, t.generation, t.access_token, t.refresh_token
-    FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
-    WHERE a.status = 'active'
 """)
 _MOVES = text("""
     SELECT a.external_id, e.kind, e.status_from, count(*) AS times
@@ -252,15 +245,8 @@ class Archive:
 def strays(stage: Stage) -> list[str]:
     """Return the active accounts whose tokens in the database are not the live ones at the provider."""
     live = {each.subject: each for each in stage.provider.live()}
-    found: list[str] = []
-    with stage.engine.connect() as connection:
-        for row in connection.execute(_TOKENS):
-            refresh = stage.vault.refresh.open(
-                row.refresh_token, refresh_token_binding(row.id, row.generation)
-            )
-            access = stage.vault.access.open(row.access_token, access_token_binding(row.id, row.generation))
-            expected = live[row.external_id]
-            held = fingerprint(Secret(refresh)), fingerprint(Secret(access))
-            if not expected.alive or held != (expected.refresh_token_sha256, expected.access_token_sha256):
-                found.append(row.external_id)
-    return found
+    return [
+        holding.subject
+        for holding in holdings(stage.engine, stage.vault)
+        if not (live[holding.subject].alive and holding.has_tokens_of(live[holding.subject]))
+    ]

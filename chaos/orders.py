@@ -35,7 +35,8 @@ class Order:
     role: Role
     environ: dict[str, str]
     log: str
-    witness: str
+    witness: str | None
+    """Where it writes down what it does, if it does."""
     point: str | None = None
     nth: int = 1
     deed: Deed = Deed.DIE

@@ -55,17 +55,19 @@ class Child:
     @property
     def witness(self) -> Path:
         """Where it wrote down what it did."""
+        assert self.order.witness is not None
         return Path(self.order.witness)
 
 
 class Processes:
     """The zygote and all that it forked, from ``with`` to its end. Leaves no process behind.
 
-    ``directory`` takes the log and the witnesses.
+    ``directory`` takes the log and the witnesses; without ``witnesses`` the processes write down nothing.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, witnesses: bool = True) -> None:
         self._directory = directory
+        self._witnesses = witnesses
         self.log: Final = directory / "fleet.log"
         self.children: list[Child] = []
         self._by_pid: dict[int, Child] = {}
@@ -123,8 +125,11 @@ class Processes:
     ) -> Child:
         """Fork one process and return it, without waiting until it works."""
         number = len(self.children)
-        witness = self._directory / f"{number:05d}-{role}{WITNESS_SUFFIX}"
-        order = Order(number, role, dict(environ), str(self.log), str(witness), point, nth, deed)
+        witness = None
+        if self._witnesses:
+            witness = str(self._directory / f"{number:05d}-{role}{WITNESS_SUFFIX}")
+        assert witness is not None or point is None, "who dies at a point writes down what it held"
+        order = Order(number, role, dict(environ), str(self.log), witness, point, nth, deed)
         child = Child(order, time.time())
         assert self._zygote.stdin is not None
         with self._changed:

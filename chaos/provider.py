@@ -1,4 +1,4 @@
-"""The authorization server of a run, in a process of its own, and its ledger, over HTTP.
+"""The authorization server of a run, in a process of its own, and its ledger and record, over HTTP.
 
 Strict: it rotates always, has no grace, and reuse revokes the family. Any second presentation is therefore
 seen, and costs the account.
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import quote
 
 from embedded.ports import LOOPBACK, free_port
 from embedded.process import Launch, OwnedProcess, StopStep, wait_until
 from sandbox.authority import LiveTokens, LossReport, ViolationReport
 from sandbox.config import SandboxConfig
+from sandbox.definition import PROVIDER_NAME
 from sandbox.faults import FaultRule
 from sandbox.ledger import ViolationKind
+from sandbox.traffic import Arrival, Wait
 from tokenfleet.errors import UserError
 
-ACCESS_SECONDS: Final = 60
-LATENCY_SECONDS: Final = 0.02
 READY_SECONDS: Final = 30.0
 CALL_SECONDS: Final = 60.0
 LOSSES_PER_CALL: Final = 2_000
@@ -42,22 +43,34 @@ class Totals:
     rotations_lost: int
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """When requests came for the subjects of one prefix, and what they were told to wait for."""
+
+    arrivals: Sequence[Arrival]
+    waits: Sequence[Wait]
+    forgotten: int
+    """How many of both are not remembered any more."""
+
+
 class Provider:
     """The sandbox, from ``with`` to its end. May be used from any thread."""
 
-    def __init__(self, directory: Path, environ: dict[str, str], *, seed: int) -> None:
-        self.config: Final = SandboxConfig(access_lifetime_seconds=ACCESS_SECONDS)
+    def __init__(self, directory: Path, environ: dict[str, str], config: SandboxConfig) -> None:
+        """``config`` says how long tokens live, how long answers take, and the seed; the rest is the strict one."""
+        self.config: Final = config
         self._directory = directory
         self._environ = environ
-        self._seed = seed
         self._port = free_port()
         self._lock = threading.Lock()
         self.url: Final = f"http://{LOOPBACK}:{self._port}"
 
     def __enter__(self) -> Self:
+        config = self.config
         argv = (
-            *(sys.executable, "-m", "cli", "sandbox", "--port", str(self._port), "--seed", str(self._seed)),
-            *("--lifetime", str(ACCESS_SECONDS), "--latency-ms", str(LATENCY_SECONDS * 1000)),
+            *(sys.executable, "-m", "cli", "sandbox", "--port", str(self._port), "--seed", str(config.seed)),
+            *("--lifetime", str(config.access_lifetime_seconds)),
+            *("--latency-ms", str(config.latency_seconds[0] * 1000)),
         )
         root = Path(__file__).resolve().parent.parent
         launch = Launch(argv, self._environ, self._directory / "sandbox.log", cwd=root)
@@ -74,9 +87,19 @@ class Provider:
 
         self._process.stop((StopStep(signal.SIGTERM, 5.0),))
 
-    def sign_in(self, subjects: Sequence[str]) -> list[str]:
-        """Sign customers in, anew if need be; returns lines to import."""
-        return self._lines("POST", "grants", {"subjects": list(subjects)})
+    def sign_in(
+        self,
+        subjects: Sequence[str],
+        *,
+        provider: str = PROVIDER_NAME,
+        seconds_left: tuple[float, float] | None = None,
+    ) -> list[str]:
+        """Sign customers in, anew if need be; returns lines to import for the definition named.
+
+        ``seconds_left`` spreads the lives of their access tokens evenly over that range.
+        """
+        order = {"subjects": list(subjects), "provider": provider, "seconds_left": seconds_left}
+        return self._lines("POST", "grants", order)
 
     def revoke(self, subjects: Sequence[str]) -> frozenset[str]:
         """Let customers end their grants; returns those that had a living one."""
@@ -116,6 +139,28 @@ class Provider:
             body = [{"subject": subject, "refresh_token_sha256": token} for subject, token in part]
             lost += json.loads(self._call("POST", "losses", {"losses": body}))["lost"]
         return lost
+
+    def watch(self, prefixes: Sequence[str]) -> None:
+        """Note from now on when requests come for subjects of these prefixes."""
+        self._call("POST", "traffic", {"prefixes": list(prefixes)})
+
+    def record(self, prefix: str) -> Record:
+        """Return what is known of the requests for a watched prefix."""
+        totals, *events = map(json.loads, self._lines("GET", f"traffic?prefix={quote(prefix)}"))
+        return Record(
+            [Arrival(**event) for event in events if "seconds_left" in event],
+            [Wait(**event) for event in events if "until" in event],
+            totals["forgotten"],
+        )
+
+    def open_door(self, port: int = 0) -> tuple[int, str]:
+        """Listen on one more port, 0 for any; returns it, and the URL."""
+        door = json.loads(self._call("POST", "doors", {"port": port}))
+        return door["port"], door["url"]
+
+    def close_door(self, port: int) -> None:
+        """Refuse connections on that port."""
+        self._call("DELETE", f"doors/{port}")
 
     def misbehave(self, *rules: FaultRule) -> None:
         """Put fault rules in force."""

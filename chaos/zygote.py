@@ -121,11 +121,12 @@ def _live(order: Order) -> int:
     os.dup2(log, 2)
     os.environ.clear()
     os.environ.update(order.environ)
-    seen = Witness(Path(order.witness))
-    if order.role is Role.WORKER:
-        witness.install(seen)
-    if order.point is not None:
-        arm(order, seen)
+    if order.witness is not None:
+        seen = Witness(Path(order.witness))
+        if order.role is Role.WORKER:
+            witness.install(seen)
+        if order.point is not None:
+            arm(order, seen)
     if order.role is Role.WORKER:
         from cli.worker import worker as command
 

@@ -111,6 +111,10 @@ def import_accounts(
         except KeyboardInterrupt:
             narrator.say(f"stopped: at least {_sentence(tally)}; run the same command again to do the rest")
             raise
+    if not tally.lines:
+        name = _name(file)
+        source = "standard input" if name in ("", "-", "<stdin>") else name
+        click.echo(f"there is nothing to import in {source}: it has no line with an account", err=True)
     seconds = time.monotonic() - began
     if as_json:
         print_json(ImportSummary.of(tally, str(importer.import_id), seconds, dry_run=dry_run))

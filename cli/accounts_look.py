@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from cli.gates import circuit_text
 from cli.output import (
     counted,
     dated,
@@ -45,6 +46,11 @@ class AccountPage:
 @click.option("--environment", help="Only accounts of this environment.")
 @click.option("--status", type=click.Choice([status.value for status in AccountStatus]), help="Only these.")
 @click.option("--tenant", help="Only accounts of this tenant.")
+@click.option(
+    "--trouble",
+    type=click.Choice(["failing", "suspect", "quarantined", "parked"]),
+    help="Only accounts in this trouble, whatever their status.",
+)
 @click.option("--limit", type=click.IntRange(1, MAX_PAGE), default=50, show_default=True, help="How many.")
 @click.option("--after", type=click.IntRange(0), help="Start after this id: the next page.")
 @json_option
@@ -53,17 +59,21 @@ def list_accounts(
     environment: str | None,
     status: str | None,
     tenant: str | None,
+    trouble: str | None,
     limit: int,
     after: int | None,
     as_json: bool,
 ) -> None:
     """List accounts by id, a page at a time.
 
-    Use it to find who has to sign in again, or whose refreshing fails.
+    Use it to find who has to sign in again, or whose refreshing fails. In trouble are those whose last attempts
+    failed (failing), whose provider says what nobody has described (suspect), who are left alone because
+    repetition does not help (quarantined), and who wait for the end of an incident (parked).
 
     \b
     Examples:
       tokenfleet accounts list --status needs_reauth
+      tokenfleet accounts list --trouble quarantined
       tokenfleet accounts list --provider acme --tenant t-204 --json
     """
     from cli.references import LARGEST_ID
@@ -77,6 +87,7 @@ def list_accounts(
         environment=environment,
         status=AccountStatus(status) if status else None,
         tenant=tenant,
+        trouble=queries.Trouble(trouble) if trouble else None,
     )
     start = None if after is None else AccountId(min(after, LARGEST_ID))
     with database(load_settings()) as engine, engine.connect() as connection:
@@ -116,12 +127,15 @@ def _print_page(page: AccountPage, now: datetime) -> None:
 
 
 def _trouble(account: AccountSummary, now: datetime) -> str:
+    if account.incident_id is not None and account.status is not AccountStatus.NEEDS_REAUTH:
+        return f"parked by incident {account.incident_id}: {account.last_error}"
     if account.status is not AccountStatus.ACTIVE and account.status_reason:
         return account.status_reason
     if account.quarantined:
         return f"quarantined: {account.last_error}"
     if account.failing_since is not None:
-        return f"{account.last_error} for {duration(now - account.failing_since)}"
+        suspect = "suspect: " if account.doubts else ""
+        return f"{suspect}{account.last_error} for {duration(now - account.failing_since)}"
     return account.last_error or ""
 
 
@@ -139,24 +153,31 @@ def show(account: str, environment: str, as_json: bool) -> None:
       tokenfleet accounts show 4711
       tokenfleet accounts show acme/customer-17 --json
     """
+    from cli.probes import circuits
     from cli.session import database, load_settings
 
-    with database(load_settings()) as engine, engine.connect() as connection:
+    settings = load_settings()
+    with database(settings) as engine, engine.connect() as connection:
         found = find_one(connection, account, environment=environment)
     if as_json:
         print_json(found)
         return
     _print_account(found)
+    opened = circuits(settings, [found.app.app_id], found.database_now)
+    if opened is None:
+        click.echo("Whether the circuit of its app is open is unknown: Redis does not answer.")
+    for circuit in opened or ():
+        click.echo(f"Its app's {circuit_text(circuit, found.database_now)}.")
 
 
 def _print_account(account: AccountDetail) -> None:
-    from cli.explain import why
+    from cli.explain import app_choice, why
 
     now, token, schedule = account.database_now, account.token, account.schedule
     print_facts(
         [
             *_identity(account),
-            ("app", f"{account.app.name} (id {account.app.app_id})"),
+            ("app", _app_text(account)),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(account.variables.items()))),
             ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(account.metadata.items()))),
             ("created", dated(account.created_at, now)),
@@ -170,8 +191,13 @@ def _print_account(account: AccountDetail) -> None:
         ]
     )
     click.echo()
-    for sentence in why(account):
+    for sentence in (*why(account), *app_choice(account)):
         click.echo(shown(sentence))
+
+
+def _app_text(account: AccountDetail) -> str:
+    app = account.app
+    return f"{account.provider}/{app.environment}/{app.name} ({app.level.value} level, id {app.app_id})"
 
 
 def _identity(account: AccountDetail) -> Iterator[tuple[str, str]]:

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cli.output import dated
+import click
+
+from cli.gates import Finding, findings, percent
+from tokenfleet.app_levels import ACCOUNT_PREFIX, AppLevel, level_of
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from cli.gates import CircuitStatus
+    from store.app_secrets import Spare
     from store.apps import App
+    from store.gates import OpenIncident
+    from tokenfleet.jobs import AppId
+    from tokenfleet.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of an app beside its registration. ``circuit`` is None while it is closed."""
+
+    slack: float | None = None
+    incidents: Sequence[OpenIncident] = ()
+    circuit: CircuitStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AppView:
-    """One app as people and programs see it. ``state`` is ``ready``, ``paused`` or ``held``."""
+    """One app as people and programs see it. ``state`` is ``ready`` or the worst of what is wrong with it:
+    ``held``, ``incident``, ``overbooked``, ``circuit`` (it is not closed) or ``paused``. ``level`` is ``account``,
+    ``environment`` or ``platform``. ``spare_secrets`` are tried in order when the one in use is refused;
+    ``refused_secrets`` of them were already.
+    """
 
     app_id: int
     provider: str
     environment: str
     name: str
+    level: str
     client_id: str
     has_client_secret: bool
+    spare_secrets: int
+    refused_secrets: int
     variables: Mapping[str, str]
     accounts: int
     state: str
@@ -30,37 +56,91 @@ class AppView:
     held_code: str | None
     probe_at: datetime | None
     paused_until: datetime | None
+    slack: float | None
+    incidents: Sequence[OpenIncident]
+    circuit: CircuitStatus | None
     created_at: datetime
     updated_at: datetime
 
 
-def view_of(app: App, *, accounts: int, now: datetime) -> AppView:
-    """Return ``app`` as it stands at ``now``; ``accounts`` use it."""
-    paused_until = app.paused_until if app.paused_until is not None and app.paused_until > now else None
-    state = "held" if app.held_since is not None else "paused" if paused_until is not None else "ready"
-    return AppView(
+def view_of(
+    app: App, *, accounts: int, now: datetime, standing: Standing, spares: Sequence[Spare] = ()
+) -> AppView:
+    """Return ``app`` as it stands at ``now``; ``accounts`` use it, ``spares`` wait in case its secret is refused."""
+    view = AppView(
         app_id=app.app_id,
         provider=app.provider,
         environment=app.environment,
         name=app.name,
+        level=level_of(app.environment, app.name).value,
         client_id=app.client_id,
         has_client_secret=app.client_secret is not None,
+        spare_secrets=len(spares),
+        refused_secrets=sum(each.refused_at is not None for each in spares),
         variables=app.variables,
         accounts=accounts,
-        state=state,
+        state="ready",
         held_since=app.held_since,
         held_code=app.held_code,
         probe_at=app.probe_at,
-        paused_until=paused_until,
+        paused_until=app.paused_until if app.paused_until is not None and app.paused_until > now else None,
+        slack=standing.slack,
+        incidents=standing.incidents,
+        circuit=standing.circuit,
         created_at=app.created_at,
         updated_at=app.updated_at,
     )
+    found = wrong_with(view, now)
+    return replace(view, state=found[0].word.value) if found else view
+
+
+def wrong_with(app: AppView, now: datetime) -> list[Finding]:
+    """Return what is wrong with ``app``, the worst first; nothing when its provider may be asked."""
+    return findings(app, app.circuit, now)
+
+
+def level_text(app: AppView) -> str:
+    """Return for whom ``app`` is."""
+    match AppLevel(app.level):
+        case AppLevel.ACCOUNT:
+            return f"account: for {app.provider}/{app.name.removeprefix(ACCOUNT_PREFIX)} in {app.environment} alone"
+        case AppLevel.ENVIRONMENT:
+            return f"environment: for accounts of {app.environment} that have none of their own"
+        case AppLevel.PLATFORM:
+            return "platform: for every environment that has none of that name"
 
 
 def state_text(app: AppView, now: datetime) -> str:
-    """Return whether the provider may be asked with ``app``, and why not."""
-    if app.held_since is not None:
-        return f"held since {dated(app.held_since, now)}: the provider answers {app.held_code}"
-    if app.paused_until is not None:
-        return f"paused until {dated(app.paused_until, now)}, as the provider asked"
-    return "ready"
+    """Return in a few words whether the provider may be asked with ``app``."""
+    return ", ".join(finding.word.value for finding in wrong_with(app, now)) or "ready"
+
+
+def spares_text(app: AppView) -> str:
+    """Return how many secrets wait in case the one in use is refused; nothing when there are none."""
+    if not app.spare_secrets:
+        return ""
+    refused = f", {app.refused_secrets} of them refused before" if app.refused_secrets else ""
+    return f"{app.spare_secrets}{refused}"
+
+
+def rate_left_text(app: AppView) -> str:
+    """Return how much of its rate is left over; nothing where none is stated, or too little, which is told apart."""
+    return "" if app.slack is None or app.slack < 0 else f"{percent(app.slack)} or more in the coming hour"
+
+
+def standings(
+    connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
+) -> dict[AppId, Standing]:
+    """Return what is known of these apps beside their registrations; circuits that nobody can read are told of."""
+    from cli.probes import circuits
+    from store.gates import open_incidents, slacks
+
+    opened = circuits(settings, app_ids, now)
+    if opened is None:
+        click.echo("Whether circuits are open is unknown: Redis does not answer.", err=True)
+    by_app = {each.app_id: each for each in opened or ()}
+    slack, incidents = slacks(connection), open_incidents(connection)
+    return {
+        app_id: Standing(slack.get(app_id), incidents.get(app_id, ()), by_app.get(app_id))
+        for app_id in app_ids
+    }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from cli.app_view import state_text, view_of
-from cli.output import counted, dated, json_option, print_facts, print_json, print_table
+from cli.app_place import app_options
+from cli.app_view import level_text, rate_left_text, spares_text, standings, state_text, view_of, wrong_with
+from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -18,28 +18,16 @@ if TYPE_CHECKING:
     from store.apps import App
     from tokenfleet_client.secret import Secret
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 MAX_SECRET_CHARACTERS: Final = 8192
-
-
-def app_options(command: F) -> F:
-    """Add what names one app of a provider: ``--environment`` and ``--name``."""
-    for option in (
-        click.option("--name", default="default", show_default=True, help="Which of several clients there."),
-        click.option("--environment", default="production", show_default=True, help="Your environment."),
-        click.argument("provider"),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group()
 def apps() -> None:
     """Register your OAuth clients: client id, secret and variables.
 
-    An app is one client registration at one provider. Each account is refreshed with the app it was imported
-    under: `default`, unless the import names another.
+    An app is one client registration at one provider. An account gets one when it is imported: the one that
+    its line names; else its own (--account); else `default` of its environment; else that of the platform
+    (--platform). It stays with it, because no other client can refresh its grant.
     """
 
 
@@ -56,6 +44,11 @@ def apps() -> None:
     multiple=True,
     help="Value for a variable of the definition, for all accounts of this app. Repeatable.",
 )
+@click.option(
+    "--keep-previous",
+    is_flag=True,
+    help="Keep the secrets that are registered, in case the new one is refused.",
+)
 def set_app(
     provider: str,
     environment: str,
@@ -63,20 +56,28 @@ def set_app(
     client_id: str,
     client_secret_file: IO[str] | None,
     assignments: tuple[str, ...],
+    keep_previous: bool,
 ) -> None:
     """Register a client of PROVIDER, or replace what is registered.
 
     The secret is never an argument, where others on this machine could read it: it comes from a file, from
-    standard input, or from a prompt that does not echo. Setting an app also ends a hold: accounts that waited
-    because the provider rejected the registration are asked about again.
+    standard input, or from a prompt that does not echo. No restart is needed. If the app was on hold because the
+    provider rejected the registration, one account probes at once, and the others follow when it succeeds.
+
+    While you change the secret at the provider, --keep-previous keeps the one in use as a spare: when the provider
+    refuses one secret, the next one is tried, in order.
 
     \b
     Examples:
       tokenfleet apps set acme --client-id 123.apps.example --client-secret-file acme.secret
       pass show acme | tokenfleet apps set acme --client-id 123.apps.example --client-secret-file -
+      tokenfleet apps set acme --client-id 123.apps.example --client-secret-file new.secret --keep-previous
       tokenfleet apps set oidc --client-id me --variable token_endpoint=https://sso.example/token
+      tokenfleet apps set acme --platform --client-id 123.apps.example --client-secret-file acme.secret
+      tokenfleet apps set acme --account customer-17 --client-id theirs --client-secret-file their.secret
     """
     from cli.session import database, load_providers, load_settings
+    from store import app_secrets
     from store import apps as registrations
     from store.keys import open_vault
 
@@ -88,6 +89,8 @@ def set_app(
     secret = _client_secret(definition, client_secret_file)
     with database(settings) as engine, engine.begin() as connection:
         before = registrations.find(connection, provider, environment, name)
+        if keep_previous:
+            _check_same_client(before, client_id, secret)
         app = registrations.register(
             connection,
             open_vault(connection, settings).refresh,
@@ -97,17 +100,33 @@ def set_app(
             client_id=client_id,
             client_secret=secret,
             variables=variables,
+            keep_previous=keep_previous,
         )
+        spare = len(app_secrets.spares(connection, app.app_id))
         tied = registrations.count_accounts(connection, app.app_id)
     done = "Registered" if before is None else "Replaced"
     click.echo(
         f"{done} {provider}/{environment}/{name}: client id {client_id}, "
-        f"{'client secret sealed' if secret else 'no client secret'}; used by {counted(tied, 'account')}."
+        f"{'client secret sealed' if secret else 'no client secret'}"
+        f"{', ' + counted(spare, 'spare secret') if spare else ''}; used by {counted(tied, 'account')}."
     )
     if before is not None and before.held_since is not None:
-        click.echo(f"It was on hold because of {before.held_code}; its accounts are asked about again now.")
+        click.echo(
+            f"It is on hold because of {before.held_code}: one account probes now, "
+            "and the others follow when it succeeds."
+        )
     if missing := sorted(definition.required_variables() - variables.keys()):
         click.echo(f"Each account has to bring {', '.join(missing)} among its variables.")
+
+
+def _check_same_client(before: App | None, client_id: str, secret: Secret | None) -> None:
+    """Spare secrets are another client's if the client changes, and of no use to one without a secret."""
+    if before is not None and before.client_id != client_id:
+        raise click.UsageError(
+            "--keep-previous keeps the secrets of one client, and this is another client id: leave it out."
+        )
+    if secret is None:
+        raise click.UsageError("--keep-previous keeps secrets, and this client has none: leave it out.")
 
 
 def _variables(definition: Provider, assignments: tuple[str, ...], *, allow_http: bool) -> dict[str, str]:
@@ -171,14 +190,24 @@ def list_apps(as_json: bool) -> None:
       tokenfleet apps list
     """
     from cli.session import database, load_settings
+    from store import app_secrets
     from store import apps as registrations
     from store.engine import database_now
 
-    with database(load_settings()) as engine, engine.connect() as connection:
+    settings = load_settings()
+    with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
+        registered = registrations.all_apps(connection)
+        known = standings(connection, settings, [app.app_id for app in registered], now)
         found = [
-            view_of(app, accounts=registrations.count_accounts(connection, app.app_id), now=now)
-            for app in registrations.all_apps(connection)
+            view_of(
+                app,
+                accounts=registrations.count_accounts(connection, app.app_id),
+                now=now,
+                standing=known[app.app_id],
+                spares=app_secrets.spares(connection, app.app_id),
+            )
+            for app in registered
         ]
     if as_json:
         print_json(found)
@@ -187,12 +216,13 @@ def list_apps(as_json: bool) -> None:
         click.echo("No app is registered yet: 'tokenfleet apps set PROVIDER --client-id ID' registers one.")
         return
     print_table(
-        ("provider", "environment", "name", "client id", "secret", ">accounts", "state"),
+        ("provider", "environment", "name", "level", "client id", "secret", ">accounts", "state"),
         (
             (
                 app.provider,
                 app.environment,
                 app.name,
+                app.level,
                 app.client_id,
                 "sealed" if app.has_client_secret else "none",
                 f"{app.accounts:,}",
@@ -201,6 +231,9 @@ def list_apps(as_json: bool) -> None:
             for app in found
         ),
     )
+    for app in found:
+        for finding in wrong_with(app, now):
+            click.echo(shown(f"{app.provider}/{app.environment}/{app.name}: {finding.text}"))
 
 
 @apps.command()
@@ -214,25 +247,32 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
       tokenfleet apps show acme
     """
     from cli.session import database, load_settings
+    from store import app_secrets
     from store import apps as registrations
     from store.engine import database_now
 
-    with database(load_settings()) as engine, engine.connect() as connection:
+    settings = load_settings()
+    with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
-    app = view_of(found, accounts=tied, now=now)
+        standing = standings(connection, settings, [found.app_id], now)[found.app_id]
+        spares = app_secrets.spares(connection, found.app_id)
+    app = view_of(found, accounts=tied, now=now, standing=standing, spares=spares)
     if as_json:
         print_json(app)
         return
     print_facts(
         [
             ("app", f"{app.provider}/{app.environment}/{app.name} (id {app.app_id})"),
+            ("level", level_text(app)),
             ("client id", app.client_id),
             ("client secret", "sealed" if app.has_client_secret else "none"),
+            ("spare secrets", spares_text(app)),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),
             ("accounts", f"{app.accounts:,}"),
-            ("state", state_text(app, now)),
+            ("state", "\n".join(finding.text for finding in wrong_with(app, now)) or "ready"),
+            ("rate left", rate_left_text(app)),
             ("created", dated(app.created_at, now)),
             ("changed", dated(app.updated_at, now)),
         ]

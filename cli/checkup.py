@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import DBAPIError
 
-from cli.output import counted, dated
-from cli.probes import broker_problem, journals, redis_problem, ring_problem
+from cli.gates import Word, findings
+from cli.output import counted
+from cli.probes import broker_problem, circuits, journals, redis_problem, ring_problem
 from cli.session import bare_database, load_providers, load_settings
 from store import overview
-from store.engine import check_ready, database_now
+from store.engine import check_ready
 from store.keys import load_wrapped
 from tokenfleet.errors import DefinitionError, SettingsError, UserError
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from providers import Registry
     from tokenfleet.settings import Settings
 
+_ADVICE: Final = {
+    Word.CIRCUIT: ". There is nothing to do here: it closes by itself",
+    Word.PAUSED: ": lower rate.requests_per_second in its definition if that happens often",
+}
 LITTLE_SPACE_BYTES: Final = 256 * 1024 * 1024
 
 
@@ -84,7 +89,7 @@ def _verdict(name: str, problem: str | None, *, ok: str, otherwise: Verdict = Ve
 
 def _redis(settings: Settings) -> Check:
     # Fatal: the fleet survives without Redis, but no worker starts without it.
-    return _verdict("redis", redis_problem(settings.redis_url), ok="answers")
+    return _verdict("redis", redis_problem(settings), ok="answers")
 
 
 def _journal(root: Path) -> Iterator[Check]:
@@ -155,7 +160,6 @@ def _contents(engine: Engine, settings: Settings, registry: Registry | None) -> 
     with engine.connect() as connection:
         wrapped = load_wrapped(connection)
         fleet = overview.read_overview(connection)
-        now = database_now(connection)
     for ring in (settings.access_ring, settings.refresh_ring):
         held = any(key.ring is ring.ring for key in wrapped)
         ok = "opens" if held else "is empty so far; 'tokenfleet db upgrade' makes its first data key"
@@ -166,6 +170,9 @@ def _contents(engine: Engine, settings: Settings, registry: Registry | None) -> 
             Verdict.WARNING,
             "none is registered: 'tokenfleet apps set PROVIDER --client-id ID' does it",
         )
+    opened = {
+        each.app_id: each for each in circuits(settings, [app.app_id for app in fleet.apps], fleet.at) or ()
+    }
     ready = 0
     for app in fleet.apps:
         name = f"{app.provider}/{app.environment}/{app.name}"
@@ -175,22 +182,12 @@ def _contents(engine: Engine, settings: Settings, registry: Registry | None) -> 
                 Verdict.FATAL,
                 f"{name} has no provider definition here: set TOKENFLEET_PROVIDERS_DIR to where it is",
             )
-        elif app.held_since is not None:
-            yield Check(
-                "apps",
-                Verdict.FATAL,
-                f"{name} is on hold since {dated(app.held_since, now)}, because the provider rejects the "
-                f"registration ({app.held_code}): correct it with 'tokenfleet apps set {app.provider} …'",
-            )
-        elif app.paused_until is not None and app.paused_until > now:
-            yield Check(
-                "apps",
-                Verdict.WARNING,
-                f"{name} is paused until {dated(app.paused_until, now)}, as the provider asked: lower "
-                "rate.requests_per_second in its definition if that happens often",
-            )
-        else:
-            ready += 1
+            continue
+        found = findings(app, opened.get(app.app_id), fleet.at)
+        for finding in found:
+            verdict = Verdict.FATAL if finding.word is Word.HELD else Verdict.WARNING
+            yield Check("apps", verdict, f"{name}: {finding.text}{_ADVICE.get(finding.word, '')}")
+        ready += not found
     if ready:
         yield Check("apps", Verdict.OK, f"{counted(ready, 'app')} ready")
     yield from _fleet(fleet)
@@ -208,8 +205,16 @@ def _fleet(fleet: overview.Overview) -> Iterator[Check]:
         yield Check(
             "accounts",
             Verdict.WARNING,
-            f"{counted(fleet.failing.quarantined, 'account')} in quarantine, a fault on our side: "
-            "'tokenfleet accounts show ID' says which, 'accounts refresh ID' tries again once it is mended",
+            f"{counted(fleet.failing.quarantined, 'account')} in quarantine, which neither repetition nor the "
+            "customer can mend: 'tokenfleet accounts list --in-trouble' says which, 'accounts refresh ID' tries "
+            "again once it is mended",
+        )
+    if fleet.failing.suspects:
+        yield Check(
+            "accounts",
+            Verdict.WARNING,
+            f"{counted(fleet.failing.suspects, 'account')} answered in a way that nobody has described: "
+            "'tokenfleet providers unknowns' lists the answers and the rules to add",
         )
     if fleet.expiry.expired:
         yield Check(

@@ -141,7 +141,7 @@ def _run(
             with engine.begin() as connection:
                 vault = keys.open_vault(connection, fleet.settings)
             seconds = lifetime * lifetimes + SLACK_SECONDS
-            samples = _watch(console, sandbox, fleet, Sampler(engine), seconds)
+            samples = _watch(console, sandbox, fleet, Sampler(engine, fleet.settings), seconds)
             # Workers finish what is in flight; only then do ledger and database speak of the same moment.
             fleet.supervisor.stop()
             holdings = compare(engine, vault, sandbox.live(), ENVIRONMENT)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cli.output import counted, dated, duration, relative
+from tokenfleet.app_levels import AppLevel
 from tokenfleet.policy import ROTATION_LOST, UNSETTLED
 from tokenfleet_client.contract import AccountStatus
 
@@ -19,6 +20,26 @@ if TYPE_CHECKING:
 def why(account: AccountDetail) -> list[str]:
     """Return what anybody who looks at ``account`` should know, the most important first."""
     return [*_status(account), *_app(account), *_schedule(account), *_tokens(account)]
+
+
+def app_choice(account: AccountDetail) -> Iterator[str]:
+    """Yield which registration ``account`` is refreshed with, and why that one."""
+    app = account.app
+    name = f"{account.provider}/{app.environment}/{app.name}"
+    match app.level:
+        case AppLevel.ACCOUNT:
+            yield f"Its app is {name}: a client of its own."
+        case _ if app.name != "default":
+            yield f"Its app is {name}: its import named it."
+        case AppLevel.ENVIRONMENT:
+            yield f"Its app is {name}, that of its environment: it was imported without one of its own."
+        case AppLevel.PLATFORM:
+            yield f"Its app is {name}, that of the platform: its environment had none when it was imported."
+    if app.more_specific is not None:
+        yield (
+            f"By now there is {account.provider}/{app.more_specific} for it, but a grant stays with the client that "
+            "it was issued to: new tokens whose line names that app move the account."
+        )
 
 
 def only_new_tokens_help(account: AccountDetail) -> str:
@@ -39,6 +60,16 @@ def _giving_up(account: AccountDetail) -> Iterator[str]:
         yield "An answer came in after that: the next refresh will show whether it is good."
 
 
+def _doubted(account: AccountDetail) -> Iterator[str]:
+    """A rejection that an incident has called into question."""
+    if account.schedule is not None and account.schedule.incident_id is not None:
+        number = account.schedule.incident_id
+        yield (
+            f"That was just before incident {number} was noticed: should it prove to have been one, the account is "
+            f"asked again. 'tokenfleet incidents show {number}' says how it stands."
+        )
+
+
 def _status(account: AccountDetail) -> Iterator[str]:
     now = account.database_now
     since = dated(account.status_changed_at, now)
@@ -57,6 +88,7 @@ def _status(account: AccountDetail) -> Iterator[str]:
                 f"{_because(account)}. Importing new tokens makes it active."
             )
             yield from _giving_up(account)
+            yield from _doubted(account)
         case AccountStatus.PAUSED:
             yield (
                 f"Paused by an operator since {since}{_because(account)}; 'tokenfleet accounts resume "
@@ -70,7 +102,7 @@ def _status(account: AccountDetail) -> Iterator[str]:
 
 def _app(account: AccountDetail) -> Iterator[str]:
     app, now = account.app, account.database_now
-    name = f"{account.provider}/{account.environment}/{app.name}"
+    name = f"{account.provider}/{app.environment}/{app.name}"
     if app.held_since is not None:
         yield (
             f"Its app {name} is on hold since {dated(app.held_since, now)}: the provider rejects the client "
@@ -88,8 +120,13 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
         return
     if schedule.quarantined:
         yield (
-            f"In quarantine because of {schedule.last_error}: a fault on our side, not the customer's. Mend "
-            f"it, then 'tokenfleet accounts refresh {account.account_id}'."
+            f"In quarantine because of {schedule.last_error}: neither repetition nor the customer can mend that. "
+            f"Mend it, then 'tokenfleet accounts refresh {account.account_id}'."
+        )
+    elif schedule.doubts:
+        yield (
+            f"A suspect: repetition may not help with {schedule.last_error}. It is asked again twice, far apart, "
+            "before it is put into quarantine; 'tokenfleet providers unknowns' lists answers that nobody has described."
         )
     if schedule.failing_since is not None:
         yield (
@@ -111,10 +148,17 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
         yield f"{who}, attempt {account.account_id}-{schedule.claim_epoch}."
     elif schedule.next_refresh_at is not None:
         late = schedule.next_refresh_at <= now
+        visit = "visit, which only probes whether its access token works," if schedule.probing else "refresh"
         yield (
             f"It is due since {dated(schedule.next_refresh_at, now)} and not claimed yet."
             if late
-            else f"The next refresh is due at {dated(schedule.next_refresh_at, now)}."
+            else f"The next {visit} is due at {dated(schedule.next_refresh_at, now)}."
+        )
+    elif schedule.incident_id is not None and account.status is not AccountStatus.NEEDS_REAUTH:
+        yield (
+            f"Parked by incident {schedule.incident_id}: the provider rejected its grant ({schedule.last_error}), and "
+            "those of more others than is believed. Nobody is told to sign in, and it is asked again when the "
+            f"incident ends: 'tokenfleet incidents show {schedule.incident_id}'."
         )
     elif account.status in (AccountStatus.ACTIVE, AccountStatus.CONNECTING):
         yield "No refresh is planned for it: it has no refresh token, or its import did not finish."

@@ -6,6 +6,7 @@ traceback.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,6 +23,7 @@ _BY_STATE: Final = {
     "55P03": "somebody else holds a lock that this command needs: run it again when that is done",
     "57014": "Postgres took too long for this command and ended it: run it again, or look at its load",
 }
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _BY_CLASS: Final = {
     "28": "Postgres does not let us in: correct user and password in TOKENFLEET_DATABASE_URL",
     "53": "Postgres has run out of disk or memory: free some",
@@ -34,6 +36,11 @@ def sentences_for(error: Exception) -> Sequence[str] | None:
         return [line for line in str(error).splitlines() if line] or [type(error).__name__]
     if isinstance(error, DBAPIError):
         return _database_sentence(error)
+    # One that names a file is about opening it, and its command knows what to say.
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
+        return [
+            f"what this command prints cannot be written ({error.strerror}): free some space, or send it elsewhere"
+        ]
     return None
 
 

@@ -1,21 +1,27 @@
 """Groups of commands that are imported when they are called, and failures that are one sentence.
 
 Promise: ``tokenfleet --help`` imports no command, so it answers at once however heavy the commands are; a
-mistake of the user's never ends in a traceback; Ctrl-C ends quietly with exit code 130.
+mistake of the user's never ends in a traceback; Ctrl-C ends quietly with exit code 130, and a reader of our output
+that has seen enough with 141, as if the signal had ended us.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import click
-from click.exceptions import NoSuchCommand
+from click.exceptions import Exit, NoSuchCommand
 
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells count it."""
+PIPE_CLOSED: Final = 141
+"""128 + SIGPIPE: what ``yes | head -1`` leaves of ``yes``, and nobody takes for a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +88,50 @@ class Failure(click.ClickException):
 class Root(CommandGroup):
     """The outermost group: turns what commands raise into sentences and exit codes."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            # The terminal has echoed ^C; the prompt that follows belongs on a line of its own.
-            click.echo(err=True)
-            ctx.exit(INTERRUPTED)
-        except Exception as error:
-            if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
-                raise
-            # Imported now: it knows the exceptions of every library, and nothing has failed until here.
-            from cli.failures import sentences_for
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        # Already here help is printed.
+        with _told():
+            return super().make_context(*args, **kwargs)
 
-            sentences = sentences_for(error)
-            if sentences is None:
-                raise
-            raise Failure(sentences) from error
+    def invoke(self, ctx: click.Context) -> Any:
+        with _told():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Let whatever ends the block be an exit code, or a sentence and an exit code, unless it is a fault of ours."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # The terminal has echoed ^C; the prompt that follows belongs on a line of its own.
+        click.echo(err=True)
+        raise Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        _drop_output()
+        raise Exit(PIPE_CLOSED) from None
+    except SystemExit as end:
+        # What Rich makes of the same.
+        if isinstance(end.__context__, BrokenPipeError):
+            raise Exit(PIPE_CLOSED) from None
+        raise
+    except (click.ClickException, Exit, click.Abort):
+        raise
+    except Exception as error:
+        # Imported now: it knows the exceptions of every library, and nothing has failed until here.
+        from cli.failures import sentences_for
+
+        sentences = sentences_for(error)
+        if sentences is None:
+            raise
+        if isinstance(error, OSError):
+            _drop_output()
+        raise Failure(sentences) from error
+
+
+def _drop_output() -> None:
+    """Let what is still in a buffer go nowhere, or the interpreter complains of it when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -20,12 +20,19 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine, text
 
+from cli.gates import all_findings
+from cli.output import shown
+from cli.probes import circuits
 from embedded.supervisor import ChildState
+from store.engine import database_now
+from store.overview import read_apps
+from tokenfleet.settings import Settings
 
 REMEMBERED_SAMPLES: Final = 60
 PLAIN_EVERY_SECONDS: Final = 10.0
 RATE_WINDOW_SECONDS: Final = 5
 BARS: Final = "▁▂▃▄▅▆▇█"
+SHOWN_TROUBLES: Final = 5
 FULL_SCAN_LIMIT: Final = 50_000
 """Up to so many accounts every one is looked at each second; beyond, only those near their due time."""
 
@@ -75,6 +82,8 @@ class Sample:
     lowest: float | None
     median: float | None
     highest: float | None
+    troubles: tuple[str, ...] = ()
+    """What stands between apps and their providers (``cli.gates``), the worst first."""
 
     @property
     def accounts(self) -> int:
@@ -92,14 +101,15 @@ class Sample:
             f"{self.elapsed:5.0f} s  {active} of {self.accounts} active{f' ({others})' if others else ''}  "
             f"{self.per_second:.1f} refreshes/s  due {self.due}, oldest {self.overdue_seconds:.1f} s late  "
             f"least time to live {lowest}  failing {self.failing}"
-        )
+        ) + "".join(f"\n       {trouble}" for trouble in self.troubles)
 
 
 class Sampler:
     """Takes samples over one connection pool."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
+        self._settings = settings
         self._began = time.monotonic()
 
     def take(self) -> Sample:
@@ -113,6 +123,9 @@ class Sampler:
                 _EXPIRY, {"everyone": sum(statuses.values()) <= FULL_SCAN_LIMIT}
             ).one()
             failing: int = connection.execute(_FAILING).scalar_one()
+            apps = read_apps(connection)
+            now = database_now(connection)
+        opened = circuits(self._settings, [app.app_id for app in apps], now)
         return Sample(
             elapsed=time.monotonic() - self._began,
             statuses=statuses,
@@ -125,6 +138,9 @@ class Sampler:
             lowest=None if expiry.lowest is None else float(expiry.lowest),
             median=None if expiry.median is None else float(expiry.median),
             highest=None if expiry.highest is None else float(expiry.highest),
+            troubles=tuple(
+                shown(f"{name}: {finding.text}") for name, finding in all_findings(apps, opened or (), now)
+            ),
         )
 
 
@@ -183,6 +199,9 @@ class LiveView:
         figures.add_row("due now", f"{sample.due:,}", f"{sample.claimed:,} of them being refreshed")
         failing = f"{sample.failed_per_second:.1f} failed attempts/s" if sample.failing else "none"
         figures.add_row("failing accounts", f"{sample.failing:,}", failing)
+        troubles = [Text(trouble, "bold red") for trouble in sample.troubles[:SHOWN_TROUBLES]]
+        if len(sample.troubles) > SHOWN_TROUBLES:
+            troubles.append(Text("and more: 'tokenfleet status' shows them", "bold red"))
         processes = Table(box=None, padding=(0, 2), header_style="dim")
         for heading in ("process", "pid", "restarts", "last end"):
             processes.add_column(heading)
@@ -191,7 +210,7 @@ class LiveView:
             processes.add_row(state.name, pid, str(state.restarts), state.last_end or "")
         minutes, seconds = divmod(int(sample.elapsed), 60)
         return Panel(
-            Group(figures, Text(), processes, Text(), Text(self._footer(), "dim")),
+            Group(figures, *troubles, Text(), processes, Text(), Text(self._footer(), "dim")),
             title=f"{self._title}   {minutes}:{seconds:02}",
             title_align="left",
             border_style="red" if sample.lowest is not None and sample.lowest <= 0 else "green",

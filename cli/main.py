@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from cli.group import Entry, Root, Sections
@@ -29,6 +31,7 @@ SECTIONS: Sections = {
         "webhooks": Entry(
             "cli.webhooks:webhooks", "Tell other systems: endpoints, secrets, deliveries, replays."
         ),
+        "incidents": Entry("cli.incidents:incidents", "See provider incidents, and rule on them."),
         "status": Entry("cli.status:status", "Show on one screen how the fleet is doing."),
         "doctor": Entry("cli.doctor:doctor", "Check everything here and say what to do about each problem."),
     },
@@ -79,4 +82,6 @@ def root() -> None:
 
 def main() -> None:
     """Run the command that ``sys.argv`` names, and exit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     root(prog_name="tokenfleet")

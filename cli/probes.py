@@ -5,17 +5,21 @@ A probe changes nothing, waits a few seconds at most and never raises for what i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cli.gates import CircuitStatus
+from tokenfleet.jobs import AppId
 from tokenfleet.key_rings import KeyRing
 from tokenfleet.settings import Settings, redact_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from redis import Redis
 
     from store.overview import Overview
     from tokenfleet_client.envelope import WrappedKey
@@ -39,30 +43,68 @@ class JournalStatus:
 class FleetStatus:
     """Everything ``status`` knows. ``fleet`` is None when Postgres does not answer; ``problems`` says why.
 
-    ``journals`` are those on this machine; None when this user may not read them.
+    ``circuits`` are those that are not closed; None when Redis, which keeps them, does not answer. ``journals`` are
+    those on this machine; None when this user may not read them.
     """
 
     fleet: Overview | None
+    circuits: Sequence[CircuitStatus] | None
     journals: Sequence[JournalStatus] | None
     problems: Sequence[str]
 
 
-def redis_problem(url: str) -> str | None:
+def redis_problem(settings: Settings) -> str | None:
     """Return what to do about a Redis that does not answer, None when it does."""
-    from redis import Redis
     from redis.exceptions import RedisError
 
     try:
-        with Redis.from_url(
-            url, socket_connect_timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS
-        ) as client:
+        with _redis(settings) as client:
             client.ping()
     except (RedisError, OSError) as error:
+        jobs = "" if _has_broker(settings) else ", no job reaches a worker"
         return (
-            f"Redis at {redact_url(url)} does not answer ({type(error).__name__}): start it, or correct "
-            "TOKENFLEET_REDIS_URL; until then refreshes go on more slowly, without leases"
+            f"Redis at {redact_url(settings.redis_url)} does not answer ({type(error).__name__}): start it, or "
+            f"correct TOKENFLEET_REDIS_URL; until then no worker starts{jobs}, and those that run go on slowly"
         )
     return None
+
+
+def circuits(settings: Settings, app_ids: Sequence[AppId], now: datetime) -> list[CircuitStatus] | None:
+    """Return the circuits of these apps that are not closed; None when Redis does not answer.
+
+    ``now`` is the database's clock, from which the moment of the next try is told.
+    """
+    from store.circuits import CircuitView
+    from tokenfleet.circuit import CircuitState
+
+    with _redis(settings) as client:
+        standings = CircuitView(client, prefix=settings.tunables.redis_prefix).read(app_ids)
+    if standings is None:
+        return None
+    return [
+        CircuitStatus(
+            app_id=app_id,
+            state=standing.state.value,
+            until=now + timedelta(milliseconds=standing.remaining_ms)
+            if standing.state is CircuitState.OPEN
+            else None,
+        )
+        for app_id, standing in standings.items()
+        if standing.state is not CircuitState.CLOSED
+    ]
+
+
+def _redis(settings: Settings) -> Redis:
+    from redis import Redis
+
+    return Redis.from_url(
+        settings.redis_url, socket_connect_timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS
+    )
+
+
+def _has_broker(settings: Settings) -> bool:
+    """Answer whether jobs travel by something else than Redis as it is set for everything."""
+    return settings.broker_url != settings.redis_url
 
 
 def broker_problem(settings: Settings) -> str | None:
@@ -77,6 +119,14 @@ def broker_problem(settings: Settings) -> str | None:
         f"the broker at {redact_url(settings.broker_url)} does not answer: start it, or correct "
         "TOKENFLEET_BROKER_URL; until then no job reaches a worker"
     )
+
+
+def server_problems(settings: Settings) -> Iterator[str]:
+    """Yield what to do about Redis, and about the broker if that is another one."""
+    if (problem := redis_problem(settings)) is not None:
+        yield problem
+    if _has_broker(settings) and (problem := broker_problem(settings)) is not None:
+        yield problem
 
 
 def ring_problem(ring: KeyRing, wrapped: Sequence[WrappedKey]) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import counted, duration, json_option, print_json, print_table, shown
+from cli.unknowns import unknowns
 
 if TYPE_CHECKING:
     from providers import Provider
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 
 @click.group()
 def providers() -> None:
-    """List, explain and validate provider definitions.
+    """List, explain, validate and complete provider definitions.
 
     A provider is a TOML file: endpoints, fields, errors, lifetimes, pace. The built-in ones are joined by
-    yours from TOKENFLEET_PROVIDERS_DIR; yours wins where names are equal. None of these commands needs a
-    server.
+    yours from TOKENFLEET_PROVIDERS_DIR; yours wins where names are equal. Only `unknowns` needs the fleet's
+    database.
     """
+
+
+providers.add_command(unknowns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ def status(ctx: click.Context, as_json: bool, watch: bool, every_seconds: float)
     """Show how the fleet is doing: accounts, what is due and how late, failures, expiry, servers, journals.
 
     The first thing to look at when something seems wrong; `doctor` then says what to do. Exit code 1 when
-    Postgres or its schema is not usable. With --watch and --json it prints a document a line.
+    something that every fleet needs is not usable: Postgres, its schema, Redis, the broker or the keys. With
+    --watch and --json it prints a document a line.
 
     \b
     Examples:
@@ -53,7 +54,7 @@ def status(ctx: click.Context, as_json: bool, watch: bool, every_seconds: float)
         from cli.status_view import render
 
         print_wide(make_console(), render(found))
-    if found.fleet is None:
+    if found.problems:
         ctx.exit(1)
 
 
@@ -87,7 +88,7 @@ def _read(engine: Engine, settings: Settings) -> FleetStatus:
     from sqlalchemy.exc import DBAPIError
 
     from cli.failures import sentences_for
-    from cli.probes import FleetStatus, journals, redis_problem, ring_problem
+    from cli.probes import FleetStatus, circuits, journals, ring_problem, server_problems
     from store.engine import check_ready
     from store.keys import load_wrapped
     from store.overview import read_overview
@@ -107,6 +108,6 @@ def _read(engine: Engine, settings: Settings) -> FleetStatus:
         if sentences is None:
             raise
         problems += sentences
-    if (problem := redis_problem(settings.redis_url)) is not None:
-        problems.append(problem)
-    return FleetStatus(fleet, journals(settings.journal_dir), problems)
+    problems += server_problems(settings)
+    opened = circuits(settings, [app.app_id for app in fleet.apps], fleet.at) if fleet else None
+    return FleetStatus(fleet, opened, journals(settings.journal_dir), problems)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Group
 from rich.text import Text
 
+from cli.gates import Word, all_findings, percent
 from cli.output import counted, dated, duration, make_table, moment, shown
 from store.overview import SUCCEEDED
 from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
+    from cli.gates import CircuitStatus
     from cli.probes import FleetStatus
-    from store.overview import AppLoad, Overview
+    from store.overview import Overview
 
 _GOOD, _BAD, _QUIET = "green", "bold red", "dim"
+_STYLES: Final = {
+    Word.HELD: _BAD,
+    Word.INCIDENT: _BAD,
+    Word.OVERBOOKED: _BAD,
+    Word.CIRCUIT: "yellow",
+    Word.PAUSED: "yellow",
+}
+SHOWN_FINDINGS: Final = 12
+"""A provider that fails as a whole has one for each of its apps; this is one screen."""
 
 
 def render(status: FleetStatus) -> Group:
@@ -25,7 +36,7 @@ def render(status: FleetStatus) -> Group:
     parts: list[Any] = []
     if status.fleet is not None:
         parts += [_heading(status.fleet), Text(), _accounts(status.fleet), Text(), _numbers(status.fleet)]
-        parts += _trouble(status.fleet)
+        parts += _trouble(status.fleet, status.circuits)
     parts += _journals(status)
     parts += [Text(shown(problem), style=_BAD) for problem in status.problems]
     if not status.problems:
@@ -85,12 +96,13 @@ def _load_by_provider(fleet: Overview) -> dict[str, tuple[int, int]]:
 
 def _numbers(fleet: Overview) -> Text:
     """The lines that say whether tokens are fresh."""
-    lines = [_lateness(fleet), _expiry(fleet), _recent(fleet)]
+    lines = [_lateness(fleet), _expiry(fleet), _recent(fleet), *_slack(fleet)]
     failing = fleet.failing
     if failing.accounts:
         since = f", the first since {dated(failing.since, fleet.at)}" if failing.since else ""
+        suspects = f"; {counted(failing.suspects, 'suspect')}" if failing.suspects else ""
         quarantined = f"; {failing.quarantined:,} in quarantine" if failing.quarantined else ""
-        line = f"Failing: {counted(failing.accounts, 'account')}{since}{quarantined}"
+        line = f"Failing: {counted(failing.accounts, 'account')}{since}{suspects}{quarantined}"
         lines.append(Text(line, style=_BAD))
     else:
         lines.append(Text("Failing: none"))
@@ -102,7 +114,9 @@ def _lateness(fleet: Overview) -> Text:
     if oldest is None:
         return Text("Due: nothing waits to be claimed")
     due = sum(app.due for app in fleet.apps)
-    return Text(f"Due: {counted(due, 'account')}, the first since {duration(fleet.at - oldest)}")
+    probes = sum(app.probes for app in fleet.apps)
+    only = f"; {counted(probes, 'visit')} only to probe a token" if probes else ""
+    return Text(f"Due: {counted(due, 'account')}, the first since {duration(fleet.at - oldest)}{only}")
 
 
 def _expiry(fleet: Overview) -> Text:
@@ -127,21 +141,29 @@ def _recent(fleet: Overview) -> Text:
     return text
 
 
-def _trouble(fleet: Overview) -> Iterator[Text]:
-    for app in fleet.apps:
-        name = f"{app.provider}/{app.environment}/{app.name}"
-        if app.held_since is not None:
-            yield Text(
-                f"Held: {shown(name)} since {dated(app.held_since, fleet.at)}: {_held(app)}", style=_BAD
-            )
-        elif app.paused_until is not None and app.paused_until > fleet.at:
-            yield Text(
-                f"Paused: {shown(name)} until {dated(app.paused_until, fleet.at)}, as the provider asked"
-            )
+def _slack(fleet: Overview) -> Iterator[Text]:
+    """How much of the scarcest rate is left over, where a rate is stated; below 0 it is told as trouble."""
+    apps = [(app.slack, app) for app in fleet.apps if app.slack is not None]
+    if not apps:
+        return
+    least, app = min(apps, key=lambda each: each[0])
+    if least >= 0:
+        name = shown(f"{app.provider}/{app.environment}/{app.name}")
+        yield Text(f"Rate: the coming hour leaves {percent(least)} or more ({name})")
 
 
-def _held(app: AppLoad) -> str:
-    return f"the provider rejects the registration ({app.held_code}); mend it with 'tokenfleet apps set'"
+def _trouble(fleet: Overview, circuits: Sequence[CircuitStatus] | None) -> Iterator[Text]:
+    """What stands between apps and their providers, the worst first; nothing when nothing does."""
+    found = all_findings(fleet.apps, circuits or (), fleet.at)
+    if found:
+        yield Text()
+    for name, finding in found[:SHOWN_FINDINGS]:
+        yield Text(shown(f"{name}: {finding.text}"), style=_STYLES[finding.word])
+    if len(found) > SHOWN_FINDINGS:
+        more = len(found) - SHOWN_FINDINGS
+        yield Text(f"and {more:,} more: 'tokenfleet apps list' shows them", style=_BAD)
+    if circuits is None:
+        yield Text("Circuits: unknown without Redis", style=_BAD)
 
 
 def _journals(status: FleetStatus) -> Iterator[Text]:

@@ -56,7 +56,7 @@ def up(workers: int, schedulers: int) -> None:
         footer = f"logs in {fleet.log_dir}   Ctrl-C stops everything"
         try:
             with LiveView("tokenfleet up", console, lambda: footer) as view:
-                sampler = Sampler(engine)
+                sampler = Sampler(engine, fleet.settings)
                 while True:
                     fleet.check()
                     with contextlib.suppress(DBAPIError):

@@ -82,12 +82,16 @@ class Ask:
         self.connection = connection
         self._timer = self._loop.call_at(self._deadline, self._on_deadline)
 
-    def leave(self) -> None:
-        """Mark the request as sent. The socket is written in the same step of the loop, or this raises."""
+    def check(self) -> None:
+        """Raise when it is too late to send."""
         if self._send_before is not None and boottime() >= self._send_before:
             self.refuse("claim_expired")
         if self._loop.time() >= self._deadline:
             self.refuse("timeout")
+
+    def leave(self) -> None:
+        """Mark the request as sent. The socket is written in the same step of the loop, or this raises."""
+        self.check()
         transport = self.connection.transport if self.connection else None
         if transport is None or transport.is_closing():
             self.refuse("connection_closed")
@@ -189,7 +193,10 @@ class Connector(aiohttp.TCPConnector):
                 continue
             try:
                 ask.connected(connection)
-                if not req.body:
+                if req.body:
+                    # It leaves later. Refused here, it costs no connection: the next try finds one that is open.
+                    ask.check()
+                else:
                     ask.leave()
             except NotSentError:
                 connection.release()

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from providers.problems import Location, close_matches, suggestion
-from providers.rules import scalar_text, statuses_of
-from providers.spec import ErrorRule, ProviderSpec
+from providers.rule_mistakes import rule_mistakes
+from providers.spec import ProviderSpec
 from providers.templates import CLIENT_ID, UndeclaredVariableError, text_template, url_template
 
 OWN_HEADERS: Final = frozenset(
@@ -39,10 +39,11 @@ def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
     return [
         *_variables(spec, allow_http),
         *_request(spec),
-        *_rules(spec.errors),
+        *rule_mistakes(spec.errors),
         *_rotation(spec),
         *_lifetimes(spec),
         *_rate(spec),
+        *_probe(spec),
     ]
 
 
@@ -106,42 +107,6 @@ def _request(spec: ProviderSpec) -> Iterator[Finding]:
         yield ("refresh", "names", "client_secret"), "names a secret, but the client authenticates with none"
 
 
-def _rules(rules: tuple[ErrorRule, ...]) -> Iterator[Finding]:
-    for position, rule in enumerate(rules):
-        location: Location = ("errors", position)
-        if not rule.path:
-            if rule.value or rule.pattern:
-                key = "value" if rule.value else "pattern"
-                yield (*location, key), "needs a path that says where in the answer to look"
-            elif rule.outcome == "grant_rejected":
-                yield (
-                    location,
-                    "would give up a grant by the status alone, which any proxy can send: add a path",
-                )
-            elif not rule.status:
-                yield location, "would fit every answer: add a status or a path"
-        for earlier, other in enumerate(rules[:position]):
-            if _covers(other, rule):
-                yield location, f"can never fit: errors[{earlier + 1}] fits everything that it would"
-                break
-
-
-def _covers(first: ErrorRule, later: ErrorRule) -> bool:
-    """Answer whether ``first`` certainly fits every answer that ``later`` fits."""
-    if not statuses_of(later.status) <= statuses_of(first.status):
-        return False
-    if not first.path:
-        return True
-    if not set(later.path) <= set(first.path):
-        return False
-    if not first.value and not first.pattern:
-        return True
-    if not later.value and not later.pattern:
-        return False
-    first_texts, later_texts = ({scalar_text(value) for value in rule.value} for rule in (first, later))
-    return later_texts <= first_texts and set(later.pattern) <= set(first.pattern)
-
-
 def _rotation(spec: ProviderSpec) -> Iterator[Finding]:
     rotation, lifetimes = spec.rotation, spec.lifetimes
     if rotation.policy == "never":
@@ -164,6 +129,15 @@ def _lifetimes(spec: ProviderSpec) -> Iterator[Finding]:
     for key, margin in (("margin_earliest_seconds", earliest), ("margin_latest_seconds", latest)):
         if margin is not None and access is not None and margin >= access:
             yield ("lifetimes", key), f"is not shorter than the access token's life ({access})"
+    soonest = life.earliest_refresh_seconds
+    for key, margin in (("margin_earliest_seconds", earliest), ("margin_latest_seconds", latest)):
+        if margin is not None and soonest is not None and margin > soonest:
+            yield (
+                ("lifetimes", key),
+                f"is earlier than the provider permits: earliest_refresh_seconds is {soonest}",
+            )
+    if life.access_never_expires and access is not None:
+        yield ("lifetimes", "access_seconds"), "contradicts access_never_expires"
     idle, absolute = life.refresh_idle_seconds, life.refresh_absolute_seconds
     if idle is not None and absolute is not None and idle > absolute:
         yield ("lifetimes", "refresh_idle_seconds"), f"is longer than refresh_absolute_seconds ({absolute})"
@@ -172,3 +146,15 @@ def _lifetimes(spec: ProviderSpec) -> Iterator[Finding]:
 def _rate(spec: ProviderSpec) -> Iterator[Finding]:
     if spec.rate.burst is not None and spec.rate.requests_per_second is None:
         yield ("rate", "burst"), "has no meaning without requests_per_second"
+    if spec.rate.remaining_header is not None and spec.rate.reset_header is None:
+        yield (
+            ("rate", "remaining_header"),
+            "has no meaning without reset_header, which says how long to pause",
+        )
+    if "reset_format" in spec.rate.model_fields_set and spec.rate.reset_header is None:
+        yield ("rate", "reset_format"), "has no meaning without reset_header"
+
+
+def _probe(spec: ProviderSpec) -> Iterator[Finding]:
+    if spec.probe and (both := sorted(set(spec.probe.alive_status) & set(spec.probe.dead_status))):
+        yield ("probe", "dead_status"), f"has {both[0]}, which means by alive_status that the token works"

@@ -34,6 +34,12 @@ _OUTCOMES: Final[Mapping[str, str]] = {
     "request_rejected": "our request is wrong, operators are told",
     "undescribed": "unclear, asked again before anyone is told",
 }
+_CONNECTION: Final[Mapping[str, str]] = {
+    "client_rejected": "our client is rejected for this connection, which is set apart; operators are told",
+    "throttled": "asked too often, this connection waits",
+    "unavailable": "their fault, but nobody else's: asked again later",
+}
+"""The same where only one connection is concerned, if that makes a difference."""
 _THEN: Final = (
     "Then: the error codes of RFC 6749; 429, and 503 with Retry-After: wait; other 5xx, redirects and "
     "errors that are not JSON: their fault; any other error: unclear, asked again before anyone is told"
@@ -141,9 +147,10 @@ def _condition(condition: Condition | ErrorRule) -> str:
 
 
 def _rule(rule: ErrorRule) -> str:
+    meaning = _CONNECTION.get(rule.outcome) if rule.affects == "connection" else None
     statuses = _either([str(status) for status in rule.status]) or "2xx or 4xx"
     seen = f"{statuses} where {_condition(rule)}" if rule.path else statuses
-    return f"Error {seen}: {_OUTCOMES[rule.outcome]}{f' ({rule.meaning})' if rule.meaning else ''}"
+    return f"Error {seen}: {meaning or _OUTCOMES[rule.outcome]}{f' ({rule.meaning})' if rule.meaning else ''}"
 
 
 def _pace(provider: Provider) -> Iterator[str]:

@@ -55,6 +55,10 @@ RETRY_STATUSES: Final = frozenset({408, 425})
 NO_OUTAGE: Final = frozenset({"claim_expired", "unusable_request"})
 """Why nothing was sent that is our doing: it says nothing of the provider."""
 
+BROKEN_OFF: Final = frozenset({"timeout", "answer_cut"})
+"""Flaws of an answer that ended before its time, as a lost connection does: the provider's outage. One that came
+whole and cannot be read (too large, an encoding that nobody knows) is not."""
+
 MAX_TEXT_CHARACTERS: Final = 10_000
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -161,7 +165,7 @@ class AnswerReader:
         for rule in self._rules:
             code = rule.code_for(status, document)
             if code is not None:
-                return _outcome(rule.outcome, code, answer, document, now)
+                return _outcome(rule.outcome, code, answer, document, now, whole_app=rule.whole_app)
         if status in DEFAULT_STATUSES and isinstance(document, dict):
             error = document.get("error")
             known = RFC6749_ERRORS.get(error) if isinstance(error, str) else None
@@ -173,31 +177,46 @@ class AnswerReader:
         if status == 503 and (retry_after := _retry_after(answer, now)) is not None:
             return Throttled(code, retry_after)
         if status not in DEFAULT_STATUSES or status in RETRY_STATUSES:
-            return Unavailable(code, outage=status >= 500)
+            return Unavailable(code, outage=_is_outage(answer))
         if document is not None:
             return self._undescribed(status, document)
         if status >= 400:
-            return Unavailable(code)
+            return Unavailable(code, outage=_is_outage(answer))
         flaw = answer.flaw or ("unreadable_answer" if answer.body else "empty_answer")
-        return OutcomeUnknown(flaw, outage=flaw == "timeout")
+        return OutcomeUnknown(flaw, outage=_is_outage(answer))
+
+
+def _is_outage(answer: Answer) -> bool:
+    """Answer whether ``answer`` speaks of a provider that is down, whomever it answers: what the circuit counts."""
+    return 500 <= answer.status <= 599 or answer.flaw in BROKEN_OFF
 
 
 def _status_code(status: int) -> str:
     return f"http_{status}" if 100 <= status <= 999 else "http_invalid"
 
 
-def _outcome(kind: RefreshOutcome, code: str, answer: Answer, document: object, now: datetime) -> Outcome:
+def _outcome(
+    kind: RefreshOutcome,
+    code: str,
+    answer: Answer,
+    document: object,
+    now: datetime,
+    *,
+    whole_app: bool = True,
+) -> Outcome:
+    """Return the outcome of ``kind``. ``whole_app`` is False where it concerns this connection alone."""
     match kind:
         case "grant_rejected":
             return GrantRejected(code)
         case "client_rejected":
-            return ClientRejected(code)
+            return ClientRejected(code, whole_app)
         case "request_rejected":
             return RequestRejected(code)
         case "throttled":
-            return Throttled(code, _retry_after(answer, now))
+            return Throttled(code, _retry_after(answer, now), whole_app)
         case "unavailable":
-            return Unavailable(code, outage=answer.status >= 500)
+            # A tenant's own host can be down while its provider is not.
+            return Unavailable(code, outage=whole_app and _is_outage(answer))
         case "undescribed":
             return Undescribed(code, shape_of(answer.status, document))
 

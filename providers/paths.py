@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 MAX_PATH_CHARACTERS: Final = 200
@@ -36,8 +37,12 @@ class Path:
     steps: tuple[str | int | _Every, ...]
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def compile(cls, text: str) -> Path:
-        """Return the path written as ``text``. Raises :class:`ValueError` with the reason, in plain words."""
+        """Return the path written as ``text``, compiled once for all definitions: they share most of theirs.
+
+        Raises :class:`ValueError` with the reason, in plain words.
+        """
         if len(text) > MAX_PATH_CHARACTERS or not _PATH.fullmatch(text):
             raise ValueError(
                 "is not a path: write names joined by dots, [0] for an element, [] for every element"

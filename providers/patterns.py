@@ -6,12 +6,19 @@ piece by piece from the left, which cannot backtrack, whatever its author meant 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
 MAX_PATTERN_CHARACTERS: Final = 200
 MAX_SUBJECT_CHARACTERS: Final = 4096
 """Only this much of a text is looked at: an error message, not an upload."""
+
+
+_REGULAR_EXPRESSION: Final = re.compile(
+    r"\.[*+?]|\\[a-zA-Z.*+?()\[\]{}|^$]|\(\?|\A\^|\$\Z|[)\]]\+|\[\^|\[[a-z0-9]-[a-z0-9]"
+)
+"""What people write who think of regular expressions, in which most of it would mean itself here and never fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,11 @@ class Pattern:
             raise ValueError("matches everything: write some of the text that is expected")
         if len(text) > MAX_PATTERN_CHARACTERS:
             raise ValueError(f"is longer than {MAX_PATTERN_CHARACTERS} characters")
+        if found := _REGULAR_EXPRESSION.search(text):
+            raise ValueError(
+                f"looks like a regular expression ({found[0]!r}), which patterns are not: * alone stands for any run "
+                "of characters, everything else for itself"
+            )
         head, *rest = text.casefold().split("*")
         if not rest:
             return cls(text, head, (), None)

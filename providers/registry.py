@@ -9,18 +9,19 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from providers.exchange import Exchange, TokenRequest
+from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
 from providers.oauth2 import ClientCredentials, Grant, RefreshRequests
 from providers.outcome import AnswerReader
+from providers.quota import QuotaHeaders
 from providers.spec import Lifetimes, ProviderSpec
 from tokenfleet.errors import DefinitionError, UserError
-from tokenfleet.outcome import Outcome
+from tokenfleet.outcome import Outcome, Throttled
 from tokenfleet.tokens import EARLIEST_MARGIN, LATEST_MARGIN, Margins
 
 CATALOG: Final = Path(__file__).parent / "catalog"
@@ -48,6 +49,9 @@ class Provider:
     """Whether an answer may carry a new refresh token that replaces the one presented."""
     replay_grace: timedelta | None
     """How long a replaced refresh token still works; None when it is spent at once, or never replaced."""
+    endpoint_varies: bool
+    """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
+    _quota: QuotaHeaders = field(repr=False, compare=False)
     _requests: RefreshRequests = field(repr=False, compare=False)
     _answers: AnswerReader = field(repr=False, compare=False)
 
@@ -67,6 +71,8 @@ class Provider:
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
             rotates=spec.rotation.policy != "never",
             replay_grace=timedelta(seconds=grace) if grace else None,
+            endpoint_varies="{" in spec.refresh.endpoint,
+            _quota=QuotaHeaders(rate),
             _requests=RefreshRequests(spec, allow_http=allow_http),
             _answers=AnswerReader(spec, allow_http=allow_http),
         )
@@ -85,7 +91,14 @@ class Provider:
 
     def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
         """Return what ``exchange``, received at ``now``, means. Total: never raises."""
-        return self._answers.read(exchange, now=now)
+        outcome = self._answers.read(exchange, now=now)
+        if isinstance(outcome, Throttled) and outcome.retry_after is None and isinstance(exchange, Answer):
+            return replace(outcome, retry_after=self._quota.resets_in(exchange, now))
+        return outcome
+
+    def used_up_for(self, exchange: Exchange, *, now: datetime) -> timedelta | None:
+        """Return for how long the app may ask no more, as an answer's rate headers say. Total: never raises."""
+        return self._quota.used_up_for(exchange, now) if isinstance(exchange, Answer) else None
 
 
 class Registry:
@@ -148,7 +161,9 @@ def _margins(lifetimes: Lifetimes) -> Margins:
 
 def _unknown(name: str, names: tuple[str, ...]) -> str:
     folded = name.strip().lower().replace("-", "_").replace(" ", "_")
-    close = [known for known in names if len(folded) > 2 and (folded in known or known in folded)]
+    close = [
+        known for known in names if len(folded) > 2 and (folded in known or f"_{known}_" in f"_{folded}_")
+    ]
     close += [known for known in difflib.get_close_matches(folded, names, n=3) if known not in close]
     if close:
         return f"there is no provider {name!r}: did you mean {' or '.join(close[:3])}?"

@@ -82,10 +82,11 @@ def condition_test(condition: Condition) -> Callable[[object], bool]:
 class CompiledRule:
     """One error rule, ready to be tried."""
 
-    __slots__ = ("_codes", "_default_code", "_paths", "_patterns", "outcome", "statuses")
+    __slots__ = ("_codes", "_default_code", "_paths", "_patterns", "outcome", "statuses", "whole_app")
 
     def __init__(self, rule: ErrorRule) -> None:
         self.outcome: RefreshOutcome = rule.outcome
+        self.whole_app = rule.affects != "connection"
         self.statuses = statuses_of(rule.status)
         self._paths = tuple(Path.compile(text) for text in rule.path)
         values = [text for value in rule.value if (text := scalar_text(value)) is not None]

@@ -169,7 +169,9 @@ class ErrorRule(Part):
     meaning: Text | None = None
     """What it means, for people."""
     affects: Literal["connection", "app"] | None = None
-    """Whom it concerns: this connection alone, or everybody of the app. Without it, as the outcome says."""
+    """Whom it concerns: this connection alone, or everybody of the app. Without it, as the outcome says: a rejected
+    client and throttling concern the app, all else the connection. An outage (5xx) that concerns one connection, on a
+    host of its own say, does not count as the provider's."""
 
 
 class Rotation(Part):

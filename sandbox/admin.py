@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Annotated, Final, TypeVar
@@ -17,8 +18,10 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sandbox.authority import Authority, Grant
+from sandbox.doors import Doors
 from sandbox.faults import explain, parse_rules
 from sandbox.selection import Selection, Stage
+from sandbox.traffic import Arrival, Wait
 from tokenfleet.errors import UserError
 
 LINES_PER_PORTION: Final = 200
@@ -26,6 +29,9 @@ LINES_PER_PORTION: Final = 200
 
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_Life = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _GrantsOrder(_Body):
@@ -37,6 +43,18 @@ class _GrantsOrder(_Body):
     provider: Annotated[str, Field(min_length=1)] = "sandbox"
     environment: str | None = None
     tenant: str | None = None
+    seconds_left: Annotated[tuple[_Life, _Life], Field(min_length=2, max_length=2)] | None = None
+    """How long their access tokens still live, spread evenly from the first number to the second: customers of
+    a fleet that has run for long. None: as long as new ones."""
+
+
+class _DoorOrder(_Body):
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0: any."""
+
+
+class _WatchOrder(_Body):
+    prefixes: Annotated[list[str], Field(min_length=1, max_length=100)]
 
 
 class _Subjects(_Body):
@@ -63,10 +81,11 @@ _B = TypeVar("_B", bound=_Body)
 
 
 class AdminEndpoints:
-    """Handlers over one :class:`Authority`."""
+    """Handlers over one :class:`Authority` and the doors it is asked at."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, doors: Doors) -> None:
         self._authority = authority
+        self._doors = doors
 
     def routes(self) -> list[web.RouteDef]:
         """Return what to serve where."""
@@ -84,6 +103,10 @@ class AdminEndpoints:
             web.get("/sandbox/losses", self.losses),
             web.post("/sandbox/losses", self.declare_losses),
             web.get("/sandbox/violations", self.violations),
+            web.post("/sandbox/doors", self.open_door),
+            web.delete("/sandbox/doors/{port:[0-9]{1,5}}", self.close_door),
+            web.post("/sandbox/traffic", self.watch),
+            web.get("/sandbox/traffic", self.traffic),
         ]
 
     async def issue_grants(self, request: web.Request) -> web.StreamResponse:
@@ -93,8 +116,12 @@ class AdminEndpoints:
 
         def lines() -> Iterator[str]:
             numbers = range(order.first, order.first + order.count)
-            for subject in order.subjects or (f"{order.prefix}{number}" for number in numbers):
-                yield import_line(self._authority.issue(subject), order.provider, place)
+            subjects = order.subjects or [f"{order.prefix}{number}" for number in numbers]
+            for subject, seconds_left in zip(
+                subjects, _lives(order.seconds_left, len(subjects)), strict=True
+            ):
+                grant = self._authority.issue(subject, seconds_left=seconds_left)
+                yield import_line(grant, order.provider, place)
 
         return await _stream(request, lines())
 
@@ -166,6 +193,37 @@ class AdminEndpoints:
             request, [json.dumps(dataclasses.asdict(each)) for each in self._authority.violations()]
         )
 
+    async def open_door(self, request: web.Request) -> web.StreamResponse:
+        """Listen on one more port."""
+        order = await _read(request, _DoorOrder)
+        try:
+            port = await self._doors.open(order.port)
+        except UserError as error:
+            raise _bad_request(str(error)) from error
+        return _json({"port": port, "url": self._doors.url(port)})
+
+    async def close_door(self, request: web.Request) -> web.StreamResponse:
+        """Refuse connections on a port from now on."""
+        port = int(request.match_info["port"])
+        return _json({"closed": await self._doors.close(port)})
+
+    async def watch(self, request: web.Request) -> web.StreamResponse:
+        """Note when requests come for subjects of these prefixes, from now on."""
+        prefixes = (await _read(request, _WatchOrder)).prefixes
+        for prefix in prefixes:
+            self._authority.traffic.watch(prefix)
+        return _json({"watched": len(prefixes)})
+
+    async def traffic(self, request: web.Request) -> web.StreamResponse:
+        """Answer with what is known of a watched ``?prefix=``: one line of totals, then one for each event."""
+        prefix, traffic = request.query.get("prefix", ""), self._authority.traffic
+        if not traffic.is_watched(prefix):
+            return _json({"error": f"nobody watches {prefix!r}: POST it first"}, status=404)
+        totals = json.dumps({"forgotten": traffic.forgotten(prefix)})
+        events = itertools.chain[Wait | Arrival](traffic.waits(prefix), traffic.arrivals(prefix))
+        lines = (json.dumps(dataclasses.asdict(event)) for event in events)
+        return await _stream(request, itertools.chain((totals,), lines))
+
     async def declare_losses(self, request: web.Request) -> web.StreamResponse:
         """Take a tester's word that nobody held the answers to certain presentations."""
         losses = (await _read(request, _LossesOrder)).losses
@@ -205,6 +263,11 @@ def import_line(grant: Grant, provider: str, place: Mapping[str, str | None]) ->
         **place,
     }
     return json.dumps({name: value for name, value in members.items() if value is not None})
+
+
+def _lives(spread: tuple[float, float] | None, count: int) -> Iterator[float | None]:
+    for number in range(count):
+        yield None if spread is None else spread[0] + (spread[1] - spread[0]) * number / max(count - 1, 1)
 
 
 async def _read(request: web.Request, shape: type[_B]) -> _B:

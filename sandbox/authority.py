@@ -20,6 +20,7 @@ from sandbox.gate import Gate
 from sandbox.grants import Family, Grants, Issued, Refused
 from sandbox.ledger import Ledger, Presentation, Violation, ViolationKind
 from sandbox.tokens import Mint, RefreshTokenRef, fingerprint
+from sandbox.traffic import Traffic
 
 VIOLATIONS_REPORTED: Final = 100
 
@@ -121,12 +122,16 @@ class Authority:
         self.ledger = Ledger()
         self.faults = FaultPlan(config.seed)
         self.gate = Gate()
+        self.traffic = Traffic()
         self._latencies = random.Random(config.seed)
 
-    def issue(self, subject: str) -> Grant:
-        """Sign ``subject`` in, anew if need be, and return the tokens."""
+    def issue(self, subject: str, *, seconds_left: float | None = None) -> Grant:
+        """Sign ``subject`` in, anew if need be, and return the tokens.
+
+        ``seconds_left`` is how long the access token still lives, as if the sign-in were some time ago.
+        """
         now = self.clock()
-        tokens = self.grants.issue(subject, now)
+        tokens = self.grants.issue(subject, now, seconds_left=seconds_left)
         family = self._family(subject)
         self.ledger.family_issued(family.id, subject)
         expiry = self.grants.refresh_expiry(family)
@@ -145,6 +150,12 @@ class Authority:
         elif decision.revoked_family:
             self.ledger.family_revoked()
         return decision
+
+    def note_arrival(self, presentation: Presentation, at: float) -> None:
+        """Put a token request that came at ``at`` on the record, if its subject is watched."""
+        subject = presentation.entry.subject
+        expires_at = self._family(subject).access.expires_at_ms / 1000
+        self.traffic.arrived(subject, at, expires_at - at)
 
     def latency(self) -> float:
         """Draw how many seconds the next answer is held back."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Final
 
 from sandbox.config import Rotation, SandboxConfig
@@ -35,7 +36,7 @@ endpoint = {token_endpoint}
 [lifetimes]
 {lifetimes}
 
-[probe]
+{rate}[probe]
 endpoint = {userinfo}
 alive_status = 200
 
@@ -44,8 +45,23 @@ endpoint = {revocation_endpoint}
 """
 
 
-def definition_toml(base_url: str, config: SandboxConfig, *, name: str = PROVIDER_NAME) -> str:
-    """Return the definition (TOML) of a sandbox that serves ``config`` at ``base_url``."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How one client is to be treated: its budget, and how long before their end its tokens are renewed."""
+
+    requests_per_second: float
+    burst: int
+    margin_seconds: tuple[int, int]
+    """The latest and the earliest moment before an access token's end."""
+
+
+def definition_toml(
+    base_url: str, config: SandboxConfig, *, name: str = PROVIDER_NAME, pace: Pace | None = None
+) -> str:
+    """Return the definition (TOML) of a sandbox that serves ``config`` at ``base_url``.
+
+    The sandbox enforces no pace: ``pace`` is what a fleet is told, to see whether it keeps it.
+    """
     base = base_url.rstrip("/")
     return _DEFINITION.format(
         name=_text(name),
@@ -53,7 +69,8 @@ def definition_toml(base_url: str, config: SandboxConfig, *, name: str = PROVIDE
         userinfo=_text(f"{base}/userinfo"),
         revocation_endpoint=_text(f"{base}/revoke"),
         rotation="\n".join(_rotation(config)),
-        lifetimes="\n".join(_lifetimes(config)),
+        lifetimes="\n".join([*_lifetimes(config), *_margins(pace)]),
+        rate=_rate(pace),
     )
 
 
@@ -74,6 +91,19 @@ def _lifetimes(config: SandboxConfig) -> list[str]:
     if absolute is not None:
         lines.append(f"refresh_absolute_seconds = {max(1, math.floor(absolute))}")
     return lines
+
+
+def _margins(pace: Pace | None) -> list[str]:
+    if pace is None:
+        return []
+    latest, earliest = pace.margin_seconds
+    return [f"margin_latest_seconds = {latest}", f"margin_earliest_seconds = {earliest}"]
+
+
+def _rate(pace: Pace | None) -> str:
+    if pace is None:
+        return ""
+    return f"[rate]\nrequests_per_second = {pace.requests_per_second:f}\nburst = {pace.burst}\n\n"
 
 
 def _shortest(config: SandboxConfig, seconds: float) -> float:

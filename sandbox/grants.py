@@ -103,13 +103,16 @@ class Grants:
     def __len__(self) -> int:
         return len(self._current)
 
-    def issue(self, subject: str, now: float) -> Issued:
-        """Return the first tokens of a new family: the customer signs in. An older family of theirs ends."""
+    def issue(self, subject: str, now: float, *, seconds_left: float | None = None) -> Issued:
+        """Return the first tokens of a new family: the customer signs in. An older family of theirs ends.
+
+        The access token lives for ``seconds_left``, or for as long as every one does.
+        """
         earlier = self._current.get(subject)
         if earlier is not None:
             earlier.revoked = True
         family_id = len(self._families)
-        access = AccessTokenRef(family_id, 0, self._access_expiry(now))
+        access = AccessTokenRef(family_id, 0, self._access_expiry(now, seconds_left))
         family = Family(family_id, subject, created_at=now, used_at=now, access=access)
         self._families.append(family)
         self._current[subject] = family
@@ -227,8 +230,9 @@ class Grants:
             replayed=replayed,
         )
 
-    def _access_expiry(self, now: float) -> int:
-        return round((now + self._config.access_lifetime_seconds) * 1000)
+    def _access_expiry(self, now: float, seconds_left: float | None = None) -> int:
+        lifetime = self._config.access_lifetime_seconds if seconds_left is None else seconds_left
+        return round((now + lifetime) * 1000)
 
     def _has_expired(self, family: Family, now: float) -> bool:
         expiry = self.refresh_expiry(family)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import struct
 from email.utils import formatdate
@@ -18,6 +19,7 @@ from aiohttp import web
 from sandbox.faults import FaultKind, FaultRule
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
+_WITH_RETRY_AFTER: Final = frozenset({FaultKind.STATUS_429_RETRY_AFTER, FaultKind.STATUS_503_RETRY_AFTER})
 
 _FIREWALL_PAGE: Final = """<!DOCTYPE html>
 <html><head><title>403 Forbidden</title></head>
@@ -89,8 +91,16 @@ def _error(error: str, status: int, *, retry_after: str | None = None) -> web.Re
     return web.Response(text=body, status=status, headers=headers, content_type="application/json")
 
 
+def retry_moment(fault: FaultRule, now: float) -> float | None:
+    """Return before which moment (POSIX seconds) ``fault`` wants no other request; None when it does not say."""
+    if fault.kind not in _WITH_RETRY_AFTER:
+        return None
+    moment = now + fault.retry_after_seconds
+    # An HTTP-date has whole seconds: rounding up keeps the promise "not before".
+    return moment if fault.retry_after_format == "seconds" else math.ceil(moment)
+
+
 def _retry_after(fault: FaultRule, now: float) -> str:
     if fault.retry_after_format == "seconds":
         return str(fault.retry_after_seconds)
-    # An HTTP-date has whole seconds: rounding up keeps the promise "not before".
-    return formatdate(-(-(now + fault.retry_after_seconds) // 1), usegmt=True)
+    return formatdate(retry_moment(fault, now), usegmt=True)

@@ -22,8 +22,9 @@ from sandbox.config import SandboxConfig
 from sandbox.faults import FaultKind, FaultRule
 from sandbox.grants import Issued, Refusal, TokenFacts
 from sandbox.ledger import Presentation
-from sandbox.misbehaviour import misbehave
+from sandbox.misbehaviour import misbehave, retry_moment
 from sandbox.selection import Stage
+from sandbox.traffic import Wait
 from tokenfleet_client.secret import Secret
 
 JSON_HEADERS: Final = {"Content-Type": "application/json", "Cache-Control": "no-store", "Pragma": "no-cache"}
@@ -80,6 +81,7 @@ class OAuthEndpoints:
             ledger.request_closed()
 
     async def _token(self, request: web.Request) -> web.StreamResponse:
+        arrived = self._authority.clock()
         form = await _read_form(request)
         ref = self._authority.mint.read_refresh_token(Secret(form.get("refresh_token", "")))
         if ref is None:
@@ -89,6 +91,7 @@ class OAuthEndpoints:
         presentation = self._authority.ledger.present(
             ref, lambda: transport is not None and not transport.is_closing()
         )
+        self._authority.note_arrival(presentation, arrived)
         delivered = False
         try:
             self._check(request, form)
@@ -119,7 +122,7 @@ class OAuthEndpoints:
         fault = authority.faults.choose(subject, presentation.ordinal, authority.clock())
         await authority.gate.passage(Stage.BEFORE_DECIDING, subject)
         if fault is not None and fault.strikes is Stage.BEFORE_DECIDING:
-            substitute = await self._strike(request, fault)
+            substitute = await self._strike(request, fault, subject)
             if substitute is not None:
                 return substitute, False
         rotate = fault is None or fault.kind is not FaultKind.MISSING_REFRESH_TOKEN
@@ -130,7 +133,7 @@ class OAuthEndpoints:
             await asyncio.sleep(latency)
         if fault is not None and fault.strikes is Stage.AFTER_DECIDING:
             body = self._answer(decision) if isinstance(decision, Issued) else b""
-            substitute = await self._strike(request, fault, body)
+            substitute = await self._strike(request, fault, subject, body)
             if substitute is not None:
                 return substitute, False
         if not isinstance(decision, Issued):
@@ -140,13 +143,16 @@ class OAuthEndpoints:
         return web.Response(body=answer, headers=JSON_HEADERS), True
 
     async def _strike(
-        self, request: web.Request, fault: FaultRule, answer: bytes = b""
+        self, request: web.Request, fault: FaultRule, subject: str, answer: bytes = b""
     ) -> web.StreamResponse | None:
         if fault.kind is FaultKind.SLOW:
             await asyncio.sleep(fault.seconds or 0)
         if fault.kind in _ALTERED_ANSWERS:
             return None
-        return await misbehave(request, fault, answer, now=self._authority.clock())
+        now = self._authority.clock()
+        if (until := retry_moment(fault, now)) is not None:
+            self._authority.traffic.told_to_wait(subject, Wait(now, until))
+        return await misbehave(request, fault, answer, now=now)
 
     def _answer(self, issued: Issued, *, without_expiry: bool = False) -> bytes:
         members: dict[str, str | int] = {"access_token": issued.access_token.reveal(), "token_type": "Bearer"}

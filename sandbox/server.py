@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import os
 import signal
 import threading
 import time
@@ -32,13 +31,12 @@ from sandbox.authority import (
     ViolationReport,
 )
 from sandbox.config import SandboxConfig
+from sandbox.doors import Doors
 from sandbox.faults import FaultRule
 from sandbox.oauth import OAuthEndpoints
 from sandbox.selection import Selection, Stage
 from tokenfleet.errors import UserError
 
-BACKLOG: Final = 2048
-"""A worker opens up to 1,600 connections at once; the usual 128 would refuse most of them."""
 SHUTDOWN_SECONDS: Final = 0.05
 """How long answers under way may still take at the end."""
 
@@ -83,25 +81,16 @@ async def listening(authority: Authority, host: str, port: int) -> AsyncIterator
     """Serve ``authority`` within the context; yield its URL. Raises :class:`UserError` for a bad address."""
     application = web.Application()
     application.add_routes(OAuthEndpoints(authority).routes())
-    application.add_routes(AdminEndpoints(authority).routes())
     # handler_cancellation: a client that hangs up ends its request here too, so that the ledger knows at once
     # that the answer was not delivered, and that a second presentation is no concurrent one.
     runner = web.AppRunner(
         application, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS
     )
+    doors = Doors(runner, host)
+    application.add_routes(AdminEndpoints(authority, doors).routes())
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
-        except (OSError, OverflowError) as error:
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-            raise UserError(
-                f"The sandbox cannot listen on {host} port {port} ({reason}): "
-                "choose another port, or 0 for any."
-            ) from error
-        address = runner.addresses[0]
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        yield f"http://{shown}:{address[1]}"
+        yield doors.url(await doors.open(port))
     finally:
         await runner.cleanup()
 

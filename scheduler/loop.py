@@ -1,17 +1,21 @@
-"""The scheduler's tick: claim what is due within every app's budget, commit, then publish.
+"""The scheduler's tick: claim what is due within every app's window, commit, then publish.
 
 Any number of schedulers may run; they share nothing but rows that ``SKIP LOCKED`` divides among them. A tick
 that dies leaves claims that expire by themselves. Invariants kept here:
 
 * Claims are committed before anything is sent; what cannot be sent is given back at once.
-* No app gets more than its pace (``store.limits``) or has more outstanding than its window.
-* A held app gets one account at a time; a paused app gets none.
+* No app has more outstanding than its window.
+* A held app gets one account at a time; a paused app gets none, nor does one whose circuit is open; one that is only
+  sampled (``store.guard``) gets a few, beside the samples of its incident (``scheduler.incidents``).
+
+The pace itself is kept where requests are sent (``workers.pacing``). The window of a paced app is what a few seconds of
+its rate can take, so that what is claimed is asked about before its claim ends, and the most urgent go first.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -20,17 +24,21 @@ import psycopg
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from providers import Registry
+from providers import Provider, Registry
+from scheduler import incidents
 from scheduler.publisher import Publisher, make_jobs
 from store import apps, candidates, history, schedule
 from store.apps import App
+from store.circuits import CircuitView
 from store.engine import database_now, is_outage, postmaster_start
-from store.limits import Budgets, Demand
 from store.schedule import Allowance, Claim
 from tokenfleet import telemetry
+from tokenfleet.circuit import CircuitState, Standing
 from tokenfleet.errors import UserError
+from tokenfleet.guard import SAMPLES
 from tokenfleet.health import Health
 from tokenfleet.jobs import AppId, RefreshJob
+from tokenfleet.pace import claim_window, ramp
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
 
@@ -45,6 +53,8 @@ workers the queue would grow by all that is due, again with every life of a clai
 TAKE_OVER_SHARE: Final = 1 / 3
 """Part of a claim's life for which, after Postgres was away, nobody takes over a claim that was started: who
 started it lands its answer first, or renews its lease (``workers.refresh``)."""
+SLOW_TICK_SECONDS: Final = 5.0
+"""A tick that takes longer waits for somebody: Postgres, a lock, the broker."""
 STOP_NOTICED_SECONDS: Final = 0.5
 """How long a stop may go unnoticed while nothing is due, however long the tick is."""
 
@@ -65,13 +75,14 @@ class Scheduler:
         self,
         engine: Engine,
         registry: Registry,
-        budgets: Budgets,
+        circuits: CircuitView,
         publisher: Publisher,
         tunables: Tunables,
     ) -> None:
         self._engine = engine
         self._registry = registry
-        self._budgets = budgets
+        self._circuits = circuits
+        self._standings: dict[AppId, Standing] | None = {}
         self._publisher = publisher
         self._tunables = tunables
         self._claim = timedelta(seconds=tunables.claim_seconds)
@@ -81,6 +92,7 @@ class Scheduler:
         self._stopping = False
         self._next_housekeeping = datetime.min.replace(tzinfo=UTC)
         self._trouble: str | None = None
+        self._tick_began: float | None = None
         self._waiting_jobs = 0
         self._unknown_providers: set[str] = set()
 
@@ -101,18 +113,28 @@ class Scheduler:
     def health(self) -> Health:
         """Return what is wrong now."""
         hampering: list[str] = []
-        if not self._budgets.shared:
-            hampering.append("Redis does not answer; every app is paced at a quarter of its rate")
+        if self._standings is None:
+            hampering.append("Redis does not answer; claims go to apps whose circuit may be open")
         if self._waiting_jobs > MAX_WAITING_JOBS:
             hampering.append(
                 f"{self._waiting_jobs} jobs wait for workers; nothing more is claimed: start workers"
             )
-        return Health(fatal=(self._trouble,) if self._trouble else (), hampering=tuple(hampering))
+        fatal = [self._trouble] if self._trouble else []
+        began = self._tick_began
+        if began is not None and (seconds := time.monotonic() - began) > SLOW_TICK_SECONDS:
+            fatal.append(
+                f"a tick has waited for {seconds:.0f} s: Postgres or the broker is silent, or a table is locked"
+            )
+        return Health(tuple(fatal), tuple(hampering))
 
     def tick(self) -> TickResult:
         """Claim and publish once. Raises SQLAlchemy's ``DBAPIError`` when Postgres is away."""
-        with telemetry.TICK_SECONDS.time():
-            result = self._tick()
+        self._tick_began = time.monotonic()
+        try:
+            with telemetry.TICK_SECONDS.time():
+                result = self._tick()
+        finally:
+            self._tick_began = None
         self._trouble = None
         return result
 
@@ -133,13 +155,22 @@ class Scheduler:
                 return TickResult(0, 0, False)
             probes = apps.take_probes(connection, spacing=PROBE_SPACING)
             known = [app for app in apps.all_apps(connection) if self._is_known(app)]
-        allowances = self._allow(known, probes, now)
+            turns = incidents.take_turns(connection)
+        if turns:
+            with self._engine.begin() as connection:
+                incidents.give_back(connection, turns)
+        sampled = incidents.sampled(turns)
+        allowances = self._allow(known, probes, now, sampled.keys())
         if not allowances:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)
         with self._engine.begin() as connection:
             claims = schedule.claim_due(connection, allowances, claim=self._claim, take_over=take_over)
-        self._give_back(known, allowances, claims)
+        if sampled:
+            allowed = {each.app_id: sampled[each.app_id] for each in allowances if each.app_id in sampled}
+            with self._engine.begin() as connection:
+                samples = incidents.claim_samples(connection, allowed, claim=self._claim, take_over=take_over)
+            claims = {app_id: claims.get(app_id, []) + samples.get(app_id, []) for app_id in claims | samples}
         return self._publish(known, allowances, claims)
 
     def _may_take_over(self, postgres_up: timedelta) -> bool:
@@ -183,41 +214,27 @@ class Scheduler:
             return False
         return True
 
-    def _allow(self, known: Sequence[App], probes: frozenset[AppId], now: datetime) -> list[Allowance]:
-        """Return what each app may claim now: its window, its pace, its hold and its pause."""
-        wanted: dict[AppId, Allowance] = {}
-        demands: list[Demand] = []
+    def _allow(
+        self, known: Sequence[App], probes: frozenset[AppId], now: datetime, sampled: Collection[AppId]
+    ) -> list[Allowance]:
+        """Return what each app may claim now: its window, its hold, its pause, its circuit and its incident."""
+        self._standings = self._circuits.read([app.app_id for app in known])
+        allowances: list[Allowance] = []
         for app in known:
-            provider = self._registry.get(app.provider)
             if app.paused_until is not None and app.paused_until > now:
                 continue
             if app.held_since is not None and app.app_id not in probes:
                 continue
-            probing = app.held_since is not None
-            count = 1 if probing else min(CLAIMS_PER_TICK, provider.max_outstanding)
-            wanted[app.app_id] = Allowance(app.app_id, count, provider.max_outstanding)
-            if provider.rate_per_second is not None:
-                demands.append(Demand(app.app_id, count, provider.rate_per_second, provider.burst))
-        for app_id, granted in self._budgets.take(demands).items():
-            window = wanted[app_id].outstanding
-            wanted[app_id] = Allowance(app_id, granted, window)
-        return [allowance for allowance in wanted.values() if allowance.count > 0]
-
-    def _give_back(
-        self,
-        known: Sequence[App],
-        allowances: Sequence[Allowance],
-        claims: dict[AppId, list[Claim]],
-    ) -> None:
-        """Return the part of each paced app's grant that found nobody due."""
-        providers = {app.app_id: self._registry.get(app.provider) for app in known}
-        unused: list[Demand] = []
-        for allowance in allowances:
-            provider = providers[allowance.app_id]
-            rest = allowance.count - len(claims.get(allowance.app_id, ()))
-            if provider.rate_per_second is not None and rest:
-                unused.append(Demand(allowance.app_id, -rest, provider.rate_per_second, provider.burst))
-        self._budgets.take(unused)
+            if app.is_sampled and app.app_id not in sampled:
+                continue
+            standing = (self._standings or {}).get(app.app_id, Standing())
+            window = _window(app, self._registry.get(app.provider), standing, now)
+            if window > 0:
+                count = 1 if app.held_since is not None else min(CLAIMS_PER_TICK, window)
+                if app.is_sampled:
+                    count = min(count, SAMPLES)
+                allowances.append(Allowance(app.app_id, count, window))
+        return allowances
 
     def _publish(
         self,
@@ -259,3 +276,20 @@ class Scheduler:
         if self._trouble != trouble:
             telemetry.logger().error(Event.TICK_FAILED.value, reason=trouble, sqlstate=state)
         self._trouble = trouble
+
+
+def _window(app: App, provider: Provider, standing: Standing, now: datetime) -> int:
+    """Return how many claims of an app may be out at once."""
+    window = claim_window(provider.rate_per_second, provider.burst, provider.max_outstanding)
+    match standing.state:
+        case CircuitState.OPEN:
+            return 0
+        case CircuitState.HALF_OPEN:
+            # The trial. While it is out there is nobody else.
+            return 1
+    if standing.closed_for_ms is not None:
+        window = min(window, ramp(standing.closed_for_ms / 1000))
+    if app.paused_until is not None and provider.rate_per_second is None:
+        # Nobody said how fast it may go on.
+        window = min(window, ramp((now - app.paused_until).total_seconds()))
+    return window

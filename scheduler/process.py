@@ -10,9 +10,12 @@ from typing import Final
 from redis import Redis
 
 from providers import load_registry
+from scheduler.coming_hour import ComingHour
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
 from scheduler.relay import Relay
+from scheduler.watch import Watch
+from store.circuits import CircuitView
 from store.engine import (
     IDLE_IN_TRANSACTION_MS,
     LOCK_TIMEOUT_MS,
@@ -20,7 +23,6 @@ from store.engine import (
     check_ready,
     make_engine,
 )
-from store.limits import Budgets
 from tokenfleet import telemetry
 from tokenfleet.broker import BROKER_SOCKET_SECONDS, make_celery
 from tokenfleet.errors import UserError
@@ -66,7 +68,9 @@ def serve(settings: Settings) -> None:
             "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"
         )
     redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
-    scheduler = Scheduler(engine, registry, Budgets(redis, prefix=tunables.redis_prefix), publisher, tunables)
+    circuits = CircuitView(redis, prefix=tunables.redis_prefix)
+    scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
+    watch = Watch(engine, ComingHour(engine, registry), circuits.read)
 
     relay = Relay(
         make_engine(
@@ -85,8 +89,8 @@ def serve(settings: Settings) -> None:
 
     def health() -> Health:
         found = scheduler.health()
-        hampering = (*found.hampering, relay.trouble) if relay.trouble else found.hampering
-        return Health(found.fatal, hampering)
+        beside = (problem for problem in (watch.problem(), relay.trouble()) if problem is not None)
+        return Health(found.fatal, (*found.hampering, *beside))
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         scheduler.stop()
@@ -97,11 +101,13 @@ def serve(settings: Settings) -> None:
     server = None
     if tunables.metrics_port:
         server = HealthServer(tunables.metrics_host, tunables.metrics_port, health)
+    watch.start()
     telemetry.logger().info(Event.PROCESS_STARTED.value, role="scheduler", name=name)
     relay.start()
     scheduler.run()
     relay.stop()
     relay.join(RELAY_STOP_SECONDS)
+    watch.stop()
     publisher.close()
     if server is not None:
         server.stop()

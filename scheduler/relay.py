@@ -63,9 +63,8 @@ class Relay:
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
 
-    @property
     def trouble(self) -> str | None:
-        """What is wrong now, in words for ``/healthz``, or None."""
+        """Return what is wrong now, in words for ``/healthz``, or None."""
         if self._trouble is None and self._backlog:
             return (
                 f"more than {MAX_WAITING_JOBS} jobs wait in the queue {WEBHOOK_QUEUE!r}: start workers for it"

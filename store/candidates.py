@@ -38,7 +38,7 @@ _LATE = text("""
     JOIN tokenfleet.accounts a ON a.id = c.account_id
     JOIN tokenfleet.token_sets t ON t.account_id = c.account_id
     JOIN tokenfleet.refresh_schedule s ON s.account_id = c.account_id
-    WHERE a.status = 'needs_reauth' AND c.generation = t.generation AND t.epoch > 0
+    WHERE (a.status = 'needs_reauth' OR s.incident_id IS NOT NULL) AND c.generation = t.generation AND t.epoch > 0
 """)
 
 _PROMOTE = text("""
@@ -70,7 +70,9 @@ _PROMOTE = text("""
     UPDATE tokenfleet.refresh_schedule s
     SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE now() END, claimed_until = NULL,
         -- Not unanswered: what the provider rejects next may still be our loss, not the customer's doing.
-        attempts = 0, failing_since = NULL, last_error = NULL, quarantined = false
+        attempts = 0, doubts = 0, failing_since = NULL, last_error = NULL, quarantined = false,
+        -- Another token than the one that was rejected during an incident: its success proves nothing of the others.
+        incident_id = CASE WHEN s.next_refresh_at IS NULL THEN s.incident_id END
     FROM i JOIN promoted USING (account_id) WHERE s.account_id = i.account_id
     RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled
 """)
@@ -102,7 +104,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Deposed:
-    """An account that waits for its customer although an answer came in after the rejection."""
+    """An account that was given up or set apart, although an answer came in after the rejection."""
 
     account_id: AccountId
     epoch: Epoch
@@ -135,7 +137,7 @@ def of_account(connection: Connection, account_id: AccountId) -> list[Candidate]
 
 
 def deposed(connection: Connection) -> list[Deposed]:
-    """Return the accounts in ``needs_reauth`` that have a candidate. Cheap: candidates are few."""
+    """Return the accounts in ``needs_reauth`` or set apart by an incident that have a candidate; these are few."""
     return [
         Deposed(AccountId(row.account_id), Epoch(row.claim_epoch), row.generation, row.refresh_token)
         for row in connection.execute(_LATE)

@@ -21,6 +21,8 @@ from typing import Any, Final
 from store.apps import DEFAULT_NAME, App
 from store.import_line import spelled
 from store.import_source import NumberedLine
+from store.registrations import Registrations
+from tokenfleet.app_levels import ANY_ENVIRONMENT
 from tokenfleet.errors import UserError
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.tokens import Margins
@@ -31,6 +33,7 @@ ENDED: Final = frozenset({AccountStatus.NEEDS_REAUTH, AccountStatus.REVOKED})
 
 SPENT: Final = "this refresh token was already imported and is spent: the customer has to sign in again"
 REJECTED: Final = "the provider has rejected this refresh token: the customer has to sign in again"
+EVERY_ENVIRONMENT: Final = "environment must be one of yours: * stands for all of them"
 UNKNOWN_PROVIDER: Final = "names an unknown provider: 'tokenfleet providers list' shows the known ones"
 ROTATED: Final = (
     "this refresh token was already imported and replaced since: to move the account to another app, the "
@@ -108,24 +111,24 @@ class Renew:
 
 
 class Apps:
-    """The client registrations, by the names that lines use."""
+    """The client registrations, as lines choose among them."""
 
     def __init__(self, apps: list[App]) -> None:
-        self._named = {(app.provider, app.environment, app.name): app for app in apps}
+        self._registrations = Registrations(apps)
         self._by_id = {app.app_id: app for app in apps}
 
     def of(self, entry: NumberedLine, known: KnownAccount | None) -> App | None:
-        """Return the app that ``entry`` names; else the one its account has; else the default one."""
+        """Return the app that ``entry`` names; else the one its account has; else the most specific one for it."""
         line = entry.line
-        if line.app or known is None:
-            return self._named.get((line.provider, entry.environment, line.app or DEFAULT_NAME))
-        return self._by_id.get(known.app_id)
+        whose = (line.provider, entry.environment, line.external_id)
+        if line.app:
+            return self._registrations.named(*whose, line.app)
+        return self._by_id.get(known.app_id) if known else self._registrations.for_new(*whose)
 
     def missing(self, entry: NumberedLine) -> str:
         """Return why there is no app for ``entry``, and the command that makes one."""
         provider, name = entry.line.provider, entry.line.app or DEFAULT_NAME
-        place = (provider, entry.environment)
-        others = sorted(known for (*where, known) in self._named if tuple(where) == place)
+        others = self._registrations.names(provider, entry.environment)
         registered = f" (registered: {', '.join(others)})" if others else ""
         environment = (spelled(entry.environment) or "<environment>").strip("'")
         shown = (spelled(name) or "<app>").strip("'")
@@ -148,6 +151,8 @@ def judge(
         rules = rules_of(line.provider)
     except UserError as error:
         return Reject(str(error) if spelled(line.provider) else UNKNOWN_PROVIDER)
+    if entry.environment == ANY_ENVIRONMENT:
+        return Reject(EVERY_ENVIRONMENT)
     app = apps.of(entry, known)
     if app is None:
         return Reject(apps.missing(entry))

@@ -70,7 +70,7 @@ class Planner:
     def plan(self, connection: Connection, lines: Sequence[NumberedLine], now: datetime) -> Plan:
         """Return what ``lines`` come to. ``now`` is the database's clock."""
         plan = Plan()
-        registered = Apps(apps.all_apps(connection))
+        registered = Apps(apps.all_for(connection, [entry.line.external_id for entry in lines]))
         known = _known_accounts(connection, lines)
         compared: list[NumberedLine] = []
         for entry in lines:

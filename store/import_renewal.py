@@ -69,8 +69,8 @@ _DESCRIBE = text(f"""
 _RESCHEDULE = text("""
     UPDATE tokenfleet.refresh_schedule s
     SET app_id = COALESCE(i.app_id, s.app_id), next_refresh_at = i.next_refresh_at,
-        claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, unanswered = 0,
-        failing_since = NULL, last_error = NULL, quarantined = false
+        claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0, unanswered = 0,
+        failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]))
         AS i (account_id, app_id, next_refresh_at)
     WHERE s.account_id = i.account_id
@@ -106,7 +106,7 @@ _NOTE_CHANGES = text("""
 
 _TRY_AGAIN = text("""
     UPDATE tokenfleet.refresh_schedule s
-    SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false
+    SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false, doubts = 0
     WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
         AND s.next_refresh_at IS NOT NULL AND s.failing_since IS NOT NULL
 """)

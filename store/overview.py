@@ -14,6 +14,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
+from store.gates import FORECAST_IS_RECENT, OpenIncident, open_incidents
 from tokenfleet.jobs import AppId
 from tokenfleet_client.contract import AccountStatus
 
@@ -31,12 +32,14 @@ _COUNTS = text("""
 
 _APPS = text("""
     SELECT p.id, p.provider, p.environment, p.name, p.paused_until, p.held_since, p.held_code, p.probe_at,
-           d.due, d.claimed, d.oldest_due_at
+           CASE WHEN p.budget_slack_at > now() - CAST(:recent AS interval) THEN p.budget_slack END AS slack,
+           d.due, d.claimed, d.probes, d.oldest_due_at
     FROM tokenfleet.oauth_apps p
     CROSS JOIN LATERAL (
         -- A claim leaves next_refresh_at where it was, so every claimed account is among the due ones.
         SELECT count(*) FILTER (WHERE s.claimed_until IS NULL OR s.claimed_until <= now()) AS due,
                count(*) FILTER (WHERE s.claimed_until > now()) AS claimed,
+               count(*) FILTER (WHERE s.probing) AS probes,
                min(s.next_refresh_at) FILTER (WHERE s.claimed_until IS NULL OR s.claimed_until <= now())
                    AS oldest_due_at
         FROM tokenfleet.refresh_schedule s
@@ -47,6 +50,7 @@ _APPS = text("""
 
 _FAILING = text("""
     SELECT count(*) AS failing, count(*) FILTER (WHERE s.quarantined) AS quarantined,
+           count(*) FILTER (WHERE s.doubts > 0 AND NOT s.quarantined) AS suspects,
            min(s.failing_since) AS failing_since
     FROM tokenfleet.refresh_schedule s WHERE s.failing_since IS NOT NULL
 """)
@@ -109,7 +113,9 @@ class AppLoad:
     """One registration: what is due, what is claimed, and why it may not be asked for.
 
     ``due`` counts accounts that wait to be claimed; ``oldest_due_at`` is since when the first of them waits.
-    ``claimed`` counts those that a worker has or that travel to one.
+    ``claimed`` counts those that a worker has or that travel to one. ``probes`` of both only have their access token
+    probed. ``slack`` is the least part of its rate that the coming hour leaves over (``store.coming_hour``), None
+    where no rate is stated or nobody has looked lately.
     """
 
     app_id: AppId
@@ -118,18 +124,26 @@ class AppLoad:
     name: str
     due: int
     claimed: int
+    probes: int
     oldest_due_at: datetime | None
     paused_until: datetime | None
     held_since: datetime | None
     held_code: str | None
     probe_at: datetime | None
+    slack: float | None
+    incidents: tuple[OpenIncident, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """Accounts whose last attempts failed, and since when the first of them fails."""
+    """Accounts whose last attempts failed, and since when the first of them fails.
+
+    ``suspects`` were answered in a way that repetition may not help with, and are looked into before they are in
+    quarantine.
+    """
 
     accounts: int
+    suspects: int
     quarantined: int
     since: datetime | None
 
@@ -197,7 +211,7 @@ def read_overview(connection: Connection) -> Overview:
             for row in connection.execute(_COUNTS)
         ),
         apps=read_apps(connection),
-        failing=Failing(failing.failing, failing.quarantined, failing.failing_since),
+        failing=Failing(failing.failing, failing.suspects, failing.quarantined, failing.failing_since),
         expiry=Expiry(expiry.expires_at, expiry.expired),
         last_minute=tuple(
             OutcomeCount(row.kind, row.code, row.attempts)
@@ -209,6 +223,7 @@ def read_overview(connection: Connection) -> Overview:
 
 def read_apps(connection: Connection) -> tuple[AppLoad, ...]:
     """Return every registration with its load, by provider, environment and name."""
+    incidents = open_incidents(connection)
     return tuple(
         AppLoad(
             app_id=AppId(row.id),
@@ -217,13 +232,16 @@ def read_apps(connection: Connection) -> tuple[AppLoad, ...]:
             name=row.name,
             due=row.due,
             claimed=row.claimed,
+            probes=row.probes,
             oldest_due_at=row.oldest_due_at,
             paused_until=row.paused_until,
             held_since=row.held_since,
             held_code=row.held_code,
             probe_at=row.probe_at,
+            slack=row.slack,
+            incidents=incidents.get(AppId(row.id), ()),
         )
-        for row in connection.execute(_APPS)
+        for row in connection.execute(_APPS, {"recent": FORECAST_IS_RECENT})
     )
 
 

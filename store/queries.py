@@ -9,15 +9,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, Final
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import ColumnElement, Connection, select, text
 
 from store import history
 from store.history import HistoryRow
 from store.tables import accounts, oauth_apps, refresh_schedule, token_sets
 from tokenfleet.jobs import AccountId
 from tokenfleet_client.contract import AccountStatus
+
+
+class Trouble(StrEnum):
+    """What may be wrong with an account whatever its status is."""
+
+    FAILING = "failing"
+    SUSPECT = "suspect"
+    QUARANTINED = "quarantined"
+    PARKED = "parked"
+
+
+_schedule = refresh_schedule.c
+_IS_IN: Final[dict[Trouble, ColumnElement[bool]]] = {
+    Trouble.FAILING: _schedule.failing_since.is_not(None),
+    Trouble.SUSPECT: _schedule.failing_since.is_not(None) & (_schedule.doubts > 0) & ~_schedule.quarantined,
+    Trouble.QUARANTINED: _schedule.failing_since.is_not(None) & _schedule.quarantined,
+    Trouble.PARKED: _schedule.incident_id.is_not(None),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +47,7 @@ class AccountFilter:
     environment: str | None = None
     status: AccountStatus | None = None
     tenant: str | None = None
+    trouble: Trouble | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,9 @@ class AccountSummary:
     failing_since: datetime | None
     last_error: str | None
     quarantined: bool
+    doubts: int
+    incident_id: int | None
+    probing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +113,9 @@ def list_accounts(
 ) -> list[AccountSummary]:
     """Return up to ``limit`` accounts with an id above ``after``, by id.
 
-    A list of troubled accounts (any status but ``active``) relies on ``ix_accounts_troubled``, one of a
-    tenant on ``ix_accounts_tenant``, any other on the primary key.
+    A list of accounts of any status but ``active`` relies on ``ix_accounts_troubled``, one of a tenant on
+    ``ix_accounts_tenant``, one of those in trouble on ``ix_refresh_schedule_failing`` or
+    ``ix_refresh_schedule_incident``, any other on the primary key.
     """
     page = (
         select(
@@ -117,6 +141,10 @@ def list_accounts(
         page = page.where(accounts.c.status == wanted.status.value)
     if wanted.tenant is not None:
         page = page.where(accounts.c.tenant == wanted.tenant)
+    if wanted.trouble is not None:
+        page = page.join(refresh_schedule, _schedule.account_id == accounts.c.id).where(
+            _IS_IN[wanted.trouble]
+        )
     # The page first, its company afterwards: joined at once, a merge join reads the other tables from their
     # beginning (220 ms instead of 1 ms in the middle of a million accounts).
     account = page.subquery("account")
@@ -135,6 +163,9 @@ def list_accounts(
             refresh_schedule.c.failing_since,
             refresh_schedule.c.last_error,
             refresh_schedule.c.quarantined,
+            refresh_schedule.c.doubts,
+            refresh_schedule.c.incident_id,
+            refresh_schedule.c.probing,
         )
         .join_from(account, oauth_apps, oauth_apps.c.id == account.c.app_id)
         .outerjoin(token_sets, token_sets.c.account_id == account.c.id)
@@ -192,4 +223,7 @@ def _summary(row: Any) -> AccountSummary:
         failing_since=row.failing_since,
         last_error=row.last_error,
         quarantined=bool(row.quarantined),
+        doubts=row.doubts or 0,
+        incident_id=row.incident_id,
+        probing=bool(row.probing),
     )

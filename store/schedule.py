@@ -30,7 +30,15 @@ from tokenfleet_client.contract import AccountStatus
 WAKE_CHANNEL: Final = "tokenfleet_due"
 """``NOTIFY`` on it makes the schedulers look at once."""
 
-_CLAIM = text("""
+_CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
+        claim_epoch = s.claim_epoch + 1,
+        unanswered = s.unanswered + CASE
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
+        last_error = CASE
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
+            ELSE s.last_error END"""
+
+_CLAIM = text(f"""
     WITH allowance AS (
         SELECT * FROM unnest(CAST(:app_ids AS bigint[]), CAST(:counts AS int[]), CAST(:windows AS int[]))
             AS allowance (app_id, count, outstanding)
@@ -53,13 +61,21 @@ _CLAIM = text("""
         ) due
     )
     UPDATE tokenfleet.refresh_schedule s
-    SET claimed_until = now() + CAST(:claim AS interval),
-        claim_epoch = s.claim_epoch + 1,
-        unanswered = s.unanswered + CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
-        last_error = CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
-            ELSE s.last_error END
+    SET {_CLAIMED}
+    FROM picked WHERE s.account_id = picked.account_id
+    RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
+""")
+
+_CLAIM_SAMPLES = text(f"""
+    WITH picked AS (
+        SELECT s.account_id FROM tokenfleet.refresh_schedule s
+        WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.incident_id = :incident_id
+            AND (s.claimed_until IS NULL OR (s.claimed_until <= now()
+                AND (CAST(:take_over AS boolean) OR s.started_epoch < s.claim_epoch)))
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE tokenfleet.refresh_schedule s
+    SET next_refresh_at = LEAST(s.next_refresh_at, now()), {_CLAIMED}
     FROM picked WHERE s.account_id = picked.account_id
     RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
 """)
@@ -71,7 +87,7 @@ _START = text("""
     -- The app too: a message that names another one would send the token to another provider's endpoint.
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
-    RETURNING s.account_id, s.claim_epoch, s.attempts, s.unanswered, s.next_refresh_at, s.last_error
+    RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error
 """)
 
 _READ = text("""
@@ -172,6 +188,7 @@ class Attempt:
     obtained_at: datetime
     refresh_token_expires_at: datetime | None
     attempts: int
+    doubts: int
     unanswered: int
     is_unsettled: bool
     """The attempt before was never settled: whoever made it may have an answer."""
@@ -208,6 +225,31 @@ def claim_due(
     for claimed in claims.values():
         claimed.sort(key=lambda each: each.due_at)
     return dict(claims)
+
+
+def claim_samples(
+    connection: Connection,
+    incident_id: int,
+    account_ids: Sequence[AccountId],
+    *,
+    claim: timedelta,
+    take_over: bool = True,
+) -> list[Claim]:
+    """Make accounts that an incident has set apart due, and claim them, as :func:`claim_due` does.
+
+    An account that somebody else has locked, or that has left the incident meanwhile, is passed over.
+    """
+    rows = connection.execute(
+        _CLAIM_SAMPLES,
+        {
+            "incident_id": incident_id,
+            "account_ids": list(account_ids),
+            "claim": claim,
+            "take_over": take_over,
+            "unsettled": UNSETTLED,
+        },
+    )
+    return [Claim(AccountId(row.account_id), Epoch(row.claim_epoch), row.next_refresh_at) for row in rows]
 
 
 def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[Attempt]:
@@ -249,6 +291,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 obtained_at=row.obtained_at,
                 refresh_token_expires_at=row.refresh_token_expires_at,
                 attempts=schedule.attempts,
+                doubts=schedule.doubts,
                 unanswered=schedule.unanswered,
                 is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,

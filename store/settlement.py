@@ -21,8 +21,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from store import transitions
+from store import parking, transitions
 from store.answers import COLUMNS, SavedTokens, columns, lists
+from store.incidents import Incident
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
 from tokenfleet.policy import QUARANTINE_DELAY
@@ -41,9 +42,10 @@ _SAVE = text(f"""
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE i.next_refresh_at END,
             claimed_until = CASE WHEN s.claim_epoch = i.epoch THEN NULL ELSE s.claimed_until END,
-            attempts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false
+            attempts = 0, doubts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false
         FROM i JOIN saved USING (account_id) WHERE s.account_id = i.account_id
-        RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled
+        RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled, s.incident_id,
+                  s.claim_epoch = i.epoch AS is_newest
     ), history AS (
         INSERT INTO tokenfleet.account_events
             (account_id, kind, generation, epoch, job_id, duration_ms, actor)
@@ -51,7 +53,7 @@ _SAVE = text(f"""
                CAST(:actor AS text)
         FROM i JOIN saved USING (account_id)
     )
-    SELECT account_id, unscheduled FROM scheduled
+    SELECT account_id, unscheduled, incident_id, is_newest FROM scheduled
 """)
 
 _ALREADY = text("""
@@ -87,15 +89,20 @@ _DEFER = text("""
         SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]),
             CAST(:generation AS bigint[]), CAST(:next_refresh_at AS timestamptz[]), CAST(:code AS text[]),
             CAST(:kind AS text[]), CAST(:counts AS boolean[]), CAST(:answer_lost AS boolean[]),
-            CAST(:quarantined AS boolean[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]),
-            CAST(:detail AS jsonb[]))
+            CAST(:quarantined AS boolean[]), CAST(:in_doubt AS boolean[]), CAST(:job_id AS uuid[]),
+            CAST(:duration_ms AS int[]), CAST(:detail AS jsonb[]))
         AS i (account_id, epoch, generation, next_refresh_at, code, kind, counts, answer_lost, quarantined,
-              job_id, duration_ms, detail)
+              in_doubt, job_id, duration_ms, detail)
     ), deferred AS (
         UPDATE tokenfleet.refresh_schedule s
-        SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE i.next_refresh_at END,
+        SET next_refresh_at = CASE
+                WHEN s.next_refresh_at IS NULL THEN NULL
+                -- A sample that brought no word: another one is taken in its turn. A lost answer cannot wait for that.
+                WHEN s.incident_id IS NOT NULL AND NOT i.answer_lost THEN NULL
+                ELSE i.next_refresh_at END,
             claimed_until = NULL,
             attempts = s.attempts + CASE WHEN i.counts THEN 1 ELSE 0 END,
+            doubts = s.doubts + CASE WHEN i.in_doubt THEN 1 ELSE 0 END,
             unanswered = s.unanswered + CASE WHEN i.answer_lost THEN 1 ELSE 0 END,
             failing_since = CASE WHEN i.counts THEN COALESCE(s.failing_since, now())
                                  ELSE s.failing_since END,
@@ -123,33 +130,13 @@ _QUARANTINE = text("""
     FROM quarantined
 """)
 
-_LOCK_GENERATION = text("""
-    SELECT t.account_id FROM tokenfleet.token_sets t
-    JOIN unnest(CAST(:account_id AS bigint[]), CAST(:generation AS bigint[])) AS i (account_id, generation)
-        USING (account_id)
-    WHERE t.generation = i.generation
-    ORDER BY t.account_id
-    FOR UPDATE OF t
-""")
-
-_RELEASE = text("""
-    UPDATE tokenfleet.refresh_schedule s
-    SET claimed_until = NULL,
-        -- A late answer won, and its predecessor was rejected when we presented it again. A strict provider ends the
-        -- grant for that: what it rejects next is our loss, not the customer's doing.
-        unanswered = s.unanswered + CASE WHEN t.generation > i.generation THEN 1 ELSE 0 END
-    FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]), CAST(:generation AS bigint[]))
-        AS i (account_id, epoch, generation)
-    JOIN tokenfleet.token_sets t ON t.account_id = i.account_id
-    WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class Deferral:
     """An attempt that changes no token and no status: ask again at ``next_refresh_at``.
 
-    ``kind`` is the history event. ``counts`` is False when the failure is not this account's.
+    ``kind`` is the history event. ``counts`` is False when the failure is not this account's; ``in_doubt`` is True
+    when repetition may not help (``tokenfleet.policy.Known.doubts``).
     """
 
     account_id: AccountId
@@ -164,19 +151,7 @@ class Deferral:
     job_id: UUID
     duration_ms: int
     detail: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """The provider's definite word on the grant that ``generation`` held."""
-
-    account_id: AccountId
-    epoch: Epoch
-    generation: int
-    reason: str
-    code: str
-    job_id: UUID
-    duration_ms: int
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +161,8 @@ class SaveResult:
     saved: frozenset[AccountId]
     repeated: frozenset[AccountId]
     candidates: frozenset[AccountId]
+    recovered: tuple[Incident, ...] = ()
+    """Incidents that one of the answers has ended."""
 
 
 def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, actor: str) -> SaveResult:
@@ -194,6 +171,9 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
     The answer to an account that was not active makes it so, in the same transaction. One that comes after its
     account was given up proves nothing yet: the provider may have ended the grant since. It is verified by
     another refresh, and nobody is told before that succeeds.
+
+    The answer to a sample of an incident proves that the provider's rejections were false, and ends it. A late answer
+    for an account that was set apart proves nothing: it is verified like that of one that was given up.
 
     Several answers for one account are written one after the other, by epoch.
     """
@@ -208,6 +188,7 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
             saved=results[0].saved | results[1].saved,
             repeated=results[0].repeated | results[1].repeated,
             candidates=results[0].candidates | results[1].candidates,
+            recovered=results[0].recovered + results[1].recovered,
         )
     parameters = columns(answers) | {"actor": actor}
     rows = connection.execute(_SAVE, parameters).all()
@@ -225,18 +206,29 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         unscheduled -= moved
     if unscheduled:
         transitions.verify(connection, sorted(unscheduled))
+    recovered = parking.end_samples(
+        connection,
+        {
+            AccountId(row.account_id): row.incident_id
+            for row in rows
+            if row.incident_id is not None and not row.unscheduled
+        },
+        proving=frozenset(AccountId(row.account_id) for row in rows if row.is_newest),
+        actor=actor,
+    )
     missed = [answer for answer in answers if answer.account_id not in saved]
     repeated = _already_written(connection, missed)
     late_answers = [answer for answer in missed if answer.account_id not in repeated]
     if late_answers:
         connection.execute(_CANDIDATE, columns(late_answers) | {"actor": actor})
-    return SaveResult(saved, repeated, frozenset(answer.account_id for answer in late_answers))
+    late = frozenset(answer.account_id for answer in late_answers)
+    return SaveResult(saved, repeated, late, recovered)
 
 
 def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) -> None:
     """Write failures that leave the account as it is. An attempt whose claim has moved on is ignored."""
     names = (
-        "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined job_id "
+        "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined in_doubt job_id "
         "duration_ms detail"
     )
     deferrals = sorted(deferrals, key=lambda deferral: deferral.account_id)
@@ -250,34 +242,6 @@ def quarantine(connection: Connection, account_id: AccountId, epoch: Epoch, *, c
     """
     parameters = {"account_id": account_id, "epoch": epoch, "code": code, "wait": QUARANTINE_DELAY}
     connection.execute(_QUARANTINE, parameters | {"actor": actor})
-
-
-def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: str) -> frozenset[AccountId]:
-    """Flip accounts to ``needs_reauth`` whose generation has not moved; returns those that moved.
-
-    This is the re-read of DESIGN section 5: where the generation has moved a sibling won, its tokens are
-    adopted, and only the claim is given back. A late word counts although the claim has moved on: whoever holds
-    the newer one must not present what was rejected, and a token that was rejected does not come to life again.
-    """
-    pairs = lists(rejections, "account_id epoch generation")
-    current = {row.account_id for row in connection.execute(_LOCK_GENERATION, pairs)}
-    flipped: set[AccountId] = set()
-    for rejection in rejections:
-        if rejection.account_id in current:
-            flipped |= transitions.apply(
-                connection,
-                Trigger.GRANT_REJECTED,
-                [rejection.account_id],
-                actor=actor,
-                reason=rejection.reason,
-                code=rejection.code,
-                epoch=rejection.epoch,
-                job_id=rejection.job_id,
-                duration_ms=rejection.duration_ms,
-            )
-    transitions.unschedule(connection, sorted(current))
-    connection.execute(_RELEASE, pairs)
-    return frozenset(flipped)
 
 
 def _already_written(connection: Connection, answers: Sequence[SavedTokens]) -> frozenset[AccountId]:

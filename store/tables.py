@@ -102,6 +102,9 @@ oauth_apps = Table(
     Column("rejections_in_row", Integer, nullable=False, server_default=text("0")),
     Column("rejection_limit", Integer),
     Column("usual_rejections", Double, nullable=False, server_default=text("0")),
+    # The part of its rate that the coming hour leaves, below 0 when it asks for more; when that was reckoned.
+    Column("budget_slack", Double),
+    Column("budget_slack_at", _MOMENT),
     UniqueConstraint("provider", "environment", "name"),
     CheckConstraint("(held_since IS NULL) = (held_code IS NULL)", name="hold"),
 )
@@ -219,6 +222,8 @@ refresh_schedule = Table(
     # What is due is a probe of the access token, not a refresh; when a probe last found it alive.
     Column("probing", Boolean, nullable=False, server_default=text("false")),
     Column("alive_at", _MOMENT),
+    # Answers since the last success that repetition may not help with: tokenfleet.policy.Known.
+    Column("doubts", Integer, nullable=False, server_default=text("0")),
     # Whether anybody was told that the token has expired while the provider does not answer.
     Column("expiry_told", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("started_epoch <= claim_epoch", name="epochs"),
@@ -229,7 +234,12 @@ refresh_schedule = Table(
         postgresql_where=text("next_refresh_at IS NOT NULL"),
     ),
     Index("ix_refresh_schedule_failing", "account_id", postgresql_where=text("failing_since IS NOT NULL")),
-    Index("ix_refresh_schedule_incident", "incident_id", postgresql_where=text("incident_id IS NOT NULL")),
+    Index(
+        "ix_refresh_schedule_incident",
+        "incident_id",
+        "account_id",
+        postgresql_where=text("incident_id IS NOT NULL"),
+    ),
 )
 
 token_candidates = Table(

@@ -11,11 +11,13 @@ account, schedule.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from store.answers import lists
 from tokenfleet.account import TRANSITIONS, Trigger
 from tokenfleet.jobs import AccountId, Epoch
 
@@ -27,26 +29,29 @@ _LOCK = text("""
 """)
 
 _MOVE = text("""
-    WITH moved AS (
+    WITH i AS MATERIALIZED (
+        SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:reason AS text[]), CAST(:code AS text[]),
+            CAST(:epoch AS bigint[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]))
+        AS i (account_id, reason, code, epoch, job_id, duration_ms)
+    ), moved AS (
         UPDATE tokenfleet.accounts a
-        SET status = :target, status_reason = CAST(:reason AS text), status_changed_at = now()
-        WHERE a.id = ANY (CAST(:account_ids AS bigint[])) AND a.status = :source
-        RETURNING a.id, a.provider, a.environment, a.external_id, a.tenant
+        SET status = :target, status_reason = i.reason, status_changed_at = now()
+        FROM i WHERE a.id = i.account_id AND a.status = :source
+        RETURNING a.id, a.provider, a.environment, a.external_id, a.tenant, i.reason, i.code, i.epoch, i.job_id,
+                  i.duration_ms
     ), history AS (
         INSERT INTO tokenfleet.account_events
             (account_id, kind, code, epoch, job_id, duration_ms, actor, status_from, status_to, detail)
-        SELECT id, 'account.' || CAST(:trigger AS text), CAST(:code AS text), CAST(:epoch AS bigint),
-               CAST(:job_id AS uuid), CAST(:duration_ms AS int), CAST(:actor AS text),
+        SELECT id, 'account.' || CAST(:trigger AS text), code, epoch, job_id, duration_ms, CAST(:actor AS text),
                CAST(:source AS text), CAST(:target AS text),
-               CASE WHEN CAST(:reason AS text) IS NULL THEN NULL
-                    ELSE jsonb_build_object('reason', CAST(:reason AS text)) END
+               CASE WHEN reason IS NULL THEN NULL ELSE jsonb_build_object('reason', reason) END
         FROM moved
     ), told AS (
         INSERT INTO tokenfleet.outbox (account_id, event_type, payload)
         SELECT id, CAST(:event AS text), jsonb_build_object(
             'id', id, 'integration_name', provider, 'external_id', external_id, 'tenant', tenant,
             'environment', environment, 'status', CAST(:target AS text),
-            'last_error', CAST(:reason AS text))
+            'last_error', reason)
         FROM moved WHERE CAST(:event AS text) IS NOT NULL
     )
     SELECT id FROM moved
@@ -54,22 +59,22 @@ _MOVE = text("""
 
 _RESCHEDULE = text("""
     UPDATE tokenfleet.refresh_schedule s
-    SET next_refresh_at = i.next_refresh_at, attempts = 0, unanswered = 0, failing_since = NULL,
-        last_error = NULL, quarantined = false
+    SET next_refresh_at = i.next_refresh_at, attempts = 0, doubts = 0, unanswered = 0, failing_since = NULL,
+        last_error = NULL, quarantined = false, incident_id = NULL
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:moments AS timestamptz[]))
         AS i (account_id, next_refresh_at)
     WHERE s.account_id = i.account_id
 """)
 
 _UNSCHEDULE = text("""
-    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = NULL
+    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = NULL, incident_id = NULL
     WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
 _VERIFY = text("""
-    UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = now()
+    UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = now(), incident_id = NULL
     FROM tokenfleet.accounts a
-    WHERE a.id = s.account_id AND a.status = 'needs_reauth'
+    WHERE a.id = s.account_id AND (a.status = 'needs_reauth' OR s.incident_id IS NOT NULL)
       AND s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NULL
 """)
 
@@ -77,6 +82,18 @@ _RESUME = text("""
     UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now()
     WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND next_refresh_at IS NULL
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One account that is to be moved, and what its history and its event say about it."""
+
+    account_id: AccountId
+    reason: str | None
+    code: str | None = None
+    epoch: Epoch | None = None
+    job_id: UUID | None = None
+    duration_ms: int | None = None
 
 
 def apply(
@@ -97,24 +114,29 @@ def apply(
     ``actor`` is the process or person who did it; ``reason`` is stored with the status and sent in the
     event as ``last_error``.
     """
+    moves = [Move(each, reason, code, epoch, job_id, duration_ms) for each in account_ids]
+    return apply_each(connection, trigger, moves, actor=actor)
+
+
+def apply_each(
+    connection: Connection, trigger: Trigger, moves: Sequence[Move], *, actor: str
+) -> frozenset[AccountId]:
+    """Do the same as :func:`apply` for accounts that have reasons of their own; each account comes once."""
     moved: set[AccountId] = set()
     for (source, known), move in TRANSITIONS.items():
         if known is not trigger:
             continue
-        remaining = [account_id for account_id in account_ids if account_id not in moved]
+        remaining = [each for each in moves if each.account_id not in moved]
+        if not remaining:
+            break
         rows = connection.execute(
             _MOVE,
-            {
-                "account_ids": remaining,
+            lists(remaining, "account_id reason code epoch job_id duration_ms")
+            | {
                 "source": source.value,
                 "target": move.target.value,
                 "event": move.event.value if move.event else None,
                 "trigger": trigger.value,
-                "reason": reason,
-                "code": code,
-                "epoch": epoch,
-                "job_id": job_id,
-                "duration_ms": duration_ms,
                 "actor": actor,
             },
         )
@@ -135,12 +157,15 @@ def reschedule(connection: Connection, moments: Mapping[AccountId, datetime]) ->
 
 
 def unschedule(connection: Connection, account_ids: Sequence[AccountId]) -> None:
-    """Take accounts off the schedule: nobody asks about them until they are rescheduled."""
+    """Take accounts off the schedule: nobody asks about them until they are rescheduled. No incident has them."""
     connection.execute(_UNSCHEDULE, {"account_ids": list(account_ids)})
 
 
 def verify(connection: Connection, account_ids: Sequence[AccountId]) -> None:
-    """Let those of ``account_ids`` that were given up be asked once more: an answer has come in since."""
+    """Let those of ``account_ids`` that were given up, or set apart by an incident, be asked once more.
+
+    An answer has come in since; it says nothing of the others that the incident has.
+    """
     connection.execute(_VERIFY, {"account_ids": list(account_ids)})
 
 

@@ -86,7 +86,7 @@ class Unavailable:
 class OutcomeUnknown:
     """The request left and no usable answer came: the provider may have rotated the refresh token.
 
-    ``outage`` says that no answer came at all: timeouts and lost connections.
+    ``outage`` says that no answer came, or only a part of one: timeouts and lost connections.
     """
 
     code: str

@@ -4,7 +4,9 @@
 
 * only :class:`~tokenfleet.outcome.GrantRejected` can lead to ``needs_reauth`` (G4);
 * a refresh token whose answer was lost is presented again once at once, never in a loop;
-* every failure has a next moment, and it is never sooner than one second away.
+* every failure has a next moment, never sooner than one second away and never later than a day;
+* what repetition may not help with, an error that nobody has described or a fault of ours, is probed twice, far
+  apart, before anybody is told, and after that seldom: it is never a word about the grant.
 """
 
 from __future__ import annotations
@@ -29,15 +31,23 @@ from tokenfleet.tokens import Margins, refresh_due
 BACKOFF_BASE: Final = timedelta(seconds=4)
 BACKOFF_CAP: Final = timedelta(minutes=5)
 BACKOFF_FLOOR: Final = timedelta(seconds=1)
+READERS_MARGIN: Final = timedelta(seconds=30)
+"""What a token in the database still has to live, as readers are promised (DESIGN section 1, G1)."""
 
 REPLAYS_IN_GRACE: Final = 3
 
-THROTTLE_DEFAULT: Final = timedelta(seconds=30)
+THROTTLE_FIRST: Final = timedelta(seconds=5)
+THROTTLE_LONGEST: Final = timedelta(minutes=15)
+"""The pause after an answer that says "too often" and not for how long: it doubles with each one in a row."""
 THROTTLE_CAP: Final = timedelta(hours=24)
 
-UNDESCRIBED_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
-OUR_FAULT_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10))
+DOUBT_DELAYS: Final = (timedelta(minutes=1), timedelta(minutes=10))
+"""The probes of an account in doubt: who is asked again after these, and answered like that again, is quarantined."""
+QUARANTINE_BASE: Final = timedelta(minutes=30)
+"""How long the first quarantine lasts; each further one twice as long. A provider that answers everybody oddly for
+half an hour must not cost everybody half a day."""
 QUARANTINE_DELAY: Final = timedelta(hours=6)
+"""How long a quarantine lasts at most, and at once where it is certain that repetition cannot help."""
 
 UNKNOWN_LIFETIME_INTERVAL: Final = timedelta(minutes=30)
 """How soon to renew a token whose lifetime nobody told us and no earlier one taught us."""
@@ -54,11 +64,15 @@ ROTATION_LOST: Final = "rotation_lost"
 class Known:
     """What we know of the account when its outcome arrives.
 
-    ``attempts`` counts consecutive failures before this one. ``unanswered`` counts earlier presentations of
+    ``attempts`` counts consecutive failures before this one. ``doubts`` counts the answers since the last success
+    that repetition may not help with: whatever failed in between does not make them better known.
+    ``unanswered`` counts earlier presentations of
     this same refresh token whose answer was lost, in this attempt or an earlier one. ``replayed`` says that
     this attempt has presented it a second time. ``last_lifetime`` is how long the previous token lived.
     ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
     ``replay_grace`` is how long a replaced one still works, None when it is spent at once.
+    ``expires_at`` is when the access token that readers have expires. ``throttles`` counts the app's pauses in a row
+    whose length the provider did not say.
     """
 
     attempts: int
@@ -68,6 +82,9 @@ class Known:
     last_lifetime: timedelta | None = None
     rotates: bool = True
     replay_grace: timedelta | None = None
+    doubts: int = 0
+    expires_at: datetime | None = None
+    throttles: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +107,27 @@ class Replay:
 class RetryLater:
     """Nothing is wrong with the grant as far as we know; ask again at ``at``.
 
-    ``counts`` is False when the failure is not the account's (a throttled app).
+    ``counts`` is False when the failure is not the account's (a throttled app). ``in_doubt`` says that repetition
+    may not help: it is counted in :attr:`Known.doubts`.
     """
 
     at: datetime
     code: str
     counts: bool = True
     answer_lost: bool = False
+    in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PauseApp:
-    """Nobody of this app is asked before ``until``; this account neither."""
+    """Nobody of this app is asked before ``until``; this account neither.
+
+    ``throttles`` is what the app's count of pauses is now whose length the provider did not say; 0 when it said so.
+    """
 
     until: datetime
     code: str
+    throttles: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +147,7 @@ class RequireReauth:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Our own fault, and repetition did not help: leave this account alone until ``at`` and alarm."""
+    """Repetition does not help, and no customer can: leave this account alone until ``at`` and alarm operators."""
 
     at: datetime
     code: str
@@ -145,39 +168,45 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
             return Save(_next_refresh(expires_at, known, now, chance), expires_at)
         case GrantRejected(code):
             return RequireReauth(ROTATION_LOST if known.unanswered and known.rotates else code, code)
-        case ClientRejected(code):
-            return HoldApp(code)
-        case Throttled(code, retry_after):
-            return PauseApp(now + _pause(retry_after), code)
+        case ClientRejected(code, whole_app):
+            # One connection that refuses our client says nothing about the others: they go on.
+            return HoldApp(code) if whole_app else Quarantine(now + _quarantine(known.doubts), code)
+        case Throttled(code, retry_after, whole_app):
+            return _throttled(code, retry_after, whole_app, known, now)
         case Unavailable(code):
-            return RetryLater(now + _retry_wait(known, chance), code)
+            return RetryLater(now + _retry_wait(known, now, chance), code)
         case OutcomeUnknown(code):
             if not known.replayed:
                 return Replay()
-            return RetryLater(now + _retry_wait(known, chance), code, answer_lost=True)
-        case RequestRejected(code):
-            return _our_fault(code, known.attempts, now)
-        case Undescribed(code):
-            step = min(known.attempts, len(UNDESCRIBED_DELAYS) - 1)
-            return RetryLater(now + UNDESCRIBED_DELAYS[step] * (0.75 + chance / 2), code)
+            return RetryLater(now + _retry_wait(known, now, chance), code, answer_lost=True)
+        case RequestRejected(code) | Undescribed(code):
+            return _doubtful(code, known.doubts, now, chance)
         case _:
             assert_never(outcome)
 
 
 def backoff(attempts: int, chance: float) -> timedelta:
     """Return the wait before try number ``attempts`` + 2: exponential, capped, full jitter, 1 s at least."""
-    doublings: int = 1 << min(max(attempts, 0), 16)
-    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * doublings)
+    ceiling = min(BACKOFF_CAP, BACKOFF_BASE * _doublings(attempts))
     return max(BACKOFF_FLOOR, ceiling * chance)
 
 
-def _retry_wait(known: Known, chance: float) -> timedelta:
+def learned_pause(throttles: int) -> timedelta:
+    """Return how long to leave an app alone that was throttled ``throttles`` times before in a row."""
+    return min(THROTTLE_LONGEST, THROTTLE_FIRST * _doublings(throttles))
+
+
+def _retry_wait(known: Known, now: datetime, chance: float) -> timedelta:
     """Return the wait before the next try.
 
-    While an answer is missing it is short enough for some more tries within the provider's grace: after that the
-    replaced token is reuse, and the family may be revoked for it (RFC 9700 section 4.14.2).
+    While the access token lives, it is at most half of the time until readers are owed a new one, so that there is
+    always another try before that. While an answer is missing it is short enough for some more tries within the
+    provider's grace: after that the replaced token is reuse, and the family may be revoked for it (RFC 9700 section
+    4.14.2).
     """
     wait = backoff(known.attempts, chance)
+    if known.expires_at is not None and (left := known.expires_at - now - READERS_MARGIN) > timedelta(0):
+        wait = max(BACKOFF_FLOOR, min(wait, left / 2))
     if known.replay_grace is None or not 0 < known.unanswered <= REPLAYS_IN_GRACE:
         return wait
     return max(BACKOFF_FLOOR, min(wait, known.replay_grace / (REPLAYS_IN_GRACE + 1)))
@@ -199,13 +228,32 @@ def _next_refresh(expires_at: datetime | None, known: Known, now: datetime, chan
     return max(due, now + BACKOFF_FLOOR)
 
 
-def _pause(retry_after: timedelta | None) -> timedelta:
+def _throttled(
+    code: str, retry_after: timedelta | None, whole_app: bool, known: Known, now: datetime
+) -> PauseApp | RetryLater:
+    if not whole_app:
+        wait = learned_pause(known.attempts) if retry_after is None else _credible(retry_after)
+        return RetryLater(now + wait, code)
     if retry_after is None:
-        return THROTTLE_DEFAULT
+        return PauseApp(now + learned_pause(known.throttles), code, known.throttles + 1)
+    return PauseApp(now + _credible(retry_after), code)
+
+
+def _credible(retry_after: timedelta) -> timedelta:
     return min(max(retry_after, BACKOFF_FLOOR), THROTTLE_CAP)
 
 
-def _our_fault(code: str, attempts: int, now: datetime) -> RetryLater | Quarantine:
-    if attempts < len(OUR_FAULT_DELAYS):
-        return RetryLater(now + OUR_FAULT_DELAYS[attempts], code)
-    return Quarantine(now + QUARANTINE_DELAY, code)
+def _doubtful(code: str, doubts: int, now: datetime, chance: float) -> RetryLater | Quarantine:
+    if doubts < len(DOUBT_DELAYS):
+        # Jittered, so that a crowd that was answered oddly at once does not come back at once.
+        return RetryLater(now + DOUBT_DELAYS[doubts] * (0.75 + chance / 2), code, in_doubt=True)
+    return Quarantine(now + _quarantine(doubts - len(DOUBT_DELAYS)), code)
+
+
+def _quarantine(before: int) -> timedelta:
+    """Return how long a quarantine lasts after as many ``before`` it."""
+    return min(QUARANTINE_BASE * _doublings(before), QUARANTINE_DELAY)
+
+
+def _doublings(times: int) -> int:
+    return 1 << min(max(times, 0), 16)

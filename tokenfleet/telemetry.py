@@ -38,6 +38,10 @@ class Event(StrEnum):
     APP_HELD = "app.held"
     APP_RESUMED = "app.resumed"
     APP_PAUSED = "app.paused"
+    APP_OVERBOOKED = "app.overbooked"
+    APP_SECRET_REPLACED = "app.secret_replaced"
+    INCIDENT_OPENED = "incident.opened"
+    INCIDENT_RESOLVED = "incident.resolved"
     STORE_UNAVAILABLE = "store.unavailable"
     STORE_RECOVERED = "store.recovered"
     WRITER_FAILED = "writer.failed"
@@ -97,6 +101,9 @@ LEASES_SKIPPED: Final = Counter(
 ALARMS: Final = Counter(
     "tokenfleet_alarms_total", "Things an operator should look at: quarantine, held app, damage.", ["event"]
 )
+for _event in Event:
+    # One that appeared with its first alarm would not have increased, for whoever watches it.
+    ALARMS.labels(_event.value)
 UNSEALED: Final = Counter("tokenfleet_unsealed_total", "Sealed values opened, by purpose.", ["purpose"])
 
 # Worker, webhooks
@@ -120,6 +127,22 @@ CLAIMED: Final = Counter("tokenfleet_claimed_total", "Accounts claimed.", ["prov
 PUBLISHED: Final = Counter("tokenfleet_jobs_published_total", "Jobs sent to the broker.")
 TICK_SECONDS: Final = Histogram(
     "tokenfleet_tick_seconds", "One scheduler tick.", buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2)
+)
+_APP: Final = ("provider", "environment", "app")
+BUDGET_SLACK: Final = Gauge(
+    "tokenfleet_budget_slack",
+    "Least part of its rate that the coming hour leaves of an app; below 0 the rate is too little.",
+    _APP,
+)
+APPS_HELD: Final = Gauge(
+    "tokenfleet_apps_held", "Apps that are on hold because the provider rejects the registration.", _APP
+)
+APPS_PAUSED: Final = Gauge("tokenfleet_apps_paused", "Apps that the provider asked to wait.", _APP)
+CIRCUITS_OPEN: Final = Gauge(
+    "tokenfleet_circuits_open", "Apps whose provider does not answer, so that nobody or one is asked.", _APP
+)
+INCIDENTS_OPEN: Final = Gauge(
+    "tokenfleet_incidents_open", "Incidents that nobody and nothing has resolved yet.", (*_APP, "kind")
 )
 
 

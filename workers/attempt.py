@@ -6,6 +6,7 @@ Invariants kept here:
   refresh token exists in this process only.
 * Every attempt becomes exactly one settlement. Nobody here retries, but for the one replay that
   ``tokenfleet.policy`` asks for when an answer was lost.
+* Every request, the replay too, leaves by a permit of the app's governor (``workers.governor``).
 * Moments come from the database's clock, carried forward by this machine's monotonic one; this machine's
   wall clock decides nothing.
 """
@@ -15,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from providers.exchange import Failure, FailureKind, TokenRequest
+from providers.exchange import TokenRequest
 from providers.oauth2 import Grant, RequestBuildError
-from providers.transport import Transport, boottime
+from providers.transport import boottime
 from store.answers import SavedTokens
 from store.journal import Journal, JournalUnwritable
 from store.keys import Vault
@@ -32,6 +34,7 @@ from tokenfleet.outcome import (
     Refreshed,
     RequestRejected,
     TokenAnswer,
+    Unavailable,
     Undescribed,
 )
 from tokenfleet.policy import (
@@ -53,11 +56,12 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.candidates import Candidates
 from workers.flushing import Flusher
-from workers.results import AppRecovered, Result
-from workers.settling import KINDS, Asking, Judged, results
+from workers.governor import CLAIM_EXPIRED, Governor, Sent, was_too_late
+from workers.pacing import NotNow
+from workers.results import AppAnswered, AppPaused, AppRecovered, AppUnthrottled, Result
+from workers.settling import KINDS, Asking, Judged, results, unknown_answers
+from workers.standing import Standing
 from workers.writer import GroupWriter
-
-CLAIM_EXPIRED: Final = "claim_expired"
 
 APP_FAULTS: Final = frozenset({"client_secret_missing"})
 """Why a request could not be built that no account is to blame for: the registration is incomplete."""
@@ -68,60 +72,80 @@ class Asker:
 
     def __init__(
         self,
-        transport: Transport,
         vault: Vault,
         journal: Journal,
         writer: GroupWriter,
         candidates: Candidates,
         flusher: Flusher,
+        governor: Governor,
     ) -> None:
-        self._transport = transport
         self._vault = vault
         self._journal = journal
         self._writer = writer
         self._candidates = candidates
         self._flusher = flusher
+        self._governor = governor
+        self._standing = Standing()
         self._chance = random.SystemRandom().random
 
-    async def perform(self, asking: Asking, attempt: Attempt) -> bool:
+    async def perform(self, asking: Asking, attempt: Attempt) -> NotNow | None:
         """Refresh one account and return when its settlement is in Postgres.
 
-        Returns False when nothing was asked because the claim ran out first: then there is nothing to settle.
+        Returns when it is worth another try if nothing was asked, because the app lets nobody pass or the claim ran out
+        first: then there is nothing to settle.
         """
         prepared = self._prepare(asking, attempt)
         if isinstance(prepared, Judged):
             await self._settle(asking, attempt, prepared)
-            return True
+            return None
         request, refresh_token = prepared
-        replayed = False
+        sent: Sent | None = None
+        outcome: Outcome = Unavailable(CLAIM_EXPIRED)
+        pause: tuple[AppPaused, ...] = ()
+        replayed = spared = False
         while True:
-            began = boottime()
-            exchange = await self._transport.ask(request, send_before=asking.send_before)
+            passed = await self._governor.send(request, asking, attempt, again=replayed)
             now = asking.now(attempt)
-            outcome = asking.provider.read(exchange, now=now)
+            if isinstance(passed, NotNow):
+                if sent is None:
+                    return passed
+                # Its answer was lost, and it is not asked again now: as if the replay had come to nothing.
+                decision = self._decide(outcome, asking, attempt, replayed, now)
+                break
+            sent = passed
+            outcome = asking.provider.read(sent.exchange, now=now)
             decision = self._decide(outcome, asking, attempt, replayed, now)
             completed = self._completed(attempt, outcome, refresh_token)
-            if completed is not None and isinstance(decision, RetryLater):
+            unknown = unknown_answers(asking, attempt, outcome)
+            if completed is not None and isinstance(decision, RetryLater | Quarantine):
                 outcome, decision = completed, Save(decision.at, attempt.expires_at)
                 now = attempt.obtained_at
             if isinstance(decision, Save) and isinstance(outcome, Refreshed):
-                duration_ms = _milliseconds(began)
+                duration_ms = _milliseconds(sent.began)
                 answer = self._seal(asking, attempt, outcome, decision, refresh_token, now, duration_ms)
-                saved = self._keep(asking, answer)
+                saved = self._keep(asking, answer, *unknown)
+                self._governor.heard(sent, outcome)
+                if pause := self._governor.pauses(sent, decision, now=asking.now(attempt)):
+                    self._writer.add(*pause)
                 await self._report(asking, answer, saved)
                 if completed is not None:
                     code = "access_token_missing"
                     telemetry.alarm(Event.ACCOUNT_TROUBLED, account_id=attempt.account_id, code=code)
-                return True
+                return None
+            spared = self._governor.heard(sent, outcome)
+            pause = self._governor.pauses(sent, decision, now=now)
             if not isinstance(decision, Replay):
                 break
             replayed = True
-        if _never_asked(exchange) and not replayed:
-            return False
-        judged = Judged(outcome, decision, replayed, _milliseconds(began))
+        if was_too_late(sent.exchange) and not replayed:
+            return NotNow(0.0)
+        if spared and isinstance(decision, RetryLater):
+            # It is the app's failure, whose circuit is not closed.
+            decision = replace(decision, counts=False)
+        judged = Judged(outcome, decision, replayed, _milliseconds(sent.began))
         if not await self._succeeded_by_candidate(asking, attempt, judged, refresh_token):
-            await self._settle(asking, attempt, judged)
-        return True
+            await self._settle(asking, attempt, judged, pause)
+        return None
 
     async def _succeeded_by_candidate(
         self, asking: Asking, attempt: Attempt, judged: Judged, rejected: Secret
@@ -166,17 +190,25 @@ class Asker:
             return Judged(outcome, self._decide(outcome, asking, attempt, False, now), False, 0)
 
     def _decide(
-        self, outcome: Outcome, asking: Asking, attempt: Attempt, replayed: bool, now: datetime
+        self,
+        outcome: Outcome,
+        asking: Asking,
+        attempt: Attempt,
+        replayed: bool,
+        now: datetime,
     ) -> Decision:
         lifetime = None if attempt.expires_at is None else attempt.expires_at - attempt.obtained_at
         known = Known(
             attempts=attempt.attempts,
+            doubts=attempt.doubts,
             unanswered=attempt.unanswered + replayed,
             replayed=replayed,
             margins=asking.provider.margins,
             last_lifetime=lifetime,
             rotates=asking.provider.rotates,
             replay_grace=asking.provider.replay_grace,
+            expires_at=attempt.expires_at,
+            throttles=asking.app.throttles,
         )
         return decide(outcome, known, now=now, chance=self._chance())
 
@@ -236,19 +268,25 @@ class Asker:
             activates=attempt.status is not AccountStatus.ACTIVE and bool(tokens.access_token),
         )
 
-    def _keep(self, asking: Asking, answer: SavedTokens) -> asyncio.Future[bool]:
+    def _keep(self, asking: Asking, answer: SavedTokens, *beside: Result) -> asyncio.Future[bool]:
         """Put the sealed answer on disk and hand it to the writer, before anything else can fail.
 
         A refusing disk stops new attempts (``Journal.trouble``), never this answer.
         """
-        written: tuple[Result, ...] = (answer,)
+        written: tuple[Result, ...] = (answer, *beside)
         if asking.app.held_since is not None:
             written += (AppRecovered(asking.app.app_id),)
+        if asking.app.throttles:
+            written += (AppUnthrottled(asking.app.app_id),)
+        if asking.app.is_sampled:
+            written += (AppAnswered(asking.app.app_id),)
         segment = None
         with contextlib.suppress(JournalUnwritable):
             segment = self._journal.append(answer)
             self._flusher.note()
-        return self._writer.add(*written, segment=segment)
+        added = self._writer.add(*written, segment=segment)
+        self._standing.succeeded(asking.app)
+        return added
 
     async def _report(self, asking: Asking, answer: SavedTokens, saved: asyncio.Future[bool]) -> None:
         if self._journal.trouble is not None:
@@ -272,10 +310,13 @@ class Asker:
         decision = self._decide(outcome, asking, attempt, False, asking.now(attempt))
         await self._writer.add(*results(asking, attempt, Judged(outcome, decision, True, 0)))
 
-    async def _settle(self, asking: Asking, attempt: Attempt, judged: Judged) -> None:
+    async def _settle(
+        self, asking: Asking, attempt: Attempt, judged: Judged, pause: tuple[AppPaused, ...] = ()
+    ) -> None:
         """Write an attempt that brought no token, then say so."""
         kind = KINDS[type(judged.outcome)]
-        await self._writer.add(*results(asking, attempt, judged))
+        weighed = self._standing.weigh(asking.app, results(asking, attempt, judged))
+        await self._writer.add(*weighed, *pause)
         telemetry.REFRESHES.labels(asking.provider.name, kind).inc()
         fields = {
             "attempt": f"{attempt.account_id}-{attempt.epoch}",
@@ -292,11 +333,3 @@ class Asker:
 
 def _milliseconds(began: float) -> int:
     return round((boottime() - began) * 1000)
-
-
-def _never_asked(exchange: object) -> bool:
-    return (
-        isinstance(exchange, Failure)
-        and exchange.kind is FailureKind.NOT_SENT
-        and exchange.code == CLAIM_EXPIRED
-    )

@@ -23,21 +23,27 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from providers import Registry
-from providers.transport import Transport
+from providers.transport import Transport, boottime
 from store import keys
+from store.circuits import Circuits
 from store.engine import make_async_engine
 from store.journal import Journal
 from store.leases import NO_ANSWER, Leases
+from store.limits import Limits, count_workers
 from tokenfleet import telemetry
 from tokenfleet.broker import BROKER_SOCKET_SECONDS
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Settings, Tunables, process_name
 from tokenfleet.telemetry import Event
 from workers.attempt import Asker
+from workers.breaker import Breaker
 from workers.candidates import Candidates
 from workers.flushing import Flusher
-from workers.refresh import STRAGGLER_SECONDS, Refresher
+from workers.governor import Governor
+from workers.pacing import LONGEST_WAIT_SECONDS
+from workers.refresh import Refresher
 from workers.replay import adopt_orphans, consult_journals
+from workers.room import STRAGGLER_SECONDS
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
 
 R = TypeVar("R")
@@ -66,9 +72,10 @@ POSTGRES_PROBE_SECONDS: Final = 5.0
 def longest_stop_seconds(tunables: Tunables) -> float:
     """Return how long a worker may take to stop, everything around it being away: the grace period it needs.
 
-    The requests end meanwhile Celery waits for jobs and lets go of the broker; then what is in hand is written.
+    The requests end, a replay that waits for its slot included, while Celery waits for jobs and lets go of the broker;
+    then what is in hand is written.
     """
-    requests = 2 * tunables.http_timeout_seconds
+    requests = 2 * tunables.http_timeout_seconds + LONGEST_WAIT_SECONDS
     jobs_and_broker = GIVE_UP_SECONDS + BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
     return max(requests, jobs_and_broker) + GIVE_UP_SECONDS + STRAGGLER_SECONDS + 2 * CLOSE_SECONDS
 
@@ -143,10 +150,11 @@ class Engine:
             fatal.append("Postgres does not answer; no refresh starts")
         if self._journal.trouble is not None:
             fatal.append(f"the journal cannot be written ({self._journal.trouble}); no refresh starts")
-        if any(task.done() for task in (self._writing, self._flushing, self._leasing, self._housekeeping)):
+        parts = (self._writing, self._flushing, self._leasing, self._reporting, self._housekeeping)
+        if any(task.done() for task in parts):
             fatal.append("a part of this worker has ended; restart it")
         if self._redis_away:
-            hampered.append("Redis does not answer; refreshes go on without leases")
+            hampered.append("Redis does not answer; refreshes go on without leases, paced apps more slowly")
         return fatal, hampered
 
     async def _open(self) -> None:
@@ -183,8 +191,16 @@ class Engine:
         )
         self._candidates = Candidates(self._engine, self._vault, self._writer)
         self._flusher = Flusher(self._journal, wait_seconds=tunables.group_commit_seconds)
+        self._limits = Limits(self._redis, prefix=tunables.redis_prefix, clock=boottime)
+        breaker = Breaker(Circuits(self._redis, prefix=tunables.redis_prefix), clock=boottime)
+        governor = Governor(self._transport, self._limits, breaker)
         self._asker = Asker(
-            self._transport, self._vault, self._journal, self._writer, self._candidates, self._flusher
+            self._vault,
+            self._journal,
+            self._writer,
+            self._candidates,
+            self._flusher,
+            governor,
         )
         self._refresher = Refresher(
             self._engine,
@@ -194,6 +210,7 @@ class Engine:
             self._asker,
             self._writer,
             self._journal,
+            governor,
             owner=self.name,
             tunables=tunables,
             consult=self._consult,
@@ -204,6 +221,7 @@ class Engine:
         self._writing = asyncio.create_task(self._writer.run())
         self._flushing = asyncio.create_task(self._flusher.run())
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
+        self._reporting = asyncio.create_task(breaker.run())
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     def _hurry_jobs(self) -> None:
@@ -225,8 +243,8 @@ class Engine:
         else:
             self._writing.cancel()
             telemetry.alarm(Event.JOURNAL_LEFT, records=self._journal.unsettled())
-        self._leasing.cancel()
-        self._flushing.cancel()
+        for task in (self._leasing, self._flushing, self._reporting):
+            task.cancel()
         # Whoever waits for a job is told of its end, also when it was given up: no thread may wait for ever.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:
@@ -271,11 +289,18 @@ class Engine:
                 if self._journal.trouble is not None:
                     self._journal.check()
                 await self._adopt()
+                if not self._postgres_away:
+                    await self._count_workers()
                 if self._writer.available:
                     await self._candidates.restore_deposed()
             except Exception as error:  # noqa: BLE001
                 # This task must outlive whatever goes wrong in one round: it is the one that notices recovery.
                 telemetry.logger().warning(Event.HOUSEKEEPING_FAILED.value, error=type(error).__name__)
+
+    async def _count_workers(self) -> None:
+        """See how many share the pace of each app while Redis is away."""
+        async with self._engine.connect() as connection:
+            self._limits.workers = await connection.run_sync(count_workers)
 
     async def _adopt(self) -> int:
         return await adopt_orphans(self._engine, self._settings.journal_dir, actor=self.name)

@@ -8,7 +8,8 @@ Invariants kept here:
 * Nobody asks about an account whose answer is here and not in Postgres yet, even when its claim has expired
   meanwhile: not this process, which remembers; not a sibling, because the lease is kept alive; and not who takes
   over from a process that died or is frozen, because it looks into that one's journal.
-* One provider that hangs occupies only its share of this process; what does not fit is postponed.
+* One provider that hangs occupies only its share of this process, and few of its threads; what does not fit, and
+  whom its app's pace, pause or circuit would keep waiting, is postponed before anything is started.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ from store.keys import Vault
 from store.leases import Leases
 from store.schedule import Attempt
 from tokenfleet import telemetry
+from tokenfleet.guard import SAMPLES
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.attempt import Asker
-from workers.room import Room
+from workers.governor import Governor
+from workers.results import Unasked
+from workers.room import Room, Seats
 from workers.settling import Asking
 from workers.writer import GroupWriter
 
@@ -51,7 +55,7 @@ POSTPONE: Final = timedelta(seconds=2)
 """How long an account waits whose lease somebody else holds, or whose app has no room here."""
 
 APP_SHARE: Final = 0.8
-"""Part of a process's provider calls that one app may occupy."""
+"""Part of a process's provider calls, of those that the other apps leave, that one app may occupy."""
 
 RENEWALS_PER_LEASE: Final = 3
 
@@ -59,9 +63,6 @@ SAVING_SECONDS: Final = 2.0
 SAVING_SHARE: Final = 0.1
 """Part of a claim that is left for saving an answer which came at the last moment: the smaller of the two, since
 a short claim must not be all saving and no asking."""
-
-STRAGGLER_SECONDS: Final = 2.0
-"""A job stops waiting for its slowest accounts after this long; they finish on their own."""
 
 
 class Refresher:
@@ -76,6 +77,7 @@ class Refresher:
         asker: Asker,
         writer: GroupWriter,
         journal: Journal,
+        governor: Governor,
         *,
         owner: str,
         tunables: Tunables,
@@ -91,12 +93,13 @@ class Refresher:
         self._asker = asker
         self._writer = writer
         self._journal = journal
+        self._governor = governor
         self._owner = owner
         self._claim = timedelta(seconds=tunables.claim_seconds)
         self._call_seconds = tunables.http_timeout_seconds
         self._saving_seconds = min(SAVING_SECONDS, tunables.claim_seconds * SAVING_SHARE)
-        share = max(1, int(tunables.max_in_flight * APP_SHARE))
-        self._room = Room(tunables.max_in_flight, share, claim_seconds=tunables.claim_seconds)
+        self._room = Room(tunables.max_in_flight, APP_SHARE, claim_seconds=tunables.claim_seconds)
+        self._seats = Seats(tunables.worker_threads)
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._consult = consult
@@ -106,28 +109,30 @@ class Refresher:
     async def run(self, job: RefreshJob) -> None:
         """Refresh the accounts of ``job`` that are still ours to refresh.
 
-        Returns when all are settled, or after :data:`STRAGGLER_SECONDS` for the slow ones, which go on and
+        Returns when all are settled, or sooner where they are slow (``workers.room.Seats``): those go on and
         are waited for by :meth:`drain`. Nothing is lost by an early return: the claim, not the message,
         remembers them.
         """
         can_save = self._writer.available and self._journal.trouble is None
-        if self._is_stopping() or not can_save or not await self._room.enter(job.app_id, len(job.accounts)):
-            if self._is_stopping():
-                await self._in_database(schedule.release, job)
-            else:
-                await self._in_database(schedule.postpone, job, wait=POSTPONE)
+        entered = 0
+        if not self._is_stopping() and can_save:
+            entered = await self._room.enter(job.app_id, len(job.accounts))
+        if self._is_stopping():
+            await self._room.leave(job.app_id, entered)
+            await self._in_database(schedule.release, job)
             return
         try:
-            attempts = await self._begin(job)
+            job = await self._postpone_after(job, entered, POSTPONE)
+            attempts = await self._begin(job) if entered else []
         except BaseException:
-            await self._room.leave(job.app_id, len(job.accounts))
+            await self._room.leave(job.app_id, entered)
             raise
-        await self._room.leave(job.app_id, len(job.accounts) - len(attempts))
+        await self._room.leave(job.app_id, entered - len(attempts))
         self._running.update(attempts)
         for attempt in attempts:
             attempt.add_done_callback(self._running.discard)
         if attempts:
-            await asyncio.wait(attempts, timeout=STRAGGLER_SECONDS)
+            await self._seats.wait(attempts)
 
     def stop(self) -> None:
         """Ask about nobody any more: jobs are given back at once, for others. Safe in a signal handler.
@@ -137,7 +142,8 @@ class Refresher:
         self._stopping = True
 
     async def hurry(self) -> None:
-        """After :meth:`stop`, let jobs that wait for room be given back now."""
+        """After :meth:`stop`, let jobs that wait for room and accounts that wait for a slot be given back now."""
+        self._governor.close()
         await self._room.close()
 
     def _is_stopping(self) -> bool:
@@ -161,10 +167,14 @@ class Refresher:
         # A held app is asked about one account at a time: the probe. Nothing may fail between start and attempt,
         # so provider and credentials are looked up before.
         may_ask = app is not None and not app.is_paused and (app.held_since is None or len(job.accounts) == 1)
+        # Only samples are asked, of those who were set apart and of the others: what was published before that is not.
+        may_ask &= app is None or not app.is_sampled or len(job.accounts) <= 2 * SAMPLES
         if app is None or not may_ask or app.provider not in self._registry:
             await self._in_database(schedule.release, job)
             return []
         provider, client = self._registry.get(app.provider), self._credentials(app)
+        hopeful, later = await self._governor.foresee(job.app_id, provider, len(job.accounts))
+        job = await self._postpone_after(job, hopeful, timedelta(seconds=later.seconds))
         leased = await self._lease(await self._not_busy(job))
         if not leased.accounts:
             return []
@@ -238,12 +248,9 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            if attempt.due_at is not None:
-                delay = (attempt.database_now - attempt.due_at).total_seconds()
-                telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
-            if not await self._asker.perform(asking, attempt):
-                await self._abandon(attempt)
-                await self._leases.give_back([attempt.account_id], self._owner)
+            not_now = await self._asker.perform(asking, attempt)
+            if not_now is not None:
+                await self._writer.add(Unasked(attempt.account_id, attempt.epoch, not_now.seconds))
         except Exception as error:  # noqa: BLE001
             # A fault of ours. The account waits longer each time; the alarm brings a person.
             name = f"{attempt.account_id}-{attempt.epoch}"
@@ -253,6 +260,14 @@ class Refresher:
             self._busy.discard(attempt.account_id)
             telemetry.IN_FLIGHT.dec()
             await self._room.leave(asking.app.app_id, 1)
+
+    async def _postpone_after(self, job: RefreshJob, count: int, wait: timedelta) -> RefreshJob:
+        """Return the ``count`` most urgent accounts of ``job``; the others are postponed."""
+        if count >= len(job.accounts):
+            return job
+        later = RefreshJob(job.job_id, job.app_id, job.accounts[count:])
+        await self._in_database(schedule.postpone, later, wait=wait)
+        return RefreshJob(job.job_id, job.app_id, job.accounts[:count])
 
     async def _not_busy(self, job: RefreshJob) -> RefreshJob:
         """Return ``job`` without accounts that this process is busy with, whose answer may be unsaved still."""
@@ -284,7 +299,7 @@ class Refresher:
         if app.client_secret is not None:
             try:
                 opened = self._vault.refresh.open(
-                    app.client_secret, secret_binding(app.app_id, app.generation)
+                    app.client_secret, secret_binding(app.app_id, app.secret_generation)
                 )
                 secret = Secret(opened)
             except EnvelopeError:

@@ -15,8 +15,10 @@ from providers import Provider
 from providers.oauth2 import ClientCredentials
 from providers.transport import boottime
 from store.apps import App
+from store.rejection import Rejection
 from store.schedule import Attempt
-from store.settlement import Deferral, Rejection
+from store.settlement import Deferral
+from store.unknowns import UnknownAnswer
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -29,6 +31,7 @@ from tokenfleet.outcome import (
     Undescribed,
 )
 from tokenfleet.policy import (
+    ROTATION_LOST,
     Decision,
     HoldApp,
     PauseApp,
@@ -98,24 +101,39 @@ def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, .
                     code=code,
                     job_id=asking.job_id,
                     duration_ms=judged.duration_ms,
+                    explained=reason == ROTATION_LOST and attempt.is_unsettled,
                 ),
             )
-        case RetryLater(at, code, counts, answer_lost):
+        case RetryLater(at, code, counts, answer_lost, in_doubt):
             lost = answer_lost or judged.replayed
-            return (_deferral(asking, attempt, judged, at, code, counts=counts, lost=lost),)
+            deferral = _deferral(
+                asking, attempt, judged, at, code, counts=counts, lost=lost, in_doubt=in_doubt
+            )
+            return (deferral, *unknown_answers(asking, attempt, judged.outcome))
         case Quarantine(at, code):
-            return (_deferral(asking, attempt, judged, at, code, quarantined=True, lost=judged.replayed),)
-        case PauseApp(until, code):
+            lost = judged.replayed
+            deferral = _deferral(
+                asking, attempt, judged, at, code, quarantined=True, lost=lost, in_doubt=True
+            )
+            return (deferral, *unknown_answers(asking, attempt, judged.outcome))
+        case PauseApp(until, code, throttles):
             deferral = _deferral(asking, attempt, judged, until, code, counts=False, lost=judged.replayed)
-            return (deferral, AppPaused(app.app_id, until))
+            return (deferral, AppPaused(app.app_id, until, throttles))
         case HoldApp(code):
             at = asking.now(attempt) + max(HELD_RETRY, backoff(attempt.attempts, chance=1.0))
             deferral = _deferral(asking, attempt, judged, at, code, lost=judged.replayed)
-            return (deferral, AppHeld(app.app_id, app.generation, code))
+            return (deferral, AppHeld(app.app_id, app.generation, code, attempt.account_id))
         case Save() | Replay():
             raise AssertionError(f"{type(decision).__name__} is acted on before settling")
         case _:
             assert_never(decision)
+
+
+def unknown_answers(asking: Asking, attempt: Attempt, outcome: Outcome) -> tuple[UnknownAnswer, ...]:
+    """Return what is to be remembered of an answer that no rule describes; nothing for any other."""
+    if not isinstance(outcome, Undescribed):
+        return ()
+    return (UnknownAnswer(asking.provider.name, outcome.code, outcome.shape, attempt.account_id),)
 
 
 def _deferral(
@@ -128,6 +146,7 @@ def _deferral(
     counts: bool = True,
     lost: bool,
     quarantined: bool = False,
+    in_doubt: bool = False,
 ) -> Deferral:
     outcome = judged.outcome
     detail = json.dumps({"shape": outcome.shape}) if isinstance(outcome, Undescribed) else None
@@ -141,6 +160,7 @@ def _deferral(
         counts=counts,
         answer_lost=lost,
         quarantined=quarantined,
+        in_doubt=in_doubt,
         job_id=asking.job_id,
         duration_ms=judged.duration_ms,
         detail=detail,

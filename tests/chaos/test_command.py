@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from chaos import __main__ as command
-from chaos.__main__ import again, check_targets, keep, main, make_parser
+from chaos.__main__ import again, main, make_parser
+from chaos.command import check_targets, keep
 from chaos.processes import ROOT
 from tokenfleet.errors import UserError
 

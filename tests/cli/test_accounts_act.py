@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from cli.account_results import MANY
-from store import apps, settlement
+from store import apps, rejections, settlement
 from store.engine import make_engine
 from store.keys import Vault
 from store.schedule import Attempt
@@ -74,7 +74,7 @@ def _be_rejected(engine: Engine, app: AppId) -> None:
     attempt = _next_attempt(engine, app)
     with engine.begin() as connection:
         refused = rejection(attempt.account_id, epoch=attempt.epoch, generation=attempt.generation)
-        settlement.reject(connection, [refused], actor=ACTOR)
+        rejections.reject(connection, [refused], actor=ACTOR)
 
 
 def test_refresh_makes_an_account_due_now_and_lifts_a_quarantine(

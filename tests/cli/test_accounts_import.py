@@ -68,6 +68,21 @@ def test_standard_input_is_imported(fleet: Shell, engine: Engine) -> None:
     assert count(engine) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("nobody.jsonl", ""), ("blank.jsonl", "\n\n"), ("head.csv", "provider,external_id,refresh_token\n")],
+)
+def test_a_file_without_accounts_is_said_to_have_none(
+    fleet: Shell, tmp_path: Path, name: str, content: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(content)
+    ran = fleet("accounts", "import", str(file))
+    assert ran.exit_code == 0
+    assert ran.stderr == f"there is nothing to import in {file}: it has no line with an account\n"
+    assert "nothing to import in standard input" in fleet("accounts", "import", "-", stdin="").stderr
+
+
 def test_a_csv_file_is_known_by_its_name_or_by_the_option(fleet: Shell, tmp_path: Path) -> None:
     content = 'provider,external_id,refresh_token,metadata\ngoogle,{},refresh-1,"{{""plan"": ""pro""}}"\n'
     assert bring(fleet, tmp_path / "accounts.csv", content.format("a")).stdout.startswith("1 created")

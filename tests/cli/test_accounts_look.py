@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 from sqlalchemy import Engine, text
 
-from store import settlement
+from store import rejections, settlement
 from store.keys import Vault
 from tests.cli.conftest import Shell
 from tests.support.builders import (
@@ -122,7 +122,7 @@ def test_history_answers_why_on_one_screen(
     attempt = begin_attempt(engine, app, account_id)
     with engine.begin() as connection:
         refused = rejection(account_id, epoch=attempt.epoch, generation=4)
-        settlement.reject(connection, [refused], actor=ACTOR)
+        rejections.reject(connection, [refused], actor=ACTOR)
     plain = tokenfleet("accounts", "history", str(account_id)).stdout
     assert "the customer has to sign in again" in plain
     assert "active → needs_reauth" in plain

@@ -9,11 +9,11 @@ from typing import Final
 from sqlalchemy import Engine
 
 from providers import load_registry
-from store import apps
+from store import apps, coming_hour
 from store.apps import App, secret_binding
 from store.keys import Vault
 from tests.cli.conftest import Shell
-from tests.support.builders import make_account, now
+from tests.support.builders import make_account, now, park
 
 SECRET: Final = "planted-client-secret"
 
@@ -99,7 +99,9 @@ def test_variables_are_checked_against_the_definition(tokenfleet: Shell, engine:
     assert _stored(engine, name).variables == {}
 
 
-def test_setting_it_again_replaces_it_and_ends_a_hold(tokenfleet: Shell, engine: Engine) -> None:
+def test_setting_it_again_replaces_it_and_probes_a_held_app_at_once(
+    tokenfleet: Shell, engine: Engine
+) -> None:
     words = ("apps", "set", CONFIDENTIAL, "--client-secret-file", "-", "--client-id")
     tokenfleet(*words, "old", stdin=SECRET)
     app = _stored(engine)
@@ -111,7 +113,10 @@ def test_setting_it_again_replaces_it_and_ends_a_hold(tokenfleet: Shell, engine:
     ran = tokenfleet(*words, "new", stdin=SECRET)
     assert "on hold because of invalid_client" in ran.stdout
     assert _stored(engine).client_id == "new"
-    assert _stored(engine).held_since is None
+    assert "one account probes now" in ran.stdout
+    probe_at = _stored(engine).probe_at
+    assert probe_at is not None
+    assert probe_at <= now()
 
 
 def test_a_pause_is_shown_until_it_is_over(tokenfleet: Shell, engine: Engine) -> None:
@@ -122,6 +127,24 @@ def test_a_pause_is_shown_until_it_is_over(tokenfleet: Shell, engine: Engine) ->
         apps.pause_until(connection, [app_id], [now() + timedelta(hours=1)])
     assert tokenfleet("apps", "show", CONFIDENTIAL, "--json").document["state"] == "paused"
     assert "paused until" in tokenfleet("apps", "list").stdout
+
+
+def test_everything_that_is_wrong_with_an_app_is_shown(
+    tokenfleet: Shell, engine: Engine, vault: Vault
+) -> None:
+    tokenfleet("apps", "set", CONFIDENTIAL, "--client-id", "c", "--client-secret-file", "-", stdin=SECRET)
+    app_id = _stored(engine).app_id
+    with engine.begin() as connection:
+        apps.pause_until(connection, [app_id], [now() + timedelta(hours=1)])
+        coming_hour.keep_slack(connection, [(app_id, -0.1)])
+        park(connection, app_id, make_account(engine, vault, app_id))
+    listed = tokenfleet("apps", "list").stdout
+    assert "incident, overbooked, paused" in listed
+    assert "1 account parked" in listed
+    shown = tokenfleet("apps", "show", CONFIDENTIAL)
+    assert "110 % of the rate" in shown.stdout
+    document = tokenfleet("apps", "show", CONFIDENTIAL, "--json").document
+    assert (document["state"], document["slack"], document["circuit"]) == ("incident", -0.1, None)
 
 
 def test_an_app_with_accounts_is_not_removed(tokenfleet: Shell, engine: Engine, vault: Vault) -> None:
@@ -141,3 +164,21 @@ def test_an_app_that_is_not_there_is_one_sentence(tokenfleet: Shell) -> None:
         ran = tokenfleet("apps", *words, "acme")
         assert ran.exit_code == 1
         assert "tokenfleet apps list" in ran.stderr
+
+
+def test_a_new_secret_may_keep_the_previous_ones_as_spares(tokenfleet: Shell, engine: Engine) -> None:
+    words = ("apps", "set", CONFIDENTIAL, "--client-secret-file", "-", "--client-id")
+    tokenfleet(*words, "client-1", stdin=SECRET)
+    ran = tokenfleet(*words, "client-1", "--keep-previous", stdin="another-planted-secret")
+    assert "1 spare secret" in ran.stdout
+    shown = tokenfleet("apps", "show", CONFIDENTIAL)
+    document = tokenfleet("apps", "show", CONFIDENTIAL, "--json").document
+    assert (document["spare_secrets"], document["refused_secrets"]) == (1, 0)
+    assert "spare secrets" in shown.stdout
+    assert SECRET not in ran.stdout + shown.stdout
+    other = tokenfleet(*words, "client-2", "--keep-previous", stdin=SECRET)
+    assert other.exit_code == 2
+    assert "another client id" in other.stderr
+    assert _stored(engine).client_id == "client-1"
+    tokenfleet(*words, "client-2", stdin=SECRET)
+    assert tokenfleet("apps", "show", CONFIDENTIAL, "--json").document["spare_secrets"] == 0

@@ -6,13 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from providers import load_registry
-from store import apps, settlement
+from store import apps, coming_hour, settlement
 from store.keys import Vault
 from tests.cli.conftest import Ran, Shell
-from tests.support.builders import ACTOR, begin_attempt, deferral, make_account, make_app
+from tests.support.builders import ACTOR, begin_attempt, deferral, make_account, make_app, now, park
 
 PROVIDER = load_registry().names()[0]
 
@@ -100,7 +100,7 @@ def test_a_held_app_and_one_without_definition_are_fatal(
     ran = tokenfleet("doctor", "--json")
     assert ran.exit_code == 1
     messages = [check["message"] for check in _checks(ran, "apps")]
-    assert any(f"{PROVIDER}/production/held is on hold" in message for message in messages)
+    assert any(f"{PROVIDER}/production/held: held since" in message for message in messages)
     assert any("unheard_of/production/orphan has no provider definition" in message for message in messages)
 
 
@@ -112,3 +112,24 @@ def test_accounts_in_quarantine_are_worth_a_warning(tokenfleet: Shell, engine: E
     [check] = _checks(tokenfleet("doctor", "--json"), "accounts")
     assert check["verdict"] == "warning"
     assert "accounts refresh" in check["message"]
+
+
+def test_what_stands_between_an_app_and_its_provider_is_a_warning(
+    tokenfleet: Shell, engine: Engine, vault: Vault
+) -> None:
+    app = make_app(engine, vault, provider=PROVIDER, name="crowded")
+    account_id = make_account(engine, vault, app)
+    with engine.begin() as connection:
+        apps.pause_until(connection, [app], [now() + timedelta(hours=1)])
+        coming_hour.keep_slack(connection, [(app, -0.25)])
+        park(connection, app, account_id)
+        connection.execute(
+            text("UPDATE tokenfleet.refresh_schedule SET doubts = 1, failing_since = now(), attempts = 1")
+        )
+    ran = tokenfleet("doctor", "--json")
+    assert ran.exit_code == 0
+    found = _checks(ran, "apps")
+    assert {check["verdict"] for check in found} == {"warning"}
+    told = [check["message"].removeprefix(f"{PROVIDER}/production/crowded: ").split()[0] for check in found]
+    assert told == ["incident", "overbooked:", "paused"]
+    assert "providers unknowns" in _checks(ran, "accounts")[0]["message"]

@@ -10,6 +10,7 @@ import pytest
 
 from cli.explain import why
 from store.details import AccountDetail, AppState, ScheduleFacts, TokenFacts
+from tokenfleet.app_levels import AppLevel
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet_client.contract import AccountStatus
 
@@ -50,7 +51,7 @@ ACCOUNT: Final = AccountDetail(
     created_at=NOW,
     variables={},
     metadata={},
-    app=AppState(AppId(1), "default", None, None, None),
+    app=AppState(AppId(1), "default", None, None, None, "production", AppLevel.ENVIRONMENT, None),
     token=TOKEN,
     schedule=SCHEDULE,
     database_now=NOW,
@@ -107,6 +108,19 @@ def test_a_healthy_account_has_two_sentences() -> None:
         ),
         (_with(schedule={"next_refresh_at": NOW - MINUTE}), "It is due since"),
         (_with(schedule={"next_refresh_at": None}), "No refresh is planned"),
+        (
+            _with(schedule={"next_refresh_at": None, "incident_id": 3, "last_error": "invalid_grant"}),
+            "Parked by incident 3: the provider rejected its grant (invalid_grant)",
+        ),
+        (
+            replace(_with(schedule={"incident_id": 3}), status=AccountStatus.NEEDS_REAUTH),
+            "just before incident 3 was noticed",
+        ),
+        (
+            _with(schedule={"doubts": 1, "failing_since": NOW, "attempts": 1, "last_error": "http_400"}),
+            "A suspect: repetition may not help with http_400",
+        ),
+        (_with(schedule={"probing": True}), "only probes whether its access token works"),
         (_with(token={"expires_at": NOW - MINUTE}), "expired 1 min ago"),
         (_with(token={"expires_at": None}), "Nobody knows when"),
         (_with(token={"has_access_token": False}), "no access token yet"),

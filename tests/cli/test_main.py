@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -18,6 +20,7 @@ from cli.main import SECTIONS, root
 from tests.cli.conftest import Shell
 from tokenfleet_client.errors import KeyMaterialError
 
+NOBODY = "postgresql://x@127.0.0.1:1/x"
 HEAVY = ("sqlalchemy", "psycopg", "celery", "redis", "pydantic", "cryptography", "rich", "structlog", "httpx")
 
 
@@ -159,6 +162,58 @@ def test_interrupting_ends_quietly_with_130(environ: dict[str, str]) -> None:
         errors = process.stderr.read()
         assert process.wait(20) == 130
     assert errors.strip() == ""
+
+
+@pytest.mark.parametrize("words", ["--help", "providers show oidc --json"])
+def test_a_full_disk_behind_the_output_is_one_sentence(words: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "cli", *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={"TOKENFLEET_DATABASE_URL": NOBODY, "TOKENFLEET_REDIS_URL": "redis://127.0.0.1:1/0"},
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "tokenfleet: what this command prints cannot be written (No space left on device): free some space, or "
+        "send it elsewhere\n"
+    )
+
+
+@pytest.mark.parametrize("words", ["providers list", "doctor"])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly_as_a_pipe_does(words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody_reads:
+        ran = subprocess.run(
+            [sys.executable, "-m", "cli", *words.split()],
+            stdout=nobody_reads,
+            stderr=subprocess.PIPE,
+            env={"TOKENFLEET_DATABASE_URL": NOBODY, "TOKENFLEET_REDIS_URL": "redis://127.0.0.1:1/0"},
+            timeout=60,
+            check=False,
+        )
+    assert (ran.returncode, ran.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_interrupting_while_python_loads_the_command_line_leaves_no_traceback() -> None:
+    """What is loaded first waits for the interrupt, as a slow disk would let it."""
+    program = (
+        "import builtins, os, signal, sys\n"
+        "load = builtins.__import__\n"
+        "def slow(name, *arguments, **named):\n"
+        "    if name == 'cli.main':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return load(name, *arguments, **named)\n"
+        "builtins.__import__ = slow\n"
+        "import runpy\n"
+        "runpy.run_module('cli.__main__', run_name='__main__')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, b"")
 
 
 def test_a_failure_prints_a_line_for_each_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,10 +33,13 @@ from store.journal import Journal, Segment
 from store.leases import Leases
 from tests.model.provider import Call
 from tests.model.stepped_loop import SteppedLoop
-from tokenfleet.jobs import AccountId, RefreshJob
+from tokenfleet.circuit import Standing
+from tokenfleet.jobs import AccountId, AppId, RefreshJob
 from workers.attempt import Asker
+from workers.breaker import Breaker
 from workers.candidates import Candidates
 from workers.flushing import Flusher
+from workers.governor import Governor
 from workers.refresh import SAVING_SECONDS, Refresher
 from workers.replay import adopt_orphans, consult_journals
 from workers.writer import GroupWriter
@@ -157,6 +160,20 @@ class ProviderWire:
             self._process.world.server.reset(call)
 
 
+class NoCircuit(Breaker):
+    """Every circuit is closed, whatever is heard: two accounts that lose a dozen answers are no outage."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        super().__init__(cast(Any, None), clock=lambda: process.world.now)
+
+    async def look(self, app_id: AppId) -> Standing:
+        """Look at nothing, which is a wire less to stop at."""
+        return Standing()
+
+    def heard(self, app_id: AppId, *, outage: bool, endpoint: str | None, began: float) -> None:
+        """Forget it."""
+
+
 class KeptJournal(Journal):
     """The real journal; the world is told what reached it."""
 
@@ -198,13 +215,16 @@ class WorkerProcess:
             probe_after=PROBE_AFTER,
         )
         self._candidates = Candidates(database, world.vault, self.writer)
+        governor = Governor(
+            cast(Any, ProviderWire(self)), cast(Any, None), NoCircuit(self), clock=lambda: world.now
+        )
         asker = Asker(
-            cast(Any, ProviderWire(self)),
             world.vault,
             self._journal,
             self.writer,
             self._candidates,
             Flusher(self._journal, wait_seconds=world.tunables.group_commit_seconds),
+            governor,
         )
         self._refresher = Refresher(
             database,
@@ -214,6 +234,7 @@ class WorkerProcess:
             asker,
             self.writer,
             self._journal,
+            governor,
             owner=name,
             tunables=world.tunables,
             consult=self._consult,

@@ -31,10 +31,10 @@ from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
 from store import apps, schedule
 from store.answers import SavedTokens
+from store.circuits import CircuitView
 from store.import_source import ImportFormat, read_chunks
 from store.imports import Importer
 from store.keys import Vault
-from store.limits import Budgets
 from tests.model.process import WorkerProcess
 from tests.model.provider import Call, Fate, Policy, Server
 from tokenfleet.jobs import AccountId, RefreshJob
@@ -149,7 +149,7 @@ class World:
             )
         self.redis.flushdb()
         self.scheduler = Scheduler(
-            self.engine, self.registry, Budgets(self.redis), cast(Publisher, self.desk), self.tunables
+            self.engine, self.registry, CircuitView(self.redis), cast(Publisher, self.desk), self.tunables
         )
         # Its patience after a start is of this machine's time, not of the world's.
         self.scheduler._take_over_from = 0.0

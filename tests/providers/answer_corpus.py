@@ -2,7 +2,8 @@
 
 ``body`` is text, or a list of parts: text, ``{text, times}``, ``{hex, times}``. ``charset`` encodes the text,
 ``encoding`` packs the whole (gzip, deflate) and says so in a header. ``provider`` names the definition that reads it,
-a plain one unless given. Under ``expect`` stand the outcome and whatever of it matters.
+a plain one unless given. Under ``expect`` stand the outcome and whatever of it matters; ``outage = true`` where the
+provider's circuit counts it, which nothing else may.
 """
 
 from __future__ import annotations

@@ -138,6 +138,44 @@ CONTRADICTIONS = {
     ),
     "burst without rate": ({}, "[rate]\nburst = 5", "rate.burst has no meaning without requests_per_second"),
     "rate of nothing": ({}, "[rate]\nmax_outstanding = 0", "rate.max_outstanding must be at least 1"),
+    "rate of zero": (
+        {},
+        "[rate]\nrequests_per_second = 0",
+        "rate.requests_per_second must be more than 0",
+    ),
+    "remaining requests without a moment": (
+        {},
+        '[rate]\nremaining_header = "X-Left"',
+        "rate.remaining_header has no meaning without reset_header, which says how long to pause",
+    ),
+    "form of a moment that nobody tells": (
+        {},
+        '[rate]\nreset_format = "iso8601"',
+        "rate.reset_format has no meaning without reset_header",
+    ),
+    "probe that says both": (
+        {},
+        '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = [200, 401]',
+        "probe.dead_status has 401, which means by alive_status that the token works",
+    ),
+    "margin before the provider permits": (
+        {},
+        "[lifetimes]\nearliest_refresh_seconds = 30\nmargin_earliest_seconds = 60",
+        "lifetimes.margin_earliest_seconds is earlier than the provider permits: earliest_refresh_seconds is 30",
+    ),
+    "a life of tokens that live for ever": (
+        {},
+        "[lifetimes]\naccess_never_expires = true\naccess_seconds = 60",
+        "lifetimes.access_seconds contradicts access_never_expires",
+    ),
+    "pattern that is a regular expression": (
+        {},
+        '[[errors]]\noutcome = "unavailable"\npath = "error"\npattern = "(a+)+$"',
+        (
+            "errors[1].pattern[1] looks like a regular expression (')+'), which patterns are not: * alone stands for "
+            "any run of characters, everything else for itself"
+        ),
+    ),
     "infinite rate": (
         {},
         "[rate]\nrequests_per_second = inf",

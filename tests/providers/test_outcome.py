@@ -276,7 +276,14 @@ def test_error_codes_of_the_rfc(code: str, status: int) -> None:
 @pytest.mark.parametrize("status", [301, 302, 307, 500, 502, 503, 504, 599])
 @pytest.mark.parametrize("body", [{"error": "invalid_grant"}, {"access_token": "at-1"}, HTML, b""])
 def test_outages_and_redirects_say_nothing_about_a_grant(status: int, body: object) -> None:
-    assert read(answer(body, status)) == Unavailable(f"http_{status}")
+    assert read(answer(body, status)) == Unavailable(f"http_{status}", outage=status >= 500)
+
+
+@pytest.mark.parametrize("status", [-5, 0, 99, 301, 404, 408, 425, 600, 999])
+def test_a_status_that_is_no_5xx_is_no_outage(status: int) -> None:
+    assert read(answer(HTML, status)) == Unavailable(
+        f"http_{status}" if 100 <= status <= 999 else "http_invalid"
+    )
 
 
 def test_too_many_requests_say_nothing_about_a_grant() -> None:
@@ -289,11 +296,16 @@ def test_errors_that_cannot_be_read_are_no_word_about_a_grant(status: int, body:
     assert read(answer(body, status)) == Unavailable(f"http_{status}")
 
 
-@pytest.mark.parametrize("flaw", ["answer_cut", "answer_too_large", "timeout"])
-def test_a_flawed_success_may_have_rotated(flaw: str) -> None:
-    assert read(Answer(200, JSON, b"", flaw)) == OutcomeUnknown(flaw)
-    assert read(Answer(400, JSON, b"", flaw)) == Unavailable("http_400")
-    assert read(Answer(503, JSON, b"", flaw)) == Unavailable("http_503")
+@pytest.mark.parametrize(
+    ("flaw", "broken_off"),
+    [("answer_cut", True), ("timeout", True), ("answer_too_large", False), ("bad_encoding", False)],
+)
+def test_a_flawed_success_may_have_rotated_and_one_that_broke_off_is_an_outage(
+    flaw: str, broken_off: bool
+) -> None:
+    assert read(Answer(200, JSON, b"", flaw)) == OutcomeUnknown(flaw, outage=broken_off)
+    assert read(Answer(400, JSON, b"", flaw)) == Unavailable("http_400", outage=broken_off)
+    assert read(Answer(503, JSON, b"", flaw)) == Unavailable("http_503", outage=True)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +325,15 @@ def test_a_success_that_cannot_be_read_may_have_rotated(body: bytes, code: str) 
 
 
 def test_failures_are_judged_by_whether_the_request_left() -> None:
-    assert read(Failure(FailureKind.NOT_SENT, "connect_refused")) == Unavailable("connect_refused")
-    assert read(Failure(FailureKind.ANSWER_LOST, "timeout")) == OutcomeUnknown("timeout")
+    for code in ("connect_refused", "dns_failed", "tls_failed"):
+        assert read(Failure(FailureKind.NOT_SENT, code)) == Unavailable(code, outage=True)
+    for code in ("timeout", "connection_lost", "garbled_answer"):
+        assert read(Failure(FailureKind.ANSWER_LOST, code)) == OutcomeUnknown(code, outage=True)
+
+
+@pytest.mark.parametrize("code", ["claim_expired", "unusable_request"])
+def test_what_we_ourselves_did_not_send_is_nobodys_outage(code: str) -> None:
+    assert read(Failure(FailureKind.NOT_SENT, code)) == Unavailable(code)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +356,7 @@ def test_retry_after_is_seconds_or_a_date(value: str, wait: int) -> None:
 @pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "9" * 50, "Sun, 99 Mar 2026", "\x00", "٣"])
 def test_a_retry_after_that_cannot_be_read_is_not_there(value: str) -> None:
     assert read(answer({}, 429, retry_after=value)) == Throttled("http_429")
-    assert read(answer({}, 503, retry_after=value)) == Unavailable("http_503")
+    assert read(answer({}, 503, retry_after=value)) == Unavailable("http_503", outage=True)
 
 
 RULES = """
@@ -387,7 +406,7 @@ path = "fields"
         (200, {"code": 40030}, GrantRejected("40030")),
         (200, {"code": "40030"}, GrantRejected("40030")),
         (429, {"code": "GONE"}, Throttled("http_429")),
-        (500, {"code": "GONE"}, Unavailable("http_500")),
+        (500, {"code": "GONE"}, Unavailable("http_500", outage=True)),
         (403, {"message": "secondary rate limit hit"}, Throttled("rate_limit")),
         (500, {"error": "bad secret!"}, ClientRejected("bad_secret")),
         (404, HTML, Undescribed("http_404", "404 unreadable")),
@@ -411,7 +430,7 @@ def test_a_rule_for_throttling_hears_retry_after() -> None:
     ("status", "body", "code", "shape"),
     [
         (400, {"error": "consent_required", "error_description": "x"}, "consent_required",
-         "400 {error:text,error_description:text}"),
+         "400 {error:word,error_description:text}"),
         (401, {"error": {"code": 7, "inner": {"deep": {"deeper": 1}}}}, "http_401",
          "401 {error:{code:number,inner:{deep:{...}}}}"),
         (403, [{"errorCode": "X"}, 2], "http_403", "403 [{errorCode:text}]"),
@@ -419,6 +438,12 @@ def test_a_rule_for_throttling_hears_retry_after() -> None:
          "400 {?:bool,error:text,?:null}"),
         (200, {"ok": False}, "http_200", "200 {ok:bool}"),
         (418, {}, "http_418", "418 {}"),
+        (400, {"code": "ITEM_LOGIN_REQUIRED", "hint": "login"}, "item_login_required", "400 {code:WORD,hint:text}"),
+        (401, {"errors": [{"code": "token_dead"}]}, "token_dead", "401 {errors:[{code:word}]}"),
+        (403, [{"errorCode": "INACTIVE"}], "inactive", "403 [{errorCode:WORD}]"),
+        (400, {"error": "", "status": 4}, "http_400", "400 {error:empty,status:number}"),
+        (400, {f"a{letter}": 1 for letter in "abcdefghijklmn"} | {"status": "gone"}, "gone",
+         f"400 {{{','.join(f'a{letter}:number' for letter in 'abcdefghijk')},status:word,...}}"),
     ],
 )  # fmt: skip
 def test_an_error_nobody_described_leaves_its_shape(status: int, body: object, code: str, shape: str) -> None:

@@ -56,6 +56,16 @@ def test_many_grants_are_streamed_whole(client: Client) -> None:
     assert len({line["refresh_token"] for line in grants(client, count=1001)}) == 1001
 
 
+def test_customers_of_a_fleet_that_has_run_for_long_hold_tokens_of_every_age(
+    client: Client, clock: Clock
+) -> None:
+    lines = grants(client, count=3, seconds_left=[60, 300])
+    ends = [datetime.fromisoformat(line["expires_at"]).timestamp() - clock.now for line in lines]
+    assert ends == [60, 180, 300]
+    assert live(client)["acct-2"]["access_token_expires_at"] == clock.now + 180
+    assert client.refresh(lines[0]["refresh_token"]).json()["expires_in"] == 3600
+
+
 def test_a_refresh_token_with_an_end_is_imported_with_it(start: Start, clock: Clock) -> None:
     client = start(SandboxConfig(refresh_absolute_lifetime_seconds=900))
     (line,) = grants(client)
@@ -157,6 +167,9 @@ def test_a_hold_is_set_and_released_over_http(client: Client) -> None:
         ("faults", {"rules": [{"kind": "explode"}]}, "rules.0.kind"),
         ("revoke", {}, "subjects"),
         ("hold", {"stage": "whenever"}, "stage"),
+        ("grants", {"seconds_left": [0, 60]}, "seconds_left"),
+        ("doors", {"port": 70000}, "port"),
+        ("traffic", {"prefixes": []}, "prefixes"),
     ],
 )
 def test_a_wrong_order_is_refused_with_its_place(

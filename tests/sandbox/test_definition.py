@@ -9,7 +9,7 @@ import pytest
 
 from providers import Answer, ClientCredentials, Grant, Provider, load_registry
 from sandbox.config import Rotation, SandboxConfig
-from sandbox.definition import definition_toml
+from sandbox.definition import Pace, definition_toml
 from sandbox.faults import FaultKind, FaultRule
 from tests.sandbox.client import Client
 from tokenfleet.outcome import GrantRejected, Outcome, Refreshed
@@ -51,6 +51,16 @@ def test_every_policy_makes_a_definition_without_mistakes(config: SandboxConfig,
 def test_the_grace_is_told_in_whole_seconds_and_never_too_long(tmp_path: Path) -> None:
     provider = provider_of(SandboxConfig(grace_seconds=30.9), tmp_path)
     assert provider.replay_grace == timedelta(seconds=30)
+
+
+def test_a_pace_and_margins_are_told_as_given(tmp_path: Path) -> None:
+    pace = Pace(requests_per_second=12.5, burst=7, margin_seconds=(40, 50))
+    definition = definition_toml("http://127.0.0.1:9321", SandboxConfig(), name="drill", pace=pace)
+    (tmp_path / "drill.toml").write_text(definition)
+    provider = load_registry(tmp_path, allow_http=True).get("drill")
+    assert (provider.rate_per_second, provider.burst) == (12.5, 7)
+    assert provider.margins.latest == timedelta(seconds=40)
+    assert provider.margins.earliest == timedelta(seconds=50)
 
 
 def test_a_request_made_by_the_definition_is_answered_with_a_successor(

@@ -19,7 +19,7 @@ from sandbox.definition import definition_toml
 from scheduler.loop import Scheduler, TickResult
 from scheduler.publisher import Publisher
 from store import apps
-from store.limits import Budgets
+from store.circuits import CircuitView
 from tests.support.fleet import Fleet, eventually
 from tokenfleet.broker import make_celery
 from tokenfleet.jobs import REFRESH_QUEUE, AccountId, Epoch, RefreshJob
@@ -32,7 +32,7 @@ def make_scheduler(
     settings = fleet.settings
     adjusted = settings.tunables.model_copy(update=tunables)
     publisher = Publisher(make_celery(settings), claim=timedelta(seconds=adjusted.claim_seconds))
-    return Scheduler(engine or fleet.engine, fleet.registry, Budgets(redis), publisher, adjusted)
+    return Scheduler(engine or fleet.engine, fleet.registry, CircuitView(redis), publisher, adjusted)
 
 
 @contextmanager

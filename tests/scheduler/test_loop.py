@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sandbox.tokens import ACCESS_TOKEN_PREFIX, REFRESH_TOKEN_PREFIX
 from scheduler.loop import MAX_WAITING_JOBS, PROBE_SPACING, TickResult
 from store import apps
+from store.circuits import KEY_PREFIX as CIRCUIT_PREFIX
 from tests.scheduler.stage import (
     at_once,
     claims,
@@ -28,6 +29,10 @@ from tests.scheduler.stage import (
 )
 from tests.support.fleet import Fleet
 from tokenfleet.jobs import MAX_BATCH, REFRESH_QUEUE, AccountId, AppId, RefreshJob
+
+
+def milliseconds_from_now(seconds: float) -> int:
+    return int((time.time() + seconds) * 1000)
 
 
 def test_what_is_due_is_claimed_and_published_and_nothing_else(fleet: Fleet, redis: Redis) -> None:
@@ -147,38 +152,59 @@ def test_a_held_app_gets_one_account_per_spacing_however_many_schedulers_tick(
     assert [len(job.accounts) for job in jobs(redis)] == [1, 1]
 
 
-def test_replacing_the_credentials_ends_the_hold_for_everybody(fleet: Fleet, redis: Redis) -> None:
+def test_replaced_credentials_are_probed_at_once_by_one_account(fleet: Fleet, redis: Redis) -> None:
     connect(fleet, 10)
     hold(fleet)
     scheduler = make_scheduler(fleet, redis)
     scheduler.tick()
+    assert scheduler.tick().claimed == 0
     fleet.register(fleet.server.config.client_secret)
-    assert scheduler.tick().claimed == 9
+    assert scheduler.tick().claimed == 1
 
 
-def test_all_schedulers_together_keep_to_an_apps_rate(fleet: Fleet, redis: Redis, tmp_path: Path) -> None:
-    connect(fleet, 200)
-    set_rate(fleet, tmp_path / "providers", "requests_per_second = 20\nburst = 5")
-    first, second = make_scheduler(fleet, redis), make_scheduler(fleet, redis)
-    began = time.monotonic()
-    claimed = sum(result.claimed for result in at_once(first.tick, second.tick))
-    assert 5 <= claimed <= 5 + 20 * (time.monotonic() - began) + 1
-    while time.monotonic() < began + 0.6:
-        claimed += sum(result.claimed for result in at_once(first.tick, second.tick))
-    elapsed = time.monotonic() - began
-    assert 20 * elapsed - 5 <= claimed <= 5 + 20 * elapsed + 1
-
-
-def test_what_the_rate_granted_and_nobody_needed_is_given_back(
+def test_an_app_with_a_rate_has_no_more_outstanding_than_four_seconds_of_it_and_its_burst(
     fleet: Fleet, redis: Redis, tmp_path: Path
 ) -> None:
-    set_rate(fleet, tmp_path / "providers", "requests_per_second = 0.01\nburst = 5")
+    """Whoever ticks, however often: the pace itself is kept where requests are sent."""
+    ids = connect(fleet, 200)
+    execute(
+        fleet,
+        "UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now() - interval '1 h' + account_id * interval '1 s'",
+    )
+    set_rate(fleet, tmp_path / "providers", "requests_per_second = 20\nburst = 5")
+    first, second = make_scheduler(fleet, redis), make_scheduler(fleet, redis)
+    claimed = sum(result.claimed for _ in range(3) for result in at_once(first.tick, second.tick))
+    assert claimed == 4 * 20 + 5
+    assert {account_id for account_id, _ in published(redis)} == set(ids[:85]), "the most urgent ones"
+
+
+def test_an_app_whose_circuit_is_open_gets_nothing_half_open_one_account_and_then_more_each_second(
+    fleet: Fleet, redis: Redis
+) -> None:
+    connect(fleet, 100)
+    key = f"{CIRCUIT_PREFIX}{fleet.app.app_id}"
     scheduler = make_scheduler(fleet, redis)
-    connect(fleet, 1, "early")
-    assert scheduler.tick().claimed == 1
+    redis.hset(key, mapping={"until": milliseconds_from_now(60), "openings": 1})
     assert scheduler.tick().claimed == 0
-    connect(fleet, 10, "late")
-    assert scheduler.tick().claimed == 4
+    redis.hset(key, mapping={"until": milliseconds_from_now(0)})
+    assert scheduler.tick().claimed == 1
+    assert scheduler.tick().claimed == 0, "the trial is out"
+    redis.hset(key, mapping={"until": 0, "closed_at": milliseconds_from_now(-2)})
+    claimed = 1 + scheduler.tick().claimed
+    assert 40 <= claimed < 80
+    redis.hset(key, mapping={"closed_at": milliseconds_from_now(-5)})
+    assert claimed + scheduler.tick().claimed == 100
+
+
+def test_an_app_nobody_knows_the_pace_of_is_not_met_by_everybody_at_once_after_a_pause(
+    fleet: Fleet, redis: Redis
+) -> None:
+    connect(fleet, 100)
+    execute(fleet, "UPDATE tokenfleet.oauth_apps SET paused_until = now() - interval '1 second'")
+    scheduler = make_scheduler(fleet, redis)
+    assert 20 <= scheduler.tick().claimed < 50
+    execute(fleet, "UPDATE tokenfleet.oauth_apps SET paused_until = now() - interval '10 seconds'")
+    assert 50 < scheduler.tick().claimed <= 80
 
 
 def test_one_app_never_has_more_outstanding_than_its_window(
@@ -199,7 +225,7 @@ def test_one_app_never_has_more_outstanding_than_its_window(
 def test_nothing_is_claimed_while_too_many_jobs_wait_for_workers(
     fleet: Fleet, redis: Redis, tmp_path: Path
 ) -> None:
-    """Neither is a probe or a part of the rate used up meanwhile."""
+    """Neither is a probe used up meanwhile."""
     connect(fleet, 10)
     set_rate(fleet, tmp_path / "providers", "requests_per_second = 0.01\nburst = 5")
     redis.rpush(REFRESH_QUEUE, *[b"a job that waits"] * (MAX_WAITING_JOBS + 1))
@@ -209,7 +235,7 @@ def test_nothing_is_claimed_while_too_many_jobs_wait_for_workers(
     assert scheduler.health().status == "degraded"
     assert "start workers" in scheduler.health().hampering[0]
     redis.delete(REFRESH_QUEUE)
-    assert scheduler.tick().claimed == 5
+    assert scheduler.tick().claimed == 6
     assert scheduler.health().status == "healthy"
 
 

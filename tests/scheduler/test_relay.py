@@ -69,7 +69,7 @@ def test_what_cannot_be_sent_is_given_back(office: Office, redis: Redis) -> None
 
     assert not relay.tick()
 
-    assert relay.trouble is not None
+    assert relay.trouble() is not None
     assert office.under_way() == 0
     assert make_relay(office).tick()
     assert len(published(redis)) == 1
@@ -84,11 +84,11 @@ def test_without_workers_nothing_more_is_claimed(office: Office, redis: Redis) -
     relay.tick()
 
     assert office.under_way() == 0
-    assert "start workers" in str(relay.trouble)
+    assert "start workers" in str(relay.trouble())
     redis.delete(WEBHOOK_QUEUE)
     relay.tick()
     assert office.under_way() == 1
-    assert relay.trouble is None
+    assert relay.trouble() is None
 
 
 def test_a_claim_that_ends_is_due_again(office: Office, redis: Redis) -> None:

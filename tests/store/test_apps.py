@@ -197,13 +197,18 @@ def test_a_rejection_of_credentials_that_were_replaced_meanwhile_holds_nothing(
     assert hold(engine, app_id, generation=2)
 
 
-def test_new_credentials_end_a_hold(engine: Engine, vault: Vault, app_id: AppId) -> None:
+def test_new_credentials_are_probed_at_once_before_everybody_is_asked_with_them(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
     hold(engine, app_id, probe_after=MINUTE)
+    assert take_probes(engine) == frozenset()
 
     mended = mend(engine, vault, load(engine, app_id))
 
-    assert (mended.held_since, mended.held_code, mended.probe_at) == (None, None, None)
-    assert take_probes(engine) == frozenset()
+    assert mended.held_code == "invalid_client"
+    assert take_probes(engine) == {app_id}
+    assert end_hold(engine, app_id)
+    assert load(engine, app_id).probe_at is None
 
 
 def test_new_credentials_end_a_pause_and_the_quarantine_of_the_apps_accounts(

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
-from store import schedule, settlement, transitions
+from store import rejections, schedule, settlement, transitions
 from store.import_judgement import REJECTED, ROTATED, SPENT, UNKNOWN_PROVIDER, ProviderRules
 from store.import_source import CHUNK_LINES, BadLine, ImportFormat, read_chunks
 from store.imports import Importer, Tally
@@ -38,6 +38,7 @@ from tests.support.builders import (
     state_of,
     told_about,
 )
+from tests.support.incidents import Place, place_of, provoke, set_apart
 from tests.support.racing import in_background, race, wait_until_blocked
 from tokenfleet.errors import UserError
 from tokenfleet.jobs import AccountId, AppId
@@ -139,7 +140,7 @@ class Desk:
         attempt = begin_attempt(self.engine, AppId(app_id), account_id)
         word = rejection(account_id, epoch=attempt.epoch, generation=attempt.generation)
         with self.engine.begin() as connection:
-            assert settlement.reject(connection, [word], actor=ACTOR) == {account_id}
+            assert rejections.reject(connection, [word], actor=ACTOR).flipped == {account_id}
 
     def pause(self, external_id: str = "customer-1") -> None:
         with self.engine.begin() as connection:
@@ -524,7 +525,7 @@ def test_a_late_word_on_the_old_tokens_changes_nothing_of_the_new_ones(desk: Des
             assert settlement.save_refreshed(connection, [late], actor=ACTOR).candidates == {desk.account()}
         elif word == "rejection":
             no = rejection(desk.account(), epoch=attempt.epoch, generation=attempt.generation)
-            assert not settlement.reject(connection, [no], actor=ACTOR)
+            assert not rejections.reject(connection, [no], actor=ACTOR).flipped
         else:
             settlement.defer(connection, [deferral(attempt)], actor=ACTOR)
     assert desk.state() == before
@@ -763,3 +764,15 @@ def test_an_account_that_exists_already_is_found_by_its_index(desk: Desk) -> Non
 
 def _bringing(desk: Desk, *lines: Mapping[str, Any]) -> Callable[[], Done]:
     return lambda: desk.bring(*lines)
+
+
+def test_new_tokens_for_a_parked_account_take_it_out_of_the_incident(desk: Desk) -> None:
+    desk.bring(*(whole(f"customer-{number}") for number in range(21)))
+    incident_id = provoke(desk.engine, [desk.account(f"customer-{number}") for number in range(21)])
+    signed_in = desk.account("customer-3")
+
+    desk.bring(whole("customer-3", access_token="new-access", refresh_token="new-refresh"))
+
+    assert signed_in not in set_apart(desk.engine, incident_id)
+    assert place_of(desk.engine, signed_in) == Place(is_due=False, is_scheduled=True, incident_id=None)
+    assert len(set_apart(desk.engine, incident_id)) == 20

@@ -1,204 +1,245 @@
-"""The pace of an app: never more than the rate allows plus one burst, whoever asks and whatever Redis does."""
+"""Slots of an app: one sequence for everybody who asks, whatever Redis forgets, and a small share without it."""
 
 from __future__ import annotations
 
-import itertools
-import socket
-import time
-from collections.abc import Iterator
-from functools import partial
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis import Redis
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from sqlalchemy import Engine
 
 from store import limits
-from store.limits import KEY_PREFIX, LOCAL_SHARE, Budgets, Demand
-from tests.support.racing import race
+from store.engine import make_engine
+from store.limits import KEY_PREFIX, Limits, Rate, count_workers
+from tests.support.racing import PATIENCE_SECONDS
 from tokenfleet.jobs import AppId
+from tokenfleet.pace import HORIZON_US, SECOND_US, Pace, take
+from tokenfleet.settings import Settings
+
+R = TypeVar("R")
 
 APP = AppId(1)
-SLOW = 0.001
-"""Requests per second so few that none is added while a test runs."""
+KEY = f"{KEY_PREFIX}{APP}"
+FAST = Rate.of(1000, 100)
+SLOW = Rate.of(0.05, 1)
+NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 
 
-@pytest.fixture
-def redis(redis_url: str) -> Iterator[Redis]:
-    with Redis.from_url(redis_url) as client:
+def run(coroutine: Coroutine[Any, Any, R]) -> R:
+    return asyncio.run(asyncio.wait_for(coroutine, PATIENCE_SECONDS))
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(url)
+    try:
         yield client
+    finally:
+        await client.aclose()
 
 
-@pytest.fixture
-def budgets(redis: Redis) -> Budgets:
-    return Budgets(redis)
+async def all_moments(takers: list[Limits], rate: Rate, rounds: int) -> list[float]:
+    """Let everybody take at once, again and again; returns the moments of all slots, in order."""
+    moments: list[float] = []
+
+    async def take_some(taker: Limits) -> None:
+        for _ in range(rounds):
+            taken = await taker.take(APP, rate, 7)
+            moments.extend(taken.moment(index) for index in range(taken.slots.count))
+            await asyncio.sleep(0.02)
+
+    await asyncio.gather(*(take_some(taker) for taker in takers))
+    return sorted(moments)
 
 
-def take(budgets: Budgets, wanted: int, *, per_second: float = SLOW, burst: int = 5) -> int:
-    return budgets.take([Demand(APP, wanted, per_second, burst)])[APP]
+def assert_within(rate: Rate, moments: list[float], burst: int) -> None:
+    for last in range(len(moments)):
+        for first in range(last + 1):
+            window = moments[last] - moments[first]
+            # The clocks of takers are compared by when the answers came: some milliseconds.
+            assert last - first + 1 <= rate.per_second * (window + 0.05) + burst
 
 
-# Shared, in Redis
+def test_workers_that_race_share_one_sequence_of_slots(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(redis_url) as redis:
+            rate = Rate.of(50, 10)
+            moments = await all_moments([Limits(redis) for _ in range(6)], rate, rounds=25)
+            assert len(moments) > 15
+            assert_within(rate, moments, 10)
+
+    run(scenario())
 
 
-def test_a_burst_is_granted_at_once_and_then_nothing(budgets: Budgets) -> None:
-    assert [take(budgets, 3), take(budgets, 3), take(budgets, 3)] == [3, 2, 0]
-    assert budgets.shared
+def test_a_wiped_redis_grants_no_second_burst(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(redis_url) as redis:
+            rate = Rate.of(10, 100)
+            taker, other = Limits(redis), Limits(redis)
+            await redis.hset(KEY, mapping={"arrival": "1"})
+            assert (await taker.take(APP, rate, 1000)).slots.count == 81, (
+                "two seconds of the rate are kept for jitter"
+            )
+            await redis.flushall()
+            await redis.script_flush()
+            for each in (other, taker, other):
+                assert (await each.take(APP, rate, 1000)).slots.count <= 1
+
+    run(scenario())
 
 
-def test_nobody_is_given_more_than_wanted(budgets: Budgets) -> None:
-    assert [take(budgets, 0), take(budgets, 1), take(budgets, 100)] == [0, 1, 4]
+def test_a_worker_that_starts_anew_goes_on_where_the_fleet_is(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(redis_url) as redis:
+            await Limits(redis).take(APP, SLOW, 1)
+            taken = await Limits(redis).take(APP, SLOW, 1)
+            assert taken.slots.count == 0
+            assert 19 < taken.slots.first_us / SECOND_US < 23
+
+    run(scenario())
 
 
-def test_every_app_has_its_own_budget_in_one_call(budgets: Budgets) -> None:
-    demands = [Demand(AppId(number), 10, SLOW, burst) for number, burst in ((1, 3), (2, 20), (3, 1))]
+def test_a_slot_is_never_in_the_past_of_who_asked_nor_beyond_the_horizon(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(redis_url) as redis:
+            await redis.hset(KEY, mapping={"arrival": "1"})
+            taken = await Limits(redis).take(APP, FAST, 10_000)
+            offsets = [taken.slots.offset_us(index) for index in range(taken.slots.count)]
+            assert offsets[0] == 0
+            assert FAST.pace.tolerance_us // 1000 < len(offsets) <= HORIZON_US // 1000 + 52
+            assert max(offsets) <= HORIZON_US
 
-    assert budgets.take(demands) == {AppId(1): 3, AppId(2): 10, AppId(3): 1}
-    assert budgets.take(demands) == {AppId(1): 0, AppId(2): 10, AppId(3): 0}
-    assert budgets.take([]) == {}
-
-
-def test_the_budget_grows_again_at_its_rate(budgets: Budgets) -> None:
-    """The moments are Redis' own, so the bound is taken from outside: before the first and after the last."""
-    began = time.monotonic()
-    granted = 0
-    while granted < 25:
-        granted += take(budgets, 100, per_second=200, burst=5)
-        assert granted <= 5 + 200 * (time.monotonic() - began) + 1
-    assert time.monotonic() - began >= (25 - 5) / 200 - 0.01
+    run(scenario())
 
 
-def test_what_was_not_used_is_given_back(budgets: Budgets) -> None:
-    assert take(budgets, 5) == 5
-    take(budgets, -3)
-    assert take(budgets, 5) == 3
+def test_a_pause_that_one_worker_knows_of_is_everybodys_and_survives_a_wipe_with_who_knows_it(
+    redis_url: str,
+) -> None:
+    async def scenario() -> None:
+        async with connected(redis_url) as redis:
+            first, second = Limits(redis), Limits(redis)
+            assert (await first.take(APP, FAST, 1, paused_seconds=30)).slots.count == 0
+            taken = await second.take(APP, FAST, 1)
+            assert (taken.slots.count, round(taken.paused_seconds)) == (0, 30)
+            await redis.flushall()
+            await second.take(APP, FAST, 1, paused_seconds=29)
+            assert round((await first.take(APP, FAST, 1)).paused_seconds) == 29
+
+    run(scenario())
 
 
-def test_giving_back_more_than_was_taken_saves_nothing_up(budgets: Budgets) -> None:
-    take(budgets, -1000)
-    assert take(budgets, 1000) == 5
+def test_keys_end_by_themselves(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with connected(redis_url) as redis:
+            await Limits(redis).take(APP, FAST, 1)
+            assert 3_000_000 < await redis.pttl(KEY) < 4_000_000
+
+    run(scenario())
 
 
-def test_schedulers_that_race_share_one_budget(redis_url: str) -> None:
-    def one_scheduler() -> int:
-        with Redis.from_url(redis_url) as client:
-            budgets = Budgets(client)
-            return sum(take(budgets, 3, burst=50) for _ in range(20))
+def test_without_redis_all_workers_together_take_half_of_the_rate_at_most() -> None:
+    async def scenario() -> None:
+        async with connected(NOBODY_LISTENS) as redis:
+            rate = Rate.of(200, 10)
+            takers = [Limits(redis) for _ in range(4)]
+            for taker in takers:
+                taker.workers = len(takers)
+            moments = await all_moments(takers, rate, rounds=30)
+            seconds = moments[-1] - moments[0]
+            assert 5 < len(moments) <= 100 * (seconds + 0.1) + len(takers)
 
-    assert sum(race([one_scheduler] * 8)) == 50
-
-
-def test_a_wiped_redis_grants_one_burst_more_and_no_error(budgets: Budgets, redis: Redis) -> None:
-    assert take(budgets, 100) == 5
-    redis.flushall()
-    redis.script_flush()
-
-    assert take(budgets, 100) == 5
-    assert take(budgets, 100) == 0
-    assert budgets.shared
+    run(scenario())
 
 
-def test_keys_end_by_themselves(budgets: Budgets, redis: Redis) -> None:
-    take(budgets, 5, per_second=10, burst=5)
+def test_a_lone_worker_without_redis_takes_a_quarter_of_the_rate() -> None:
+    async def scenario() -> None:
+        async with connected(NOBODY_LISTENS) as redis:
+            taken = await Limits(redis).take(APP, Rate.of(100, 50), 1000)
+            assert taken.slots.interval_us >= SECOND_US / 25
 
-    [key] = redis.keys("*")
-    assert key == f"{KEY_PREFIX}{APP}".encode()
-    assert 0 < redis.pttl(key) <= 1500
-
-
-@pytest.mark.parametrize("per_second", [0.01, 1, 3, 900, 1500, 300_000, 5_000_000])
-def test_rates_from_very_slow_to_absurd_are_never_rounded_up(budgets: Budgets, per_second: float) -> None:
-    began = time.monotonic()
-    granted = sum(take(budgets, 1_000_000, per_second=per_second, burst=2) for _ in range(20))
-
-    assert granted <= 2 + per_second * (time.monotonic() - began)
+    run(scenario())
 
 
-# Local, without Redis
+def test_who_sent_without_redis_gets_no_burst_from_the_redis_that_comes_back(redis_url: str) -> None:
+    async def scenario() -> None:
+        now = [100.0]
+        async with connected(NOBODY_LISTENS) as away, connected(redis_url) as here:
+            rate = Rate.of(10, 100)
+            await here.hset(KEY, mapping={"arrival": "1"})
+            taker = Limits(away, clock=lambda: now[0])
+            await taker.take(APP, rate, 1)
+            taker._script = here.register_script(limits._SCRIPT)
+            assert (await taker.take(APP, rate, 1000)).slots.interval_us > SECOND_US / 10, (
+                "it is still silent"
+            )
+            now[0] += 60
+            assert (await taker.take(APP, rate, 1000)).slots.count <= 1
+
+    run(scenario())
 
 
-@pytest.fixture
-def budgets_without_redis() -> Iterator[Budgets]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        # Bound and not listening: connections are refused, and nobody else can get the port.
-        with Redis(host="127.0.0.1", port=taken.getsockname()[1], socket_connect_timeout=1) as client:
-            yield Budgets(client)
+def test_workers_are_counted_by_their_connections(engine: Engine, settings: Settings) -> None:
+    with engine.connect() as connection:
+        assert count_workers(connection) == 1
+    others = [
+        make_engine(settings.database_url, application_name=f"tokenfleet worker {name}")
+        for name in ("a", "b")
+    ]
+    with others[0].connect(), others[0].connect(), others[1].connect(), engine.connect() as connection:
+        assert count_workers(connection) == 2
+    for other in others:
+        other.dispose()
 
 
-def test_without_redis_every_scheduler_takes_a_quarter(budgets_without_redis: Budgets) -> None:
-    assert take(budgets_without_redis, 100, burst=40) == 10
-    assert take(budgets_without_redis, 100, burst=40) == 0
-    assert not budgets_without_redis.shared
+@pytest.mark.parametrize(("rate", "burst"), [(0.05, 1), (0.001, 3), (100_000.0, 100_000)])
+def test_tiny_and_huge_rates_work(redis_url: str, rate: float, burst: int) -> None:
+    async def scenario() -> None:
+        async with connected(redis_url) as redis:
+            await redis.hset(KEY, mapping={"arrival": "1"})
+            each = Rate.of(rate, burst)
+            first = await Limits(redis).take(APP, each, 1_000_000)
+            assert 1 <= first.slots.count <= burst
+            second = await Limits(redis).take(APP, each, 1)
+            if rate < 1:
+                assert second.slots.count == 0
+                assert second.slots.first_us >= SECOND_US
+
+    run(scenario())
 
 
-def test_without_redis_the_smallest_burst_still_lets_one_through(budgets_without_redis: Budgets) -> None:
-    assert take(budgets_without_redis, 100, burst=1) == 1
+@pytest.fixture(scope="module")
+def plain(servers: dict[str, str]) -> Any:
+    with SyncRedis.from_url(servers["TOKENFLEET_REDIS_URL"]) as redis:
+        yield redis
 
 
-def test_redis_that_comes_back_is_used_again(redis_url: str) -> None:
-    with Redis.from_url(redis_url) as client:
-        budgets = Budgets(client)
-        assert take(budgets, 100, burst=40) == 40
-        client.set(f"{KEY_PREFIX}{APP}", "not a number")
-        assert take(budgets, 100, burst=40) == 10
-        assert not budgets.shared
-
-        client.delete(f"{KEY_PREFIX}{APP}")
-        assert take(budgets, 1, burst=40) == 1
-        assert budgets.shared
+TIMED = limits._SCRIPT.replace("redis.call('TIME')", "{ARGV[7], ARGV[8]}")
 
 
-steps = st.lists(
-    st.tuples(
-        st.integers(0, 3_000_000),  # microseconds that pass before
-        st.integers(0, 60),  # requests wanted
-        st.floats(0, 1),  # the part of the grant that is used
-    ),
-    min_size=1,
-    max_size=30,
-)
-
-
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    steps=steps,
-    per_second=st.floats(0.05, 5000),
+    steps=st.lists(st.tuples(st.integers(0, 3_000_000), st.integers(0, 60)), min_size=1, max_size=10),
+    rate=st.floats(0.01, 5000),
     burst=st.integers(1, 200),
-    start=st.integers(0, 10**14),
+    start=st.integers(10**15, 2 * 10**15),
 )
-def test_in_no_window_is_more_used_than_the_rate_allows_plus_one_burst(
-    steps: list[tuple[int, int, float]], per_second: float, burst: int, start: int
+def test_the_script_in_redis_and_the_rules_in_python_are_the_same(
+    plain: SyncRedis, steps: list[tuple[int, int]], rate: float, burst: int, start: int
 ) -> None:
-    budgets = Budgets(Redis())
-    demand = partial(Demand, APP, per_second=per_second, burst=burst)
-    now, used = start, []
-    for passes, wanted, share in steps:
+    plain.delete("pace")
+    pace, arrival, now = Pace.of(rate, burst), None, start
+    script = plain.register_script(TIMED)
+    for passes, wanted in steps:
         now += passes
-        granted = budgets._take_locally(demand(wanted=wanted), now)
-        assert 0 <= granted <= wanted
-        using = round(granted * share)
-        budgets._take_locally(demand(wanted=using - granted), now)
-        used.append((now, using))
-
-    local_rate, local_burst = per_second * LOCAL_SHARE, max(1, int(burst * LOCAL_SHARE))
-    for first, last in itertools.combinations_with_replacement(range(len(used)), 2):
-        seconds = (used[last][0] - used[first][0]) / 1_000_000
-        assert sum(count for _, count in used[first : last + 1]) <= local_rate * seconds + local_burst + 1e-6
-
-
-@given(per_second=st.floats(0.001, 1_000_000))
-def test_the_time_between_two_requests_is_never_rounded_down(per_second: float) -> None:
-    assert limits._interval(per_second) * per_second >= 1_000_000 * (1 - 1e-12)
-
-
-@given(per_second=st.floats(0.05, 5000), burst=st.integers(1, 200), start=st.integers(0, 10**14))
-def test_after_silence_the_whole_burst_is_there_whatever_the_clock_shows(
-    per_second: float, burst: int, start: int
-) -> None:
-    budgets = Budgets(Redis())
-    demand = Demand(APP, 1000, per_second, burst)
-    whole = max(1, int(burst * LOCAL_SHARE))
-
-    assert budgets._take_locally(demand, start) == whole
-    silence = int(whole * 1_000_000 / (per_second * LOCAL_SHARE)) + whole + 1
-    assert budgets._take_locally(demand, start + silence) == whole
+        arrival, slots = take(arrival, now, wanted, pace)
+        moment = divmod(now, SECOND_US)
+        answer = script(
+            keys=["pace"], args=[wanted, pace.interval_us, pace.tolerance_us, HORIZON_US, 0, 0, *moment]
+        )
+        assert answer == [slots.count, slots.first_us, 0]

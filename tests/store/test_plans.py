@@ -15,7 +15,8 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from store import candidates, history, migrate, schedule, settlement, transitions
+from store import candidates, coming_hour, history, migrate, rejections, schedule, settlement, transitions
+from store.coming_hour import Shift
 from store.keys import Vault
 from store.schedule import Allowance
 from tests.support.builders import (
@@ -135,8 +136,8 @@ def save_late_and_repeated_answers(connection: Connection, big: Big) -> None:
 
 
 def reject(connection: Connection, big: Big) -> None:
-    rejections = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
-    assert len(settlement.reject(connection, rejections, actor=ACTOR)) == 3
+    told = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
+    assert len(rejections.reject(connection, told, actor=ACTOR).flipped) == 3
 
 
 def look_for_candidates(connection: Connection, big: Big) -> None:
@@ -197,6 +198,25 @@ def read_history(connection: Connection, big: Big) -> None:
     assert history.of_account(connection, AccountId(7), limit=20)
 
 
+def let_some_be_due_sooner(connection: Connection, big: Big) -> None:
+    start = connection.execute(text("SELECT now()")).scalar_one()
+    shifts = [Shift(180, 0, 3, 20), Shift(180, 0, 7, 20), Shift(200, 0, 7, 20)]
+    assert coming_hour.move(connection, big.apps[0], shifts, start=start) == 60
+
+
+def let_some_be_due_sooner_within_a_window(connection: Connection, big: Big) -> None:
+    start = connection.execute(text("SELECT now()")).scalar_one()
+    window = timedelta(hours=2)
+    assert coming_hour.move(connection, big.apps[0], [Shift(180, 0, 3, 20)], start=start, window=window) == 20
+
+
+def count_the_coming_hour(connection: Connection, big: Big) -> None:
+    """As if most of the hour were over: of an app with half of all accounts, reading the table is quicker."""
+    start = connection.execute(text("SELECT now() - interval '58 min'")).scalar_one()
+    assert coming_hour.count_visits(connection, big.apps[0], start=start)
+    assert coming_hour.count_visits(connection, big.apps[0], start=start, window=timedelta(hours=2))
+
+
 CALLS: Final[tuple[Callable[[Connection, Big], None], ...]] = (
     claim,
     start,
@@ -209,6 +229,8 @@ CALLS: Final[tuple[Callable[[Connection, Big], None], ...]] = (
     defer,
     pause_and_resume,
     read_history,
+    let_some_be_due_sooner,
+    let_some_be_due_sooner_within_a_window,
 )
 
 
@@ -223,6 +245,22 @@ def test_no_statement_reads_a_whole_table(big: Big, call: Callable[[Connection, 
 
 def test_a_claim_finds_due_accounts_by_the_index_for_it(big: Big) -> None:
     [(statement, parameters)] = sent_by(big, claim)
+    for plan in plans(big.engine, statement, parameters):
+        used = {node.get("Index Name") for node in nodes(plan)}
+        assert {"ix_refresh_schedule_due", "pk_refresh_schedule"} <= used
+
+
+def test_the_coming_hour_is_counted_by_the_index_of_due_accounts(big: Big) -> None:
+    for statement, parameters in sent_by(big, count_the_coming_hour):
+        # It is always planned for its values.
+        plan = next(plans(big.engine, statement, parameters))
+        used = {node.get("Index Name") for node in nodes(plan)}
+        assert "ix_refresh_schedule_due" in used
+        assert "Seq Scan" not in {node["Node Type"] for node in nodes(plan)}
+
+
+def test_the_moved_are_found_by_the_index_of_due_accounts(big: Big) -> None:
+    [(statement, parameters)] = sent_by(big, let_some_be_due_sooner)
     for plan in plans(big.engine, statement, parameters):
         used = {node.get("Index Name") for node in nodes(plan)}
         assert {"ix_refresh_schedule_due", "pk_refresh_schedule"} <= used

@@ -12,8 +12,16 @@ from sqlalchemy import Connection, Engine, event, text
 
 from store import queries, settlement
 from store.keys import Vault
-from store.queries import AccountFilter, AccountName
-from tests.support.builders import ACTOR, answer, begin_attempt, make_account, make_app, make_many_accounts
+from store.queries import AccountFilter, AccountName, Trouble
+from tests.support.builders import (
+    ACTOR,
+    answer,
+    begin_attempt,
+    make_account,
+    make_app,
+    make_many_accounts,
+    park,
+)
 from tokenfleet.jobs import AccountId
 from tokenfleet_client.contract import AccountStatus
 
@@ -55,6 +63,41 @@ def test_each_filter_narrows_the_list(engine: Engine, vault: Vault) -> None:
         assert _ids(connection, AccountFilter(tenant="t-1")) == [tenants]
         assert _ids(connection, AccountFilter(provider="acme", status=AccountStatus.NEEDS_REAUTH)) == []
         assert _ids(connection, AccountFilter(), after=plain) == [tenants, gone]
+
+
+def test_accounts_are_listed_by_what_troubles_them(engine: Engine, vault: Vault) -> None:
+    app = make_app(engine, vault)
+    ids = {trouble: make_account(engine, vault, app) for trouble in Trouble}
+    make_account(engine, vault, app)
+    with engine.begin() as connection:
+        for trouble, doubts, quarantined in (
+            ("failing", 0, False),
+            ("suspect", 1, False),
+            ("quarantined", 3, True),
+        ):
+            connection.execute(
+                text(
+                    "UPDATE tokenfleet.refresh_schedule SET failing_since = now(), doubts = :doubts, "
+                    "quarantined = :quarantined WHERE account_id = :id"
+                ),
+                {"doubts": doubts, "quarantined": quarantined, "id": ids[Trouble(trouble)]},
+            )
+        park(connection, app, ids[Trouble.PARKED])
+        listed = {
+            trouble: [
+                each.account_id
+                for each in queries.list_accounts(
+                    connection, AccountFilter(trouble=trouble), after=None, limit=9
+                )
+            ]
+            for trouble in Trouble
+        }
+    assert listed.pop(Trouble.FAILING) == [
+        ids[Trouble.FAILING],
+        ids[Trouble.SUSPECT],
+        ids[Trouble.QUARANTINED],
+    ]
+    assert listed == {trouble: [ids[trouble]] for trouble in listed}
 
 
 def test_a_line_says_what_troubles_an_account(engine: Engine, vault: Vault) -> None:
@@ -133,6 +176,12 @@ def _explained(engine: Engine) -> Iterator[list[str]]:
             AccountFilter(status=AccountStatus.NEEDS_REAUTH), None, "ix_accounts_troubled", id="troubled"
         ),
         pytest.param(AccountFilter(tenant="t-1"), None, "ix_accounts_tenant", id="tenant"),
+        pytest.param(
+            AccountFilter(trouble=Trouble.SUSPECT), None, "ix_refresh_schedule_failing", id="suspects"
+        ),
+        pytest.param(
+            AccountFilter(trouble=Trouble.PARKED), None, "ix_refresh_schedule_incident", id="parked"
+        ),
     ],
 )
 def test_a_page_comes_from_an_index_and_reads_no_table_whole(

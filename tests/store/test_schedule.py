@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
-from store import schedule, settlement, transitions
+from store import rejections, schedule, settlement, transitions
 from store.engine import make_engine
 from store.keys import Vault
 from store.schedule import Allowance, Attempt, Claim
@@ -624,7 +624,7 @@ class Walk:
             attempt = self.in_flight[choice % len(self.in_flight)]
             told = rejection(attempt.account_id, epoch=attempt.epoch, generation=attempt.generation)
             with self.engine.begin() as connection:
-                flipped = settlement.reject(connection, [told], actor=ACTOR)
+                flipped = rejections.reject(connection, [told], actor=ACTOR).flipped
             if flipped:
                 state = state_of(self.engine, self.vault, attempt.account_id)
                 assert state.status is AccountStatus.NEEDS_REAUTH

@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 from sqlalchemy import Engine, text
 
-from store import settlement, transitions
+from store import rejections, settlement, transitions
 from store.answers import SavedTokens
 from store.keys import Vault
 from store.settlement import Deferral, SaveResult
@@ -71,7 +71,7 @@ def defer(engine: Engine, *deferrals: Deferral) -> None:
 def reject(engine: Engine, account_id: AccountId, *, epoch: int, generation: int) -> frozenset[AccountId]:
     with engine.begin() as connection:
         told = rejection(account_id, epoch=epoch, generation=generation)
-        return settlement.reject(connection, [told], actor=ACTOR)
+        return rejections.reject(connection, [told], actor=ACTOR).flipped
 
 
 def pause(engine: Engine, account_id: AccountId) -> frozenset[AccountId]:
@@ -654,7 +654,7 @@ def test_an_answer_that_waits_for_a_rejection_is_saved_and_verified(
     tokens = answer(vault, account_id, epoch=1, generation=1)
     with engine.begin() as sibling:
         told = rejection(account_id, epoch=2, generation=1)
-        settlement.reject(sibling, [told], actor=ACTOR)
+        rejections.reject(sibling, [told], actor=ACTOR)
         saving = in_background(partial(save, engine, tokens))
         wait_until_blocked(engine)
 
@@ -698,7 +698,7 @@ def test_a_batch_of_rejections_flips_only_those_whose_generation_stands(
     save(engine, answer(vault, moved, epoch=9, generation=1))
     with engine.begin() as connection:
         told = [rejection(each, epoch=1, generation=1) for each in (third, moved, first)]
-        flipped = settlement.reject(connection, told, actor=ACTOR)
+        flipped = rejections.reject(connection, told, actor=ACTOR).flipped
 
     assert flipped == {first, third}
     assert [len(told_about(engine, each)) for each in (first, moved, third)] == [1, 0, 1]

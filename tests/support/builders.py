@@ -21,8 +21,9 @@ from store import apps, schedule
 from store.answers import SavedTokens
 from store.engine import make_engine
 from store.keys import Vault
+from store.rejection import Rejection
 from store.schedule import Allowance, Attempt, Claim
-from store.settlement import Deferral, Rejection
+from store.settlement import Deferral
 from tokenfleet.jobs import AccountId, AppId, Epoch, RefreshJob
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
@@ -165,6 +166,25 @@ def make_accounts(engine: Engine, vault: Vault, app_id: AppId, count: int) -> li
         make_account(engine, vault, app_id, due_in=timedelta(milliseconds=-(count - position)))
         for position in range(count)
     ]
+
+
+def park(connection: Connection, app_id: AppId, *account_ids: AccountId) -> int:
+    """Open an incident that has set these accounts apart; returns its id."""
+    incident_id: int = connection.execute(
+        text(
+            "INSERT INTO tokenfleet.provider_incidents (app_id, kind, code) "
+            "VALUES (:app_id, 'mass_rejection', 'invalid_grant') RETURNING id"
+        ),
+        {"app_id": app_id},
+    ).scalar_one()
+    connection.execute(
+        text(
+            "UPDATE tokenfleet.refresh_schedule SET incident_id = :incident, next_refresh_at = NULL, "
+            "last_error = 'invalid_grant' WHERE account_id = ANY (CAST(:ids AS bigint[]))"
+        ),
+        {"incident": incident_id, "ids": list(account_ids)},
+    )
+    return incident_id
 
 
 def make_many_accounts(

@@ -26,14 +26,15 @@ from tokenfleet.policy import (
     BACKOFF_BASE,
     BACKOFF_CAP,
     BACKOFF_FLOOR,
+    DOUBT_DELAYS,
     LEARNED_LIFETIME_CAP,
-    OUR_FAULT_DELAYS,
+    QUARANTINE_BASE,
     QUARANTINE_DELAY,
+    READERS_MARGIN,
     REPLAYS_IN_GRACE,
     ROTATION_LOST,
     THROTTLE_CAP,
-    THROTTLE_DEFAULT,
-    UNDESCRIBED_DELAYS,
+    THROTTLE_LONGEST,
     UNKNOWN_LIFETIME_INTERVAL,
     Decision,
     HoldApp,
@@ -69,13 +70,16 @@ knowns = st.builds(
     replayed=st.booleans(),
     margins=margins,
     last_lifetime=st.none() | st.timedeltas(),
+    doubts=st.integers(0, 10**9),
+    expires_at=st.none() | expiries,
+    throttles=st.integers(0, 10**9),
 )
 answers = st.builds(TokenAnswer, access_token=st.just(Secret("example")), expires_at=st.none() | expiries)
 refreshed = st.builds(Refreshed, answers)
 failures: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(GrantRejected, codes),
-    st.builds(ClientRejected, codes),
-    st.builds(Throttled, codes, st.none() | st.timedeltas()),
+    st.builds(ClientRejected, codes, st.booleans()),
+    st.builds(Throttled, codes, st.none() | st.timedeltas(), st.booleans()),
     st.builds(Unavailable, codes),
     st.builds(OutcomeUnknown, codes),
     st.builds(RequestRejected, codes),
@@ -85,9 +89,14 @@ outcomes: st.SearchStrategy[Outcome] = st.one_of(refreshed, failures)
 
 
 def known(
-    *, attempts: int = 0, unanswered: int = 0, replayed: bool = False, last_lifetime: timedelta | None = None
+    *,
+    attempts: int = 0,
+    unanswered: int = 0,
+    replayed: bool = False,
+    last_lifetime: timedelta | None = None,
+    doubts: int = 0,
 ) -> Known:
-    return Known(attempts, unanswered, replayed, Margins(), last_lifetime)
+    return Known(attempts, unanswered, replayed, Margins(), last_lifetime, doubts=doubts)
 
 
 def moment_of(decision: Decision) -> datetime | None:
@@ -153,11 +162,19 @@ def test_only_a_good_answer_is_saved(
 
 
 @given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
-def test_only_a_rejected_client_holds_its_app(
+def test_only_a_client_that_is_rejected_for_everybody_holds_its_app(
     outcome: Outcome, what_we_know: Known, now: datetime, chance: float
 ) -> None:
     decision = decide(outcome, what_we_know, now=now, chance=chance)
-    assert isinstance(decision, HoldApp) == isinstance(outcome, ClientRejected)
+    assert isinstance(decision, HoldApp) == (isinstance(outcome, ClientRejected) and outcome.whole_app)
+
+
+@given(outcome=outcomes, what_we_know=knowns, now=moments, chance=chances)
+def test_only_throttling_that_is_everybodys_pauses_the_app(
+    outcome: Outcome, what_we_know: Known, now: datetime, chance: float
+) -> None:
+    decision = decide(outcome, what_we_know, now=now, chance=chance)
+    assert isinstance(decision, PauseApp) == (isinstance(outcome, Throttled) and outcome.whole_app)
 
 
 def test_a_rejection_gives_the_providers_word_as_reason() -> None:
@@ -291,7 +308,6 @@ def test_a_throttled_app_pauses_for_as_long_as_the_provider_says() -> None:
 @pytest.mark.parametrize(
     ("retry_after", "pause"),
     [
-        pytest.param(None, THROTTLE_DEFAULT, id="not said"),
         pytest.param(timedelta(0), ONE_SECOND, id="zero"),
         pytest.param(timedelta(days=-1), ONE_SECOND, id="in the past"),
         pytest.param(timedelta(days=400), THROTTLE_CAP, id="absurd"),
@@ -304,24 +320,106 @@ def test_an_unreasonable_pause_is_made_reasonable(retry_after: timedelta | None,
     )
 
 
+def test_a_connection_that_is_throttled_for_itself_waits_alone() -> None:
+    told = Throttled("http_429", timedelta(seconds=77), whole_app=False)
+    assert decide(told, known(attempts=4), now=NOW, chance=0) == RetryLater(
+        NOW + timedelta(seconds=77), "http_429"
+    )
+
+
+def test_a_connection_that_is_not_told_how_long_waits_longer_each_time_up_to_a_limit() -> None:
+    decisions = [
+        decide(Throttled("busy", whole_app=False), known(attempts=attempts), now=NOW, chance=0)
+        for attempts in (0, 1, 2, 5, 10**9)
+    ]
+    waits = [*(timedelta(seconds=seconds) for seconds in (5, 10, 20, 160)), THROTTLE_LONGEST]
+    assert decisions == [RetryLater(NOW + wait, "busy") for wait in waits]
+
+
+def test_a_pause_of_unsaid_length_doubles_with_each_in_a_row_up_to_a_quarter_of_an_hour() -> None:
+    pauses = []
+    for throttles in range(12):
+        decision = decide(Throttled("http_429"), replace(known(), throttles=throttles), now=NOW, chance=0)
+        assert isinstance(decision, PauseApp)
+        assert decision.throttles == throttles + 1
+        pauses.append((decision.until - NOW).total_seconds())
+    assert pauses[:8] == [5, 10, 20, 40, 80, 160, 320, 640]
+    assert set(pauses[8:]) == {THROTTLE_LONGEST.total_seconds()}
+
+
+# Backoff of an account whose token still lives
+
+
+@given(
+    attempts=st.integers(0, 30),
+    left=st.timedeltas(timedelta(seconds=-100), timedelta(minutes=20)),
+    chance=chances,
+    lost=st.booleans(),
+)
+def test_no_backoff_steps_past_the_moment_at_which_readers_are_owed_a_new_token(
+    attempts: int, left: timedelta, chance: float, lost: bool
+) -> None:
+    what_we_know = replace(known(attempts=attempts, replayed=lost), expires_at=NOW + READERS_MARGIN + left)
+    outcome = OutcomeUnknown("timeout") if lost else Unavailable("http_503")
+    decision = decide(outcome, what_we_know, now=NOW, chance=chance)
+    assert isinstance(decision, RetryLater)
+    wait = decision.at - NOW
+    if left > timedelta(0):
+        assert wait <= max(left / 2, ONE_SECOND)
+    else:
+        assert wait == backoff(attempts, chance)
+
+
 # Our own faults, and what nobody has described
 
-
-def test_our_own_fault_is_tried_a_bounded_number_of_times_and_then_quarantined() -> None:
-    decisions = [
-        decide(RequestRejected("invalid_request"), known(attempts=attempts), now=NOW, chance=0)
-        for attempts in range(len(OUR_FAULT_DELAYS) + 2)
-    ]
-    assert decisions[:-2] == [RetryLater(NOW + delay, "invalid_request") for delay in OUR_FAULT_DELAYS]
-    assert decisions[-2:] == [Quarantine(NOW + QUARANTINE_DELAY, "invalid_request")] * 2
+doubtful = st.one_of(st.builds(RequestRejected, codes), st.builds(Undescribed, codes, codes))
 
 
-@given(attempts=st.integers(0, 1000), chance=chances)
-def test_an_undescribed_error_is_probed_at_growing_distances(attempts: int, chance: float) -> None:
-    decision = decide(Undescribed("http_400", "{}"), known(attempts=attempts), now=NOW, chance=chance)
+@given(outcome=doubtful, chance=chances, attempts=st.integers(0, 1000))
+def test_what_may_be_permanent_is_probed_twice_and_far_apart_before_anybody_is_told(
+    outcome: RequestRejected | Undescribed, chance: float, attempts: int
+) -> None:
+    for doubts, delay in enumerate(DOUBT_DELAYS):
+        decision = decide(outcome, known(attempts=attempts, doubts=doubts), now=NOW, chance=chance)
+        assert isinstance(decision, RetryLater)
+        assert decision.in_doubt
+        assert delay * 0.75 <= decision.at - NOW <= delay * 1.25
+    after = known(attempts=attempts, doubts=len(DOUBT_DELAYS))
+    assert decide(outcome, after, now=NOW, chance=chance) == Quarantine(NOW + QUARANTINE_BASE, outcome.code)
+
+
+@given(outcome=doubtful, chance=chances)
+def test_a_long_outage_before_an_odd_answer_makes_it_no_better_known(
+    outcome: RequestRejected | Undescribed, chance: float
+) -> None:
+    decision = decide(outcome, known(attempts=500, unanswered=3), now=NOW, chance=chance)
     assert isinstance(decision, RetryLater)
-    step = UNDESCRIBED_DELAYS[min(attempts, len(UNDESCRIBED_DELAYS) - 1)]
-    assert step * 0.75 <= decision.at - NOW <= step * 1.25
+
+
+@given(outcome=failures, what_we_know=knowns, chance=chances)
+def test_only_what_repetition_may_not_help_with_leaves_a_doubt(
+    outcome: Outcome, what_we_know: Known, chance: float
+) -> None:
+    decision = decide(outcome, what_we_know, now=NOW, chance=chance)
+    in_doubt = isinstance(decision, Quarantine) or (isinstance(decision, RetryLater) and decision.in_doubt)
+    expected = isinstance(outcome, RequestRejected | Undescribed)
+    assert in_doubt == (expected or (isinstance(outcome, ClientRejected) and not outcome.whole_app))
+
+
+def test_a_quarantine_lasts_twice_as_long_each_time_up_to_a_limit() -> None:
+    decisions = [
+        decide(Undescribed("odd", "400 {}"), known(doubts=doubts), now=NOW, chance=0)
+        for doubts in (2, 3, 4, 5, 6, 10**9)
+    ]
+    waits = [QUARANTINE_BASE * 2**times for times in range(4)] + [QUARANTINE_DELAY] * 2
+    assert decisions == [Quarantine(NOW + wait, "odd") for wait in waits]
+
+
+def test_a_client_that_one_connection_rejects_costs_that_connection_alone() -> None:
+    outcome = ClientRejected("app_disabled", whole_app=False)
+    decisions = [decide(outcome, known(doubts=doubts), now=NOW, chance=0) for doubts in (0, 1, 90)]
+    waits = [QUARANTINE_BASE, QUARANTINE_BASE * 2, QUARANTINE_DELAY]
+    assert decisions == [Quarantine(NOW + wait, "app_disabled") for wait in waits]
 
 
 # When a good answer is renewed

@@ -268,7 +268,7 @@ def test_an_app_whose_secret_does_not_open_is_held_and_its_accounts_stay_as_they
         assert not any(fleet.row(account_id).quarantined for account_id in ids)
         assert (fleet.server.ledger().refreshes, fleet.server.ledger().rejected) == (0, 0)
         fleet.register(fleet.server.config.client_secret)
-        fleet.make_due(*ids)
+        worker.run(fleet.claim(count=1))
         worker.run(fleet.claim())
     assert [fleet.row(account_id).generation for account_id in ids] == [2] * len(ids)
     assert {alarm["event"] for alarm in said.alarms()} == {"app.secret_unreadable", "app.held"}

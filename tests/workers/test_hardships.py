@@ -55,7 +55,8 @@ def test_an_app_without_its_secret_is_held_and_mended_by_registering_it(fleet: F
         assert fleet.current_app().held_code == "client_secret_missing"
         assert not any(fleet.row(account_id).quarantined for account_id in ids)
         fleet.register(fleet.server.config.client_secret)
-        fleet.make_due(*ids)
+        worker.run(fleet.claim(count=1))
+        assert fleet.current_app().held_since is None
         worker.run(fleet.claim())
     assert [fleet.row(account_id).generation for account_id in ids] == [2, 2]
 

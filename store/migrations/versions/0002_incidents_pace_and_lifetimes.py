@@ -26,7 +26,9 @@ ALTER TABLE tokenfleet.oauth_apps
     ADD COLUMN rejections_since timestamptz,
     ADD COLUMN rejections_in_row integer NOT NULL DEFAULT 0,
     ADD COLUMN rejection_limit integer,
-    ADD COLUMN usual_rejections double precision NOT NULL DEFAULT 0;
+    ADD COLUMN usual_rejections double precision NOT NULL DEFAULT 0,
+    ADD COLUMN budget_slack double precision,
+    ADD COLUMN budget_slack_at timestamptz;
 
 CREATE TABLE tokenfleet.app_secrets (
     app_id bigint NOT NULL
@@ -80,8 +82,9 @@ ALTER TABLE tokenfleet.refresh_schedule
     ADD COLUMN incident_id bigint,
     ADD COLUMN probing boolean NOT NULL DEFAULT false,
     ADD COLUMN alive_at timestamptz,
+    ADD COLUMN doubts integer NOT NULL DEFAULT 0,
     ADD COLUMN expiry_told boolean NOT NULL DEFAULT false;
-CREATE INDEX ix_refresh_schedule_incident ON tokenfleet.refresh_schedule (incident_id)
+CREATE INDEX ix_refresh_schedule_incident ON tokenfleet.refresh_schedule (incident_id, account_id)
     WHERE incident_id IS NOT NULL;
 """
 
@@ -95,11 +98,11 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP INDEX tokenfleet.ix_refresh_schedule_incident")
     for table, columns in {
-        "refresh_schedule": "incident_id probing alive_at expiry_told",
+        "refresh_schedule": "incident_id probing alive_at doubts expiry_told",
         "token_sets": "learned_lifetime",
         "accounts": "granted_at reauth_told_at",
         "oauth_apps": "account_external_id secret_generation throttles rejections rejections_since "
-        "rejections_in_row rejection_limit usual_rejections",
+        "rejections_in_row rejection_limit usual_rejections budget_slack budget_slack_at",
     }.items():
         drops = ", ".join(f"DROP COLUMN {column}" for column in columns.split())
         op.execute(f"ALTER TABLE tokenfleet.{table} {drops}")

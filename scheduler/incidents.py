@@ -1,0 +1,67 @@
+"""What schedulers do about incidents: ask a few of the accounts that were set apart, and give back all when it is over.
+
+Any number of schedulers may do this; an incident's turn is taken by one of them (``store.incidents.take_due``).
+Invariant: an incident that nobody is set apart by any more does not stay open, and one that is resolved is not left
+before everybody whom it had set apart is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Connection
+
+from store import incidents, parking, schedule
+from store.incidents import Incident, Kind, Resolution
+from store.schedule import Claim
+from tokenfleet import telemetry
+from tokenfleet.guard import SAMPLE_EVERY, SAMPLES
+from tokenfleet.jobs import AppId
+from tokenfleet.telemetry import Event
+
+ACTOR: Final = "scheduler"
+
+
+def take_turns(connection: Connection) -> list[Incident]:
+    """Return the incidents that this tick does something about."""
+    return incidents.take_due(connection, spacing=SAMPLE_EVERY)
+
+
+def give_back(connection: Connection, turns: Sequence[Incident]) -> bool:
+    """Go on with what is resolved; True when something is left for the next tick."""
+    left = [parking.settle(connection, each, actor=ACTOR) for each in turns if each.resolved_at is not None]
+    return any(left)
+
+
+def sampled(turns: Sequence[Incident]) -> dict[AppId, Incident]:
+    """Return the open incidents whose samples are due, by app."""
+    return {
+        each.app_id: each for each in turns if each.resolved_at is None and each.kind is Kind.MASS_REJECTION
+    }
+
+
+def claim_samples(
+    connection: Connection, due: Mapping[AppId, Incident], *, claim: timedelta, take_over: bool
+) -> dict[AppId, list[Claim]]:
+    """Claim up to :data:`~tokenfleet.guard.SAMPLES` accounts of each incident."""
+    claims: dict[AppId, list[Claim]] = {}
+    for app_id, incident in due.items():
+        chosen = parking.choose_samples(connection, incident.incident_id, count=SAMPLES)
+        if chosen:
+            claims[app_id] = schedule.claim_samples(
+                connection, incident.incident_id, chosen, claim=claim, take_over=take_over
+            )
+        elif not parking.has_members(connection, incident.incident_id):
+            # An operator has dealt with every one of them: there is nobody left of whom anything could be learned.
+            resolved = incidents.resolve(
+                connection,
+                incident.incident_id,
+                Resolution.RECOVERED,
+                actor=ACTOR,
+                reason="nobody is set apart any more",
+            )
+            if resolved is not None:
+                telemetry.logger().warning(Event.INCIDENT_RESOLVED.value, **resolved.log_fields())
+    return claims
