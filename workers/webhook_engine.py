@@ -7,6 +7,7 @@ serves every queue.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 from collections.abc import Coroutine
@@ -19,8 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from store import keys
 from store.engine import make_async_engine
 from tokenfleet import telemetry
+from tokenfleet.broker import BROKER_SOCKET_SECONDS
 from tokenfleet.jobs import DeliveryJob
-from tokenfleet.settings import Settings, process_name
+from tokenfleet.settings import Settings, Tunables, process_name
 from tokenfleet.telemetry import Event
 from workers.receivers import Lookup, Receivers, look_up
 from workers.webhook_settling import Settler
@@ -34,6 +36,20 @@ GIVE_UP_SECONDS: Final = 10.0
 """How long a stop waits for Postgres after the last answer. What is not written is delivered once more."""
 
 
+CLOSE_SECONDS: Final = 5.0
+BROKER_EXCHANGES: Final = 3
+"""What Celery says to the broker at the end: acknowledgements, jobs given back, good-bye. Each may time out."""
+
+
+def longest_stop_seconds(tunables: Tunables) -> float:
+    """Return how long a worker of webhooks may take to stop, everything around it being away.
+
+    The requests and the jobs end while Celery lets go of the broker; then what came of them is written.
+    """
+    jobs_and_broker = GIVE_UP_SECONDS + BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
+    return max(tunables.webhook_timeout_seconds, jobs_and_broker) + GIVE_UP_SECONDS + 2 * CLOSE_SECONDS
+
+
 class WebhookEngine:
     """The running parts. Build with :meth:`start`, end with :meth:`stop`."""
 
@@ -43,6 +59,7 @@ class WebhookEngine:
         self.name = f"{process_name()}-{secrets.token_hex(3)}"
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="webhooks", daemon=True)
+        self._jobs: set[Future[None]] = set()
 
     def start(self) -> None:
         """Open everything; returns when jobs may run. Raises :class:`tokenfleet.errors.UserError`."""
@@ -55,18 +72,30 @@ class WebhookEngine:
 
     def run(self, job: DeliveryJob) -> None:
         """Begin one job and return when its requests are on their way. Called from any thread."""
+        running = self._submit(self._courier.run(job))
+        self._jobs.add(running)
         try:
-            self._submit(self._courier.run(job)).result()
+            running.result()
         except (CancelledError, SQLAlchemyError, OSError) as error:
             # Postgres is away: the claims expire, and the relay sends them again.
             state = getattr(getattr(error, "orig", None), "sqlstate", None)
             telemetry.logger().warning(
                 Event.JOB_DROPPED.value, job_id=job.job_id, sqlstate=state, error=type(error).__name__
             )
+        finally:
+            self._jobs.discard(running)
 
     def stop_sending(self) -> None:
         """Begin no request from now on. Safe in a signal handler, and repeatable."""
         self._courier.stop()
+        # The loop is closed when the order comes at the very end.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.call_later, GIVE_UP_SECONDS, self._give_up_jobs)
+
+    def _give_up_jobs(self) -> None:
+        """Free the threads that wait for Postgres. What they had not begun is claimed again."""
+        for job in tuple(self._jobs):
+            job.cancel()
 
     def stop(self) -> None:
         """Finish the requests on their way, write what came of them, close everything."""
@@ -116,8 +145,8 @@ class WebhookEngine:
         except TimeoutError:
             telemetry.logger().warning(Event.WEBHOOK_UNSETTLED.value)
         self._settling.cancel()
-        await asyncio.wait([asyncio.ensure_future(self._receivers.aclose())], timeout=GIVE_UP_SECONDS)
-        await asyncio.wait([asyncio.ensure_future(self._engine.dispose())], timeout=GIVE_UP_SECONDS)
+        await asyncio.wait([asyncio.ensure_future(self._receivers.aclose())], timeout=CLOSE_SECONDS)
+        await asyncio.wait([asyncio.ensure_future(self._engine.dispose())], timeout=CLOSE_SECONDS)
 
     def _submit(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
