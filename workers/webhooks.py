@@ -132,7 +132,7 @@ class Courier:
             sent = await send(self._receivers, self._vault, delivery)
             verdict = judge(sent.reply, attempts=delivery.attempts + 1, jitter=random.random())
             self._settle(result_of(delivery, sent, verdict))
-            telemetry.WEBHOOKS.labels(verdict.error or "delivered").inc()
+            telemetry.WEBHOOKS.labels(_outcome(sent.reply, verdict)).inc()
             telemetry.WEBHOOK_SECONDS.observe(sent.duration_ms / 1000)
         finally:
             telemetry.WEBHOOKS_IN_FLIGHT.dec()
@@ -175,6 +175,13 @@ def result_of(delivery: Delivery, sent: Sent, verdict: Verdict) -> Result:
         duration_ms=sent.duration_ms,
         at=sent.at,
     )
+
+
+def _outcome(reply: Reply, verdict: Verdict) -> str:
+    """Return the label of a metric: a receiver may answer any of a thousand statuses."""
+    if verdict.error is not None and verdict.error == f"http_{reply.status}" and reply.status is not None:
+        return f"http_{reply.status // 100}xx"
+    return verdict.error or "delivered"
 
 
 async def in_database(
