@@ -39,7 +39,7 @@ class Relay:
     """One relay. :meth:`start` its thread, and :meth:`stop` it."""
 
     def __init__(self, engine: Engine, publisher: Publisher, tunables: Tunables) -> None:
-        """``publisher`` is nobody else's: it is used on the relay's thread."""
+        """``engine`` and ``publisher`` are nobody else's: the relay's thread uses them, and closes them at its end."""
         self._engine = engine
         self._publisher = publisher
         self._claim = tunables.webhook_claim
@@ -108,6 +108,8 @@ class Relay:
                 self._stopping.wait(PAUSED_WHEN_BROKEN_SECONDS)
             else:
                 self._stopping.wait(BUSY_SECONDS if busy else IDLE_SECONDS)
+        self._publisher.close()
+        self._engine.dispose()
 
     def _prune(self) -> None:
         with self._engine.begin() as connection:
