@@ -55,11 +55,12 @@ def refresh(
       tokenfleet accounts refresh acme/customer-17 acme/customer-18
     """
     from cli.accounts_refresh import RefreshRequest
-    from cli.session import database, load_settings
+    from cli.session import database, load_providers, load_settings
     from store.overview import read_processes
 
-    request = RefreshRequest()
-    with database(load_settings()) as engine:
+    settings = load_settings()
+    request = RefreshRequest(load_providers(settings))
+    with database(settings) as engine:
         results = _act(engine, accounts, environment, request.make, "Requesting")
         if any(result.outcome is Outcome.REQUESTED for result in results):
             with engine.connect() as connection:

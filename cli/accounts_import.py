@@ -194,7 +194,8 @@ def _rules(provider: Provider) -> ProviderRules:
     def nothing_to_check(_variables: Mapping[str, str]) -> str | None:
         return None
 
-    return ProviderRules(provider.margins, check if provider.spec.variables else nothing_to_check)
+    check_variables = check if provider.spec.variables else nothing_to_check
+    return ProviderRules(provider.margins, check_variables, provider.lifetimes)
 
 
 class _Narrator:

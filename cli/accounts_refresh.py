@@ -14,11 +14,15 @@ from cli.references import Reference
 from store import queries, schedule
 from tokenfleet.account import REFRESHABLE
 from tokenfleet.jobs import AccountId
+from tokenfleet.lifetimes import refresh_opens
 from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy import Connection, Engine
 
+    from providers import Registry
     from store.details import AccountDetail
     from store.queries import Progress
 
@@ -30,7 +34,8 @@ POLL_SECONDS: Final = 0.2
 class RefreshRequest:
     """Requests for any number of accounts, and the generation each of them had before."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._generations: dict[AccountId, int] = {}
 
     def make(self, connection: Connection, found: dict[Reference, AccountDetail]) -> list[Result]:
@@ -39,14 +44,39 @@ class RefreshRequest:
             if account.status in REFRESHABLE and account.token is not None:
                 # Read before the request: tokens that come in at once count as its answer.
                 self._generations.setdefault(account.account_id, account.token.generation)
-        wanted = [account.account_id for account in found.values() if account.status in REFRESHABLE]
+        # Nobody is asked before the provider allows it, and the operator hears when that will be.
+        opens = {account.account_id: self._opens(account) for account in found.values()}
+        wanted = [
+            account.account_id
+            for account in found.values()
+            if account.status in REFRESHABLE and opens[account.account_id] is None
+        ]
         requested = set(schedule.request_refresh(connection, sorted(wanted)))
         return [
             Result(reference.text, account.account_id, Outcome.REQUESTED, _prospect(account))
             if account.account_id in requested
-            else Result(reference.text, account.account_id, Outcome.REFUSED, _refusal(account))
+            else Result(
+                reference.text,
+                account.account_id,
+                Outcome.REFUSED,
+                _refusal(account, opens[account.account_id]),
+            )
             for reference, account in found.items()
         ]
+
+    def _opens(self, account: AccountDetail) -> datetime | None:
+        """Return when the provider will allow a refresh that it would refuse now, None when it is allowed."""
+        if (
+            account.provider not in self._registry
+            or account.token is None
+            or not account.token.has_access_token
+        ):
+            return None
+        if account.schedule is not None and account.schedule.attempts:
+            # A probe found the token dead, and its refresh is tried until it succeeds.
+            return None
+        opens = refresh_opens(account.token.expires_at, self._registry.get(account.provider).lifetimes)
+        return opens if opens is not None and opens > account.database_now else None
 
     def wait(self, engine: Engine, results: Sequence[Result], *, deadline: float) -> list[Result]:
         """Return ``results`` as they are when all tokens are in, or at ``deadline`` (monotonic clock)."""
@@ -93,7 +123,12 @@ def _prospect(account: AccountDetail) -> str:
     return "requested"
 
 
-def _refusal(account: AccountDetail) -> str:
+def _refusal(account: AccountDetail, opens: datetime | None) -> str:
+    if opens is not None and account.status in REFRESHABLE:
+        return (
+            f"{account.provider} refuses a refresh before {moment(opens)}, while the access token is young: "
+            "it is refreshed in time by itself"
+        )
     match account.status:
         case AccountStatus.PAUSED:
             return f"it is paused: 'tokenfleet accounts resume {account.account_id}' refreshes it"

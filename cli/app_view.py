@@ -30,6 +30,7 @@ class Standing:
     slack: float | None = None
     incidents: Sequence[OpenIncident] = ()
     circuit: CircuitStatus | None = None
+    spares: Sequence[Spare] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,8 @@ class AppView:
     updated_at: datetime
 
 
-def view_of(
-    app: App, *, accounts: int, now: datetime, standing: Standing, spares: Sequence[Spare] = ()
-) -> AppView:
-    """Return ``app`` as it stands at ``now``; ``accounts`` use it, ``spares`` wait in case its secret is refused."""
+def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> AppView:
+    """Return ``app`` as it stands at ``now``; ``accounts`` use it."""
     view = AppView(
         app_id=app.app_id,
         provider=app.provider,
@@ -75,8 +74,8 @@ def view_of(
         level=level_of(app.environment, app.name).value,
         client_id=app.client_id,
         has_client_secret=app.client_secret is not None,
-        spare_secrets=len(spares),
-        refused_secrets=sum(each.refused_at is not None for each in spares),
+        spare_secrets=len(standing.spares),
+        refused_secrets=sum(each.refused_at is not None for each in standing.spares),
         variables=app.variables,
         accounts=accounts,
         state="ready",
@@ -133,6 +132,7 @@ def standings(
 ) -> dict[AppId, Standing]:
     """Return what is known of these apps beside their registrations; circuits that nobody can read are told of."""
     from cli.probes import circuits
+    from store import app_secrets
     from store.gates import open_incidents, slacks
 
     opened = circuits(settings, app_ids, now)
@@ -141,6 +141,11 @@ def standings(
     by_app = {each.app_id: each for each in opened or ()}
     slack, incidents = slacks(connection), open_incidents(connection)
     return {
-        app_id: Standing(slack.get(app_id), incidents.get(app_id, ()), by_app.get(app_id))
+        app_id: Standing(
+            slack.get(app_id),
+            incidents.get(app_id, ()),
+            by_app.get(app_id),
+            app_secrets.spares(connection, app_id),
+        )
         for app_id in app_ids
     }

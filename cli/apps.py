@@ -190,7 +190,6 @@ def list_apps(as_json: bool) -> None:
       tokenfleet apps list
     """
     from cli.session import database, load_settings
-    from store import app_secrets
     from store import apps as registrations
     from store.engine import database_now
 
@@ -205,7 +204,6 @@ def list_apps(as_json: bool) -> None:
                 accounts=registrations.count_accounts(connection, app.app_id),
                 now=now,
                 standing=known[app.app_id],
-                spares=app_secrets.spares(connection, app.app_id),
             )
             for app in registered
         ]
@@ -247,7 +245,6 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
       tokenfleet apps show acme
     """
     from cli.session import database, load_settings
-    from store import app_secrets
     from store import apps as registrations
     from store.engine import database_now
 
@@ -257,8 +254,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
         standing = standings(connection, settings, [found.app_id], now)[found.app_id]
-        spares = app_secrets.spares(connection, found.app_id)
-    app = view_of(found, accounts=tied, now=now, standing=standing, spares=spares)
+    app = view_of(found, accounts=tied, now=now, standing=standing)
     if as_json:
         print_json(app)
         return

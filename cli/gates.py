@@ -125,11 +125,12 @@ def _incidents(app: Gated, now: datetime) -> Iterator[Finding]:
             continue
         parked = f"{counted(incident.parked, 'account')} parked"
         flipped = f", {incident.flipped:,} told to sign in before that" if incident.flipped else ""
+        others = ", and nobody else is asked, for nobody succeeds" if incident.only_samples else ""
         yield Finding(
             Word.INCIDENT,
             f"incident {incident.incident_id} since {dated(incident.opened_at, now)}: {incident.code} for more "
-            f"accounts than is believed, {parked}{flipped}; it ends when they succeed again, or with 'tokenfleet "
-            f"incidents resolve {incident.incident_id}'",
+            f"accounts than is believed, {parked}{flipped}{others}; it ends when they succeed again, or with "
+            f"'tokenfleet incidents resolve {incident.incident_id}'",
         )
 
 

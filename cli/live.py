@@ -218,11 +218,11 @@ class LiveView:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Return ``values`` as a row of bars, scaled from 0 to the largest."""
+    """Return ``values`` as a row of bars, scaled from 0 to the largest; what is below 0 is shown as 0."""
     top = max(values, default=0.0)
     if top <= 0:
         return BARS[0] * len(values)
-    return "".join(BARS[min(int(value / top * (len(BARS) - 1) + 0.5), len(BARS) - 1)] for value in values)
+    return "".join(BARS[int(max(value, 0.0) / top * (len(BARS) - 1) + 0.5)] for value in values)
 
 
 def _statuses(sample: Sample) -> Text:

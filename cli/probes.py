@@ -61,10 +61,10 @@ def redis_problem(settings: Settings) -> str | None:
         with _redis(settings) as client:
             client.ping()
     except (RedisError, OSError) as error:
-        jobs = "" if _has_broker(settings) else ", no job reaches a worker"
+        others = "and those that run go on more slowly" if _has_broker(settings) else "and no job reaches one"
         return (
             f"Redis at {redact_url(settings.redis_url)} does not answer ({type(error).__name__}): start it, or "
-            f"correct TOKENFLEET_REDIS_URL; until then no worker starts{jobs}, and those that run go on slowly"
+            f"correct TOKENFLEET_REDIS_URL; until then no worker starts, {others}"
         )
     return None
 

@@ -149,7 +149,7 @@ def _slack(fleet: Overview) -> Iterator[Text]:
     least, app = min(apps, key=lambda each: each[0])
     if least >= 0:
         name = shown(f"{app.provider}/{app.environment}/{app.name}")
-        yield Text(f"Rate: the coming hour leaves {percent(least)} or more ({name})")
+        yield Text(f"Rate: at least {percent(least)} of it is left in the coming hour ({name})")
 
 
 def _trouble(fleet: Overview, circuits: Sequence[CircuitStatus] | None) -> Iterator[Text]:

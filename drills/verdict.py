@@ -193,15 +193,20 @@ def sent_early(arrivals: Sequence[float], waits: Sequence[Wait]) -> int:
 
 
 def fresh_after(evidence: Evidence) -> float | None:
-    """Return how long after the fault a reader first found everybody fresh; None when nobody ever did.
+    """Return how long after the fault a reader found everybody fresh, and from then on; None when nobody did.
 
-    0 when nobody was stale before that either.
+    A look at which all are fresh may come while some still wait for their turn, so the last one that is not counts.
+    Who goes stale when the time to recover is over is another matter. 0 when nobody was stale before that either.
     """
     before = [stale for at, stale in evidence.stale if at < evidence.ended]
     after = _looks_after(evidence)
-    if before and after and not before[-1] and not after[0][1]:
-        return 0.0
-    return next((max(at - evidence.ended, 0.0) for at, stale in after if not stale), None)
+    until = evidence.ended + evidence.recovery_seconds
+    last_stale = max((at for at, stale in after if stale and at <= until), default=None)
+    if last_stale is None:
+        if not after:
+            return None
+        return 0.0 if before and not before[-1] else after[0][0] - evidence.ended
+    return next((at - evidence.ended for at, stale in after if at > last_stale and not stale), None)
 
 
 def lateness(evidence: Evidence) -> tuple[float, float]:
@@ -319,7 +324,8 @@ def _freshness(evidence: Evidence) -> Iterator[str]:
     else:
         if after > evidence.recovery_seconds:
             yield f"all fresh again only after {after:.0f} s"
-        again = [stale for at, stale in _looks_after(evidence) if at > evidence.ended + after and stale]
+        settled = evidence.ended + max(after, evidence.recovery_seconds)
+        again = [stale for at, stale in _looks_after(evidence) if at > settled and stale]
         if again:
             yield f"up to {counted(max(again), 'account', 'accounts')} went stale again afterwards"
     if evidence.expected.margin_seconds is not None:

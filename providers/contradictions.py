@@ -10,7 +10,7 @@ from typing import Final
 
 from providers.problems import Location, close_matches, suggestion
 from providers.rule_mistakes import rule_mistakes
-from providers.spec import ProviderSpec
+from providers.spec import MINIMUM_MARGIN_SECONDS, ProviderSpec
 from providers.templates import CLIENT_ID, UndeclaredVariableError, text_template, url_template
 
 OWN_HEADERS: Final = frozenset(
@@ -136,11 +136,38 @@ def _lifetimes(spec: ProviderSpec) -> Iterator[Finding]:
                 ("lifetimes", key),
                 f"is earlier than the provider permits: earliest_refresh_seconds is {soonest}",
             )
-    if life.access_never_expires and access is not None:
-        yield ("lifetimes", "access_seconds"), "contradicts access_never_expires"
+    yield from _never_expires(spec)
+    yield from _early_refresh(spec)
     idle, absolute = life.refresh_idle_seconds, life.refresh_absolute_seconds
     if idle is not None and absolute is not None and idle > absolute:
         yield ("lifetimes", "refresh_idle_seconds"), f"is longer than refresh_absolute_seconds ({absolute})"
+
+
+def _never_expires(spec: ProviderSpec) -> Iterator[Finding]:
+    life = spec.lifetimes
+    if not life.access_never_expires:
+        return
+    for key in (
+        "access_seconds",
+        "earliest_refresh_seconds",
+        "margin_earliest_seconds",
+        "margin_latest_seconds",
+    ):
+        if getattr(life, key) is not None:
+            yield ("lifetimes", key), "contradicts access_never_expires"
+
+
+def _early_refresh(spec: ProviderSpec) -> Iterator[Finding]:
+    """Report what leaves no moment at which a refresh is both allowed and in time."""
+    life = spec.lifetimes
+    window, access, idle = life.earliest_refresh_seconds, life.access_seconds, life.refresh_idle_seconds
+    if window is None:
+        return
+    location: Location = ("lifetimes", "earliest_refresh_seconds")
+    if window < MINIMUM_MARGIN_SECONDS:
+        yield location, f"is shorter than {MINIMUM_MARGIN_SECONDS}: no refresh would be in time"
+    if access is not None and idle is not None and access - window > idle:
+        yield location, f"allows no refresh before an unused refresh token dies ({idle})"
 
 
 def _rate(spec: ProviderSpec) -> Iterator[Finding]:
@@ -158,3 +185,6 @@ def _rate(spec: ProviderSpec) -> Iterator[Finding]:
 def _probe(spec: ProviderSpec) -> Iterator[Finding]:
     if spec.probe and (both := sorted(set(spec.probe.alive_status) & set(spec.probe.dead_status))):
         yield ("probe", "dead_status"), f"has {both[0]}, which means by alive_status that the token works"
+    for status in spec.probe.dead_status if spec.probe else ():
+        if status == 429 or not 400 <= status <= 499:
+            yield ("probe", "dead_status"), f"has {status}, which says nothing of a token"

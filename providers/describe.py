@@ -12,6 +12,7 @@ from typing import Final
 from providers.loading import validate_paths
 from providers.registry import Provider
 from providers.spec import Condition, ErrorRule, ProviderSpec
+from tokenfleet.lifetimes import UNKNOWN_LIFETIME_INTERVAL, warning_period
 from tokenfleet.tokens import Margins
 
 __all__ = ["describe", "validate_paths"]
@@ -107,15 +108,34 @@ def _variables(spec: ProviderSpec) -> Iterator[str]:
 def _lifetimes(spec: ProviderSpec, margins: Margins) -> Iterator[str]:
     life = spec.lifetimes
     latest, earliest = duration_text(margins.latest), duration_text(margins.earliest)
-    known = f"else {duration_text(life.access_seconds)}" if life.access_seconds else "else unknown"
-    yield (
-        f"Access token: lives as long as the answer says, {known}; renewed {latest} to {earliest} before its "
-        "end, later for short lives"
-    )
+    known = f"else {duration_text(life.access_seconds)}" if life.access_seconds else f"else {_unknown(spec)}"
+    if life.access_never_expires:
+        yield "Access token: lives until it is revoked, so it is not renewed"
+    else:
+        yield (
+            f"Access token: lives as long as the answer says, {known}; renewed {latest} to {earliest} before its "
+            "end, later for short lives"
+        )
+    if life.earliest_refresh_seconds:
+        window = duration_text(life.earliest_refresh_seconds)
+        yield f"Early refresh: refused longer than {window} before the access token's end, so nobody asks for one"
     if life.refresh_idle_seconds:
-        yield f"Refresh token: dies after {duration_text(life.refresh_idle_seconds)} without use"
+        idle = duration_text(life.refresh_idle_seconds)
+        yield f"Refresh token: dies after {idle} without use, and is used before, 70 to 85 % of that after its last use"
     if life.refresh_absolute_seconds:
-        yield f"Grant: ends {duration_text(life.refresh_absolute_seconds)} after consent, whatever its use"
+        ahead = duration_text(warning_period(timedelta(seconds=life.refresh_absolute_seconds)))
+        yield (
+            f"Grant: ends {duration_text(life.refresh_absolute_seconds)} after consent, whatever its use; the "
+            f"customer is told {ahead} before"
+        )
+
+
+def _unknown(spec: ProviderSpec) -> str:
+    """Return what is done about a token whose lifetime nobody states."""
+    interval = duration_text(UNKNOWN_LIFETIME_INTERVAL)
+    if spec.probe is None:
+        return f"unknown, and then renewed every {interval}"
+    return f"unknown, and then probed every {interval} at least until its end teaches how long it lives"
 
 
 def _rotation(spec: ProviderSpec) -> Iterator[str]:
@@ -130,7 +150,10 @@ def _rotation(spec: ProviderSpec) -> Iterator[str]:
     yield line
     if rotation.max_live is not None:
         per = f" for each {rotation.max_live_per}" if rotation.max_live_per else ""
-        yield f"Limit: {rotation.max_live} live refresh tokens{per}"
+        replays = (
+            "" if rotation.policy == "never" else ", so one whose answers are lost is not replayed more often"
+        )
+        yield f"Limit: {rotation.max_live} live refresh tokens{per}{replays}"
 
 
 def _success(spec: ProviderSpec) -> Iterator[str]:
@@ -161,9 +184,17 @@ def _pace(provider: Provider) -> Iterator[str]:
 
 def _further(spec: ProviderSpec) -> Iterator[str]:
     if spec.probe:
-        statuses = _either([str(status) for status in spec.probe.alive_status])
+        alive, dead = (
+            _either([str(status) for status in statuses])
+            for statuses in (spec.probe.alive_status, spec.probe.dead_status)
+        )
         scope = f"; needs the scope {spec.probe.needs_scope}" if spec.probe.needs_scope else ""
-        yield f"Probe: {spec.probe.method} {spec.probe.endpoint} answers {statuses} while it works{scope}"
+        every = duration_text(spec.probe.every_seconds)
+        yield (
+            f"Probe: {spec.probe.method} {spec.probe.endpoint} with the access token, every {every} unless it is "
+            f"renewed sooner: {alive} while it works; {dead} leads to a refresh, and only that decides; anything "
+            f"else says nothing{scope}"
+        )
     if spec.revoke:
         yield f"Revocation: {spec.revoke.method} {spec.revoke.endpoint} with the {spec.revoke.token}"
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +19,15 @@ from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
 from providers.oauth2 import ClientCredentials, Grant, RefreshRequests
 from providers.outcome import AnswerReader
+from providers.probes import ProbeReading, ProbeRequests
 from providers.quota import QuotaHeaders
-from providers.spec import Lifetimes, ProviderSpec
+from providers.spec import Lifetimes as LifetimesSpec
+from providers.spec import ProviderSpec
 from tokenfleet.errors import DefinitionError, UserError
+from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import Outcome, Throttled
 from tokenfleet.tokens import EARLIEST_MARGIN, LATEST_MARGIN, Margins
+from tokenfleet_client.secret import Secret
 
 CATALOG: Final = Path(__file__).parent / "catalog"
 
@@ -42,6 +47,7 @@ class Provider:
     origin: str
     """The file that it was read from."""
     margins: Margins
+    lifetimes: Lifetimes = field(repr=False)
     rate_per_second: float | None
     burst: int
     max_outstanding: int
@@ -49,11 +55,14 @@ class Provider:
     """Whether an answer may carry a new refresh token that replaces the one presented."""
     replay_grace: timedelta | None
     """How long a replaced refresh token still works; None when it is spent at once, or never replaced."""
+    max_live: int | None
+    """How many refresh tokens can be alive at once before the oldest dies; None when unlimited, or never replaced."""
     endpoint_varies: bool
     """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
     _quota: QuotaHeaders = field(repr=False, compare=False)
     _requests: RefreshRequests = field(repr=False, compare=False)
     _answers: AnswerReader = field(repr=False, compare=False)
+    _probes: ProbeRequests | None = field(repr=False, compare=False)
 
     @classmethod
     def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
@@ -66,15 +75,18 @@ class Provider:
             spec=spec,
             origin=origin,
             margins=_margins(spec.lifetimes),
+            lifetimes=_lifetimes(spec),
             rate_per_second=rate.requests_per_second,
             burst=burst,
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
             rotates=spec.rotation.policy != "never",
             replay_grace=timedelta(seconds=grace) if grace else None,
+            max_live=spec.rotation.max_live if spec.rotation.policy != "never" else None,
             endpoint_varies="{" in spec.refresh.endpoint,
             _quota=QuotaHeaders(rate),
             _requests=RefreshRequests(spec, allow_http=allow_http),
             _answers=AnswerReader(spec, allow_http=allow_http),
+            _probes=ProbeRequests(spec, spec.probe, allow_http=allow_http) if spec.probe else None,
         )
 
     def required_variables(self) -> frozenset[str]:
@@ -99,6 +111,19 @@ class Provider:
     def used_up_for(self, exchange: Exchange, *, now: datetime) -> timedelta | None:
         """Return for how long the app may ask no more, as an answer's rate headers say. Total: never raises."""
         return self._quota.used_up_for(exchange, now) if isinstance(exchange, Answer) else None
+
+    def probe_request(
+        self, client_id: str, access_token: Secret, scope: str | None, variables: Mapping[str, str]
+    ) -> TokenRequest | None:
+        """Return the request that tells whether ``access_token`` works; None when this account cannot be probed."""
+        if self._probes is None:
+            return None
+        return self._probes.build(client_id, access_token, scope, variables)
+
+    def read_probe(self, exchange: Exchange) -> ProbeReading:
+        """Return what the answer to a probe says of the token. Total: never raises."""
+        assert self._probes is not None
+        return self._probes.read(exchange)
 
 
 class Registry:
@@ -136,24 +161,52 @@ def load_registry(extra_dir: Path | None = None, *, allow_http: bool = False) ->
     ``allow_http`` permits plain http endpoints: for sandboxes and tests. Raises :class:`DefinitionError` that
     lists every mistake of every file.
     """
-    directories = [CATALOG] if extra_dir is None else [CATALOG, extra_dir]
-    providers: dict[str, Provider] = {}
-    problems: list[str] = []
-    for directory in directories:
-        definitions, mistakes = read_directory(directory, allow_http=allow_http)
-        problems.extend(map(str, mistakes))
-        for definition in definitions:
-            provider = Provider.compile(definition.spec, origin=definition.file, allow_http=allow_http)
-            providers[provider.name] = provider
+    found, problems = _built_in(allow_http)
+    if extra_dir is not None:
+        own, mistakes = _compiled(extra_dir, allow_http=allow_http)
+        found, problems = found | own, [*problems, *mistakes]
     if problems:
         raise DefinitionError(problems)
-    return Registry(providers)
+    return Registry(found)
 
 
-def _margins(lifetimes: Lifetimes) -> Margins:
+@cache
+def _built_in(allow_http: bool) -> tuple[dict[str, Provider], list[str]]:
+    """Return the catalogue by name and its mistakes, read once: it does not change while a process lives."""
+    return _compiled(CATALOG, allow_http=allow_http)
+
+
+def _compiled(directory: Path, *, allow_http: bool) -> tuple[dict[str, Provider], list[str]]:
+    definitions, problems = read_directory(directory, allow_http=allow_http)
+    providers = (
+        Provider.compile(definition.spec, origin=definition.file, allow_http=allow_http)
+        for definition in definitions
+    )
+    return {one.name: one for one in providers}, list(map(str, problems))
+
+
+def _lifetimes(spec: ProviderSpec) -> Lifetimes:
+    life = spec.lifetimes
+
+    def duration(seconds: int | None) -> timedelta | None:
+        return None if seconds is None else timedelta(seconds=seconds)
+
+    return Lifetimes(
+        access_never_expires=life.access_never_expires,
+        earliest_refresh=duration(life.earliest_refresh_seconds),
+        refresh_idle=duration(life.refresh_idle_seconds),
+        refresh_absolute=duration(life.refresh_absolute_seconds),
+        probe_every=duration(spec.probe.every_seconds) if spec.probe else None,
+    )
+
+
+def _margins(lifetimes: LifetimesSpec) -> Margins:
     earliest, latest = lifetimes.margin_earliest_seconds, lifetimes.margin_latest_seconds
     latest_margin = LATEST_MARGIN if latest is None else timedelta(seconds=latest)
     earliest_margin = EARLIEST_MARGIN if earliest is None else timedelta(seconds=earliest)
+    if lifetimes.earliest_refresh_seconds is not None:
+        # Drawn within the window in which the provider allows a refresh, not all of them at its opening.
+        earliest_margin = min(earliest_margin, timedelta(seconds=lifetimes.earliest_refresh_seconds))
     if latest is None:
         latest_margin = min(latest_margin, earliest_margin)
     return Margins(earliest=max(earliest_margin, latest_margin), latest=latest_margin)

@@ -75,13 +75,15 @@ class Transport:
         """How many exchanges are under way. Whoever ends this process before it is 0 may lose an answer."""
         self._http = AiohttpTransport(verify=self._tls, client=self._open_session)
 
-    async def ask(self, request: TokenRequest, *, send_before: float | None = None) -> Answer | Failure:
+    async def ask(
+        self, request: TokenRequest, *, send_before: float | None = None, timeout_seconds: float | None = None
+    ) -> Answer | Failure:
         """Send ``request`` once and return its answer, or why there is none.
 
-        ``send_before`` is a moment of :func:`boottime`: once it has passed, nothing is sent any more. Raises
-        nothing but the cancellation of the calling task.
+        ``send_before`` is a moment of :func:`boottime`: once it has passed, nothing is sent any more.
+        ``timeout_seconds`` allows it less time than usual. Raises nothing but the cancellation of the calling task.
         """
-        ask = Ask(self._timeout_seconds, send_before)
+        ask = Ask(min(timeout_seconds or self._timeout_seconds, self._timeout_seconds), send_before)
         token = asking.set(ask)
         self.asking += 1
         try:

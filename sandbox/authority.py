@@ -52,6 +52,8 @@ class LedgerReport:
     rejected_by_error: dict[str, int]
     open_requests: int
     max_open_requests: int
+    api_requests: int
+    """Requests with an access token: probes."""
     subjects: int
     accounts_alive: int
     """Subjects whose live refresh token was delivered: the client can go on."""
@@ -74,6 +76,7 @@ class SubjectReport:
     replays_after_loss: int
     rotations_lost: int
     open_requests: int
+    api_requests: int
     alive: bool
     stranded: bool
 
@@ -151,6 +154,18 @@ class Authority:
             self.ledger.family_revoked()
         return decision
 
+    def is_too_early(self, presentation: Presentation) -> bool:
+        """Answer whether the access token is too young for this refresh; a dead one never is."""
+        window = self.config.earliest_refresh_seconds
+        family = self.grants.family_of(presentation.entry.subject)
+        if (
+            window is None
+            or family is None
+            or self.grants.access_token_facts(family.access, self.clock()) is None
+        ):
+            return False
+        return family.access.expires_at_ms / 1000 - self.clock() > window
+
     def note_arrival(self, presentation: Presentation, at: float) -> None:
         """Put a token request that came at ``at`` on the record, if its subject is watched."""
         subject = presentation.entry.subject
@@ -180,6 +195,7 @@ class Authority:
             rejected_by_error=dict(self.ledger.rejected),
             open_requests=self.ledger.open_requests,
             max_open_requests=counters.max_open_requests,
+            api_requests=counters.api_requests,
             subjects=len(self.grants),
             accounts_alive=live - stranded,
             accounts_stranded=stranded,
@@ -201,6 +217,7 @@ class Authority:
             replays_after_loss=entry.replays_after_loss,
             rotations_lost=len(entry.lost),
             open_requests=sum(len(presentations) for presentations in entry.open.values()),
+            api_requests=entry.api_requests,
             alive=self.grants.is_live(family, self.clock()) and not self._is_stranded(family),
             stranded=self._is_stranded(family),
         )

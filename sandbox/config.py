@@ -38,6 +38,8 @@ class SandboxConfig:
     """A refresh token dies when it is not used for so long. None: never."""
     refresh_absolute_lifetime_seconds: float | None = None
     """A family dies so long after the customer's consent, however busy it was. None: never."""
+    earliest_refresh_seconds: float | None = None
+    """A refresh is refused while the access token has longer to live than this. None: never."""
     latency_seconds: tuple[float, float] = (0.0, 0.0)
     """Answers are held back for a time drawn evenly from this range, after the decision is made: a client
     that gives up early meets the harder case, a token that was rotated behind its back."""
@@ -65,6 +67,9 @@ def _problems(config: SandboxConfig) -> list[str]:
         ("idle", config.refresh_idle_lifetime_seconds),
         ("absolute", config.refresh_absolute_lifetime_seconds),
     )
+    window = config.earliest_refresh_seconds
+    if window is not None and not (_is_duration(window) and window > 0):
+        problems.append(f"The window of refreshes is {window} s: give more than 0, or leave it out.")
     for name, lifetime in lifetimes:
         if lifetime is not None and not (_is_duration(lifetime) and lifetime > 0):
             problems.append(

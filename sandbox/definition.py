@@ -90,6 +90,8 @@ def _lifetimes(config: SandboxConfig) -> list[str]:
         lines.append(f"refresh_idle_seconds = {max(1, math.floor(_shortest(config, idle)))}")
     if absolute is not None:
         lines.append(f"refresh_absolute_seconds = {max(1, math.floor(absolute))}")
+    if config.earliest_refresh_seconds is not None:
+        lines.append(f"earliest_refresh_seconds = {max(1, math.floor(config.earliest_refresh_seconds))}")
     return lines
 
 

@@ -70,6 +70,18 @@ _STAGE_BY_NATURE: Final = {
 }
 
 
+_ONLY_TOKENS: Final = frozenset(
+    {
+        FaultKind.HALF_ANSWER,
+        FaultKind.INVALID_GRANT,
+        FaultKind.INVALID_CLIENT,
+        FaultKind.MISSING_REFRESH_TOKEN,
+        FaultKind.MISSING_EXPIRES_IN,
+    }
+)
+"""Faults that an API cannot have."""
+
+
 class FaultRule(BaseModel):
     """One kind of fault, whom it hits, and how often. Left alone it hits every token request."""
 
@@ -81,6 +93,8 @@ class FaultRule(BaseModel):
     """Strikes so many times at most."""
     subjects: frozenset[str] = frozenset()
     prefix: str = ""
+    endpoint: Literal["token", "userinfo"] = "token"
+    """What it strikes: token requests, or those of an API with an access token."""
     duration_seconds: Annotated[float | None, Field(gt=0)] = None
     """Ends so long after it was set."""
     stage: Stage | None = None
@@ -94,6 +108,12 @@ class FaultRule(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
+        if self.stage is Stage.API_REQUEST:
+            raise ValueError("stage is about token requests: say endpoint 'userinfo' instead")
+        if self.endpoint == "userinfo" and (self.stage is not None or self.kind in _ONLY_TOKENS):
+            raise ValueError(
+                f"{self.kind} is about token requests" if self.stage is None else "leave 'stage' out"
+            )
         by_nature = _STAGE_BY_NATURE.get(self.kind)
         if by_nature is not None and self.stage not in (None, by_nature):
             raise ValueError(f"{self.kind} always strikes {by_nature}: leave 'stage' out")
@@ -167,14 +187,14 @@ class FaultPlan:
         self._drop_ended(now)
         return tuple(armed.rule.model_copy(update={"count": armed.strikes_left}) for armed in self._armed)
 
-    def choose(self, subject: str, ordinal: int, now: float) -> FaultRule | None:
-        """Return the rule that hits the ``ordinal``-th request of ``subject``, and count it as struck."""
+    def choose(self, subject: str, ordinal: int, now: float, *, endpoint: str = "token") -> FaultRule | None:
+        """Return the rule that hits the ``ordinal``-th request of ``subject`` there, and count it as struck."""
         if not self._armed:
             return None
         self._drop_ended(now)
         for armed in self._armed:
             rule = armed.rule
-            if not armed.selection.includes(subject):
+            if rule.endpoint != endpoint or not armed.selection.includes(subject):
                 continue
             if rule.probability < 1 and _chance(armed.salt, subject, ordinal) >= rule.probability:
                 continue

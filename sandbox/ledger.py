@@ -69,6 +69,7 @@ class Entry:
     presented_twice: int = 0
     replays_after_loss: int = 0
     refreshes: int = 0
+    api_requests: int = 0
     spent_through: int = -1
     """Highest number that an answer has spent; rotations come one after another."""
     delivered_through: int = -1
@@ -113,6 +114,8 @@ class Counters:
     families_revoked: int = 0
     """By reuse detection. A customer's own revocation is not among them."""
     max_open_requests: int = 0
+    api_requests: int = 0
+    """Requests of an API with an access token of ours, living or dead."""
 
     @property
     def presented_twice(self) -> int:
@@ -161,6 +164,12 @@ class Ledger:
         for family, entry in enumerate(self._entries):
             for number in sorted(entry.lost | entry.recovered):
                 yield Loss(entry.subject, RefreshTokenRef(family, number), number in entry.recovered)
+
+    def api_requested(self, family: int) -> int:
+        """Note a request with an access token of ``family``; returns the how-manieth it is."""
+        self.counters.api_requests += 1
+        self._entries[family].api_requests += 1
+        return self._entries[family].api_requests
 
     def request_opened(self) -> None:
         """Note that a token request is being worked on."""

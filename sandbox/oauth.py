@@ -24,6 +24,7 @@ from sandbox.grants import Issued, Refusal, TokenFacts
 from sandbox.ledger import Presentation
 from sandbox.misbehaviour import misbehave, retry_moment
 from sandbox.selection import Stage
+from sandbox.tokens import AccessTokenRef
 from sandbox.traffic import Wait
 from tokenfleet_client.secret import Secret
 
@@ -125,6 +126,10 @@ class OAuthEndpoints:
             substitute = await self._strike(request, fault, subject)
             if substitute is not None:
                 return substitute, False
+        if authority.is_too_early(presentation):
+            raise _RefusedError(
+                "invalid_request", "the access token is young: refresh it shortly before its end"
+            )
         rotate = fault is None or fault.kind is not FaultKind.MISSING_REFRESH_TOKEN
         decision = authority.refresh(presentation, rotate=rotate)
         await authority.gate.passage(Stage.AFTER_DECIDING, subject)
@@ -210,11 +215,26 @@ class OAuthEndpoints:
             return web.Response(status=401, headers={"WWW-Authenticate": 'Bearer realm="sandbox"'})
         authority = self._authority
         ref = authority.mint.read_access_token(Secret(value))
+        if ref is not None and (substitute := await self._api_fault(request, ref)) is not None:
+            return substitute
         facts = None if ref is None else authority.grants.access_token_facts(ref, authority.clock())
         if facts is None:
             challenge = 'Bearer realm="sandbox", error="invalid_token"'
             return web.Response(status=401, headers={"WWW-Authenticate": challenge})
         return _json({"sub": facts.subject})
+
+    async def _api_fault(self, request: web.Request, ref: AccessTokenRef) -> web.StreamResponse | None:
+        """Count a request of the API, hold it if that is ordered, and return what a fault answers in its place."""
+        authority, subject = self._authority, self._authority.grants.subject_of(ref)
+        ordinal = authority.ledger.api_requested(ref.family)
+        fault = authority.faults.choose(subject, ordinal, authority.clock(), endpoint="userinfo")
+        await authority.gate.passage(Stage.API_REQUEST, subject)
+        if fault is None:
+            return None
+        if fault.kind is FaultKind.SLOW:
+            await asyncio.sleep(fault.seconds or 0)
+            return None
+        return await misbehave(request, fault, b"", now=authority.clock())
 
     async def _token_parameter(self, request: web.Request) -> Secret:
         form = await _read_form(request)

@@ -7,12 +7,14 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """The two moments that differ for a client: has the server acted on the refresh token or not?"""
+    """Moments that differ for a client: has the server acted on the refresh token or not, or is it not about one?"""
 
     BEFORE_DECIDING = "before_deciding"
     """The request has arrived; nothing has happened to the token yet."""
     AFTER_DECIDING = "after_deciding"
     """The token is spent and the answer is ready; nothing has been sent yet."""
+    API_REQUEST = "api_request"
+    """A request with an access token has arrived at the API, not at the token endpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import Connection, Engine
 
 from providers import Provider, Registry
-from scheduler.forecast import capacities, flatten, slack
+from scheduler.forecast import capacities, flatten, slack, without
 from store import apps, coming_hour
 from store.apps import App
 from store.coming_hour import BUCKET, BUCKETS, Shift
@@ -73,13 +73,15 @@ class ComingHour:
         if provider is None or provider.rate_per_second is None:
             return None, _Plan(app.app_id, start, None, [])
         window = _window(provider)
-        visits = coming_hour.count_visits(connection, app.app_id, start=start, window=window)
+        counted = coming_hour.count_visits(connection, app.app_id, start=start, window=window)
+        visits = [each for each in counted if each.due >= 0]
+        late = sum(each.accounts for each in counted if each.due < 0)
         per_bucket = provider.rate_per_second * BUCKET.total_seconds()
         left = slack(visits, per_bucket, BUCKETS)
         # Whoever may not be asked now is not asked sooner.
         if app.is_paused or app.held_since is not None:
             return left, _Plan(app.app_id, start, window, [])
-        shifts = flatten(visits, capacities(per_bucket * PLANNED_SHARE, BUCKETS))
+        shifts = flatten(visits, without(late, capacities(per_bucket * PLANNED_SHARE, BUCKETS)))
         soon = [shift for shift in shifts if shift.target < CARRIED_OUT]
         return left, _Plan(app.app_id, start, window, soon)
 

@@ -6,6 +6,7 @@ so nothing moves while nothing is above capacity, and what has no room anywhere 
 only push in front of those who expire sooner.
 
 What is refreshed within the hour is due again, perhaps still within it. That is not counted: the next minute sees it.
+Nor does what is late already lessen the slack: after an outage it says nothing of the rate, and goes by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ def capacities(per_bucket: float, count: int) -> list[int]:
     """Return how many whole requests each bucket takes at ``per_bucket`` on average, which may be less than one."""
     totals = [int(per_bucket * number) for number in range(count + 1)]
     return [after - before for before, after in pairwise(totals)]
+
+
+def without(late: int, capacity: Sequence[int]) -> list[int]:
+    """Return what is left of each bucket's capacity when ``late`` visits are made first."""
+    rooms: list[int] = []
+    for each in capacity:
+        taken = min(late, each)
+        late -= taken
+        rooms.append(each - taken)
+    return rooms
 
 
 def flatten(visits: Sequence[Visits], capacity: Sequence[int]) -> list[Shift]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from store import incidents, parking, schedule
+from store import incidents, parking
 from store.incidents import Incident, Kind, Resolution
 from store.schedule import Claim
 from tokenfleet import telemetry
@@ -50,7 +50,7 @@ def claim_samples(
     for app_id, incident in due.items():
         chosen = parking.choose_samples(connection, incident.incident_id, count=SAMPLES)
         if chosen:
-            claims[app_id] = schedule.claim_samples(
+            claims[app_id] = parking.claim_samples(
                 connection, incident.incident_id, chosen, claim=claim, take_over=take_over
             )
         elif not parking.has_members(connection, incident.incident_id):

@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from providers import Provider, Registry
 from scheduler import incidents
 from scheduler.publisher import Publisher, make_jobs
+from scheduler.sweeping import ExpirySweep, gated_apps
 from store import apps, candidates, history, schedule
 from store.apps import App
 from store.circuits import CircuitView
@@ -39,7 +40,7 @@ from tokenfleet.guard import SAMPLES
 from tokenfleet.health import Health
 from tokenfleet.jobs import AppId, RefreshJob
 from tokenfleet.pace import claim_window, ramp
-from tokenfleet.settings import Tunables
+from tokenfleet.settings import Tunables, process_name
 from tokenfleet.telemetry import Event
 
 CLAIMS_PER_TICK: Final = 1000
@@ -95,6 +96,7 @@ class Scheduler:
         self._tick_began: float | None = None
         self._waiting_jobs = 0
         self._unknown_providers: set[str] = set()
+        self._sweep = ExpirySweep(owner=process_name())
 
     def run(self) -> None:
         """Tick until :meth:`stop`; between ticks listen, so that a request starts work at once."""
@@ -161,6 +163,9 @@ class Scheduler:
                 incidents.give_back(connection, turns)
         sampled = incidents.sampled(turns)
         allowances = self._allow(known, probes, now, sampled.keys())
+        if self._sweep.is_due(now):
+            with self._engine.begin() as connection:
+                self._sweep.run(connection, gated_apps(known, now, circuits_open=self._open_circuits()), now)
         if not allowances:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)
@@ -202,6 +207,11 @@ class Scheduler:
                 return
             if rest <= STOP_NOTICED_SECONDS:
                 return
+
+    def _open_circuits(self) -> frozenset[AppId]:
+        """Return whose circuits were not closed when this process last looked."""
+        standings = (self._standings or {}).items()
+        return frozenset(app_id for app_id, each in standings if each.state is not CircuitState.CLOSED)
 
     def _is_known(self, app: App) -> bool:
         """An app whose definition is gone is left alone and reported once; its accounts stay as they are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,20 +16,26 @@ COLUMNS: Final = """
            CAST(:access_token AS bytea[]), CAST(:refresh_token AS bytea[]), CAST(:token_type AS text[]),
            CAST(:scope AS text[]), CAST(:expires_at AS timestamptz[]), CAST(:obtained_at AS timestamptz[]),
            CAST(:refresh_token_expires_at AS timestamptz[]), CAST(:variables AS jsonb[]),
-           CAST(:next_refresh_at AS timestamptz[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]))
+           CAST(:next_refresh_at AS timestamptz[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]),
+           CAST(:probing AS boolean[]), CAST(:learned_lifetime AS interval[]))
         AS i (account_id, epoch, generation, access_token, refresh_token, token_type, scope, expires_at,
-              obtained_at, refresh_token_expires_at, variables, next_refresh_at, job_id, duration_ms)
+              obtained_at, refresh_token_expires_at, variables, next_refresh_at, job_id, duration_ms, probing,
+              learned_lifetime)
 """
 
 _PLAIN: Final = (
     "account_id epoch generation access_token refresh_token expires_at obtained_at refresh_token_expires_at "
-    "next_refresh_at job_id duration_ms"
+    "next_refresh_at job_id duration_ms probing learned_lifetime"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class SavedTokens:
-    """A good answer, sealed for ``generation + 1``. ``generation`` is the one it was asked with."""
+    """A good answer, sealed for ``generation + 1``. ``generation`` is the one it was asked with.
+
+    Journals hold it, and those of the release before this one are read too: fields are added at the end, each with a
+    default that says what a record without it means.
+    """
 
     account_id: AccountId
     epoch: Epoch
@@ -47,6 +53,12 @@ class SavedTokens:
     duration_ms: int
     activates: bool
     """The account was not active when it was asked: this answer makes it so."""
+    probing: bool = False
+    """What is due next is a probing visit, not a refresh."""
+    grant_ends_at: datetime | None = None
+    """The end of the grant, if its customer has to be told now."""
+    learned_lifetime: timedelta | None = None
+    """How long a token of this account was found to live, if ``expires_at`` was taken from that."""
 
 
 def columns(answers: Sequence[SavedTokens]) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def register(
     connection.execute(
         text("""
             UPDATE tokenfleet.refresh_schedule
-            SET quarantined = false, attempts = 0, doubts = 0, next_refresh_at = now()
+            SET quarantined = false, attempts = 0, doubts = 0, next_refresh_at = now(), probing = false
             WHERE app_id = :id AND (quarantined OR last_error = CAST(:held_code AS text))
               AND next_refresh_at IS NOT NULL
               -- But not those whose successor lies in a journal: what Postgres holds for them is spent.

@@ -70,7 +70,7 @@ _PROMOTE = text("""
     UPDATE tokenfleet.refresh_schedule s
     SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE now() END, claimed_until = NULL,
         -- Not unanswered: what the provider rejects next may still be our loss, not the customer's doing.
-        attempts = 0, doubts = 0, failing_since = NULL, last_error = NULL, quarantined = false,
+        attempts = 0, doubts = 0, failing_since = NULL, last_error = NULL, quarantined = false, probing = false,
         -- Another token than the one that was rejected during an incident: its success proves nothing of the others.
         incident_id = CASE WHEN s.next_refresh_at IS NULL THEN s.incident_id END
     FROM i JOIN promoted USING (account_id) WHERE s.account_id = i.account_id

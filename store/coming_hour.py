@@ -49,7 +49,8 @@ _EARLIEST: Final = """
 _COUNT = text(f"""
     SELECT due, CASE WHEN earliest < due THEN earliest ELSE due END AS earliest, count(*) AS accounts
     FROM (
-        SELECT GREATEST(date_bin(CAST(:bucket AS interval), s.next_refresh_at, :start), :start) AS due,
+        SELECT GREATEST(date_bin(CAST(:bucket AS interval), s.next_refresh_at, :start),
+                        CAST(:start AS timestamptz) - CAST(:bucket AS interval)) AS due,
                CASE WHEN {_MOVABLE} THEN {_EARLIEST} END AS earliest
         FROM tokenfleet.refresh_schedule s
         WHERE s.app_id = :app_id AND s.next_refresh_at < CAST(:end AS timestamptz)
@@ -110,7 +111,7 @@ _KEEP = text("""
 class Visits:
     """``accounts`` of one app are due in bucket ``due``, and none of them may be asked before ``earliest``.
 
-    Buckets count from 0, which begins at the moment of counting and holds everybody who is late as well.
+    Buckets count from 0, which begins at the moment of counting; everybody who is late is in -1.
     """
 
     due: int

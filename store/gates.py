@@ -14,7 +14,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from store import incidents
+from store import apps, incidents
 from store.incidents import Kind
 from tokenfleet.jobs import AppId
 
@@ -28,7 +28,9 @@ FORECAST_IS_RECENT: Final = timedelta(minutes=5)
 @dataclass(frozen=True, slots=True)
 class OpenIncident:
     """An incident that is not resolved. ``parked`` accounts wait for that; ``flipped`` ones were given up just before
-    it was noticed, and are asked again if it proves to have been one."""
+    it was noticed, and are asked again if it proves to have been one. With ``only_samples`` nobody of the app is asked
+    but some of the parked, because rejections are all that is heard.
+    """
 
     incident_id: int
     app_id: AppId
@@ -37,6 +39,7 @@ class OpenIncident:
     opened_at: datetime
     parked: int
     flipped: int
+    only_samples: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +89,20 @@ def open_incidents(connection: Connection) -> dict[AppId, tuple[OpenIncident, ..
     if not opened:
         return {}
     members = incidents.members(connection, [each.incident_id for each in opened])
+    sampled = {app.app_id for app in apps.all_apps(connection) if app.is_sampled}
     found: dict[AppId, list[OpenIncident]] = defaultdict(list)
     for each in reversed(opened):
         apart = members[each.incident_id]
         found[each.app_id].append(
             OpenIncident(
-                each.incident_id,
-                each.app_id,
-                each.kind,
-                each.code,
-                each.opened_at,
-                apart.parked,
-                apart.flipped,
+                incident_id=each.incident_id,
+                app_id=each.app_id,
+                kind=each.kind,
+                code=each.code,
+                opened_at=each.opened_at,
+                parked=apart.parked,
+                flipped=apart.flipped,
+                only_samples=each.app_id in sampled,
             )
         )
     return {app_id: tuple(each) for app_id, each in found.items()}

@@ -21,6 +21,7 @@ from store.import_source import NumberedLine
 from store.keys import Vault
 from tokenfleet.account import EventType
 from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.lifetimes import Visit
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 
@@ -33,12 +34,13 @@ _RESERVE = text("""
 
 _COPY_ACCOUNTS: Final = """
     COPY tokenfleet.accounts (id, provider, environment, external_id, tenant, app_id, status, variables,
-        metadata, imported_fingerprints) FROM STDIN (FORMAT BINARY)"""
+        metadata, imported_fingerprints, granted_at) FROM STDIN (FORMAT BINARY)"""
 _COPY_TOKENS: Final = """
     COPY tokenfleet.token_sets (account_id, generation, epoch, access_token, refresh_token, token_type,
         scope, expires_at, obtained_at, refresh_token_expires_at) FROM STDIN (FORMAT BINARY)"""
 _COPY_SCHEDULE: Final = """
-    COPY tokenfleet.refresh_schedule (account_id, app_id, next_refresh_at) FROM STDIN (FORMAT BINARY)"""
+    COPY tokenfleet.refresh_schedule (account_id, app_id, next_refresh_at, probing)
+    FROM STDIN (FORMAT BINARY)"""
 _COPY_HISTORY: Final = """
     COPY tokenfleet.account_events (account_id, kind, generation, job_id, actor, status_to)
     FROM STDIN (FORMAT BINARY)"""
@@ -75,7 +77,7 @@ class NewAccount:
     app_id: AppId
     fingerprint: bytes
     expires_at: datetime | None
-    next_refresh_at: datetime
+    first_visit: Visit
 
     @property
     def status(self) -> AccountStatus:
@@ -91,8 +93,8 @@ def create(connection: Connection, vault: Vault, accounts: Sequence[NewAccount],
     _copy(
         connection,
         _COPY_ACCOUNTS,
-        ("int8", "text", "text", "text", "text", "int8", "text", _RAW, _RAW, _RAW),
-        (_account_row(account_id, account) for account_id, account in numbered),
+        ("int8", "text", "text", "text", "text", "int8", "text", _RAW, _RAW, _RAW, "timestamptz"),
+        (_account_row(account_id, account, stamp) for account_id, account in numbered),
     )
     _copy(
         connection,
@@ -103,8 +105,11 @@ def create(connection: Connection, vault: Vault, accounts: Sequence[NewAccount],
     _copy(
         connection,
         _COPY_SCHEDULE,
-        ("int8", "int8", "timestamptz"),
-        ((account_id, account.app_id, account.next_refresh_at) for account_id, account in numbered),
+        ("int8", "int8", "timestamptz", "bool"),
+        (
+            (account_id, account.app_id, account.first_visit.at, not account.first_visit.presents)
+            for account_id, account in numbered
+        ),
     )
     _copy(
         connection,
@@ -140,7 +145,7 @@ def _copy(
                 copy.write_row(row)
 
 
-def _account_row(account_id: AccountId, account: NewAccount) -> tuple[object, ...]:
+def _account_row(account_id: AccountId, account: NewAccount, stamp: Stamp) -> tuple[object, ...]:
     line = account.entry.line
     return (
         account_id,
@@ -153,6 +158,7 @@ def _account_row(account_id: AccountId, account: NewAccount) -> tuple[object, ..
         _jsonb(line.variables),
         _jsonb(line.metadata),
         _ONE_FINGERPRINT + account.fingerprint,
+        stamp.now,
     )
 
 

@@ -25,6 +25,7 @@ from store.registrations import Registrations
 from tokenfleet.app_levels import ANY_ENVIRONMENT
 from tokenfleet.errors import UserError
 from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.lifetimes import NOTHING_SAID, Lifetimes
 from tokenfleet.tokens import Margins
 from tokenfleet_client.contract import AccountStatus
 
@@ -47,6 +48,7 @@ class ProviderRules:
 
     margins: Margins
     check: Callable[[Mapping[str, str]], str | None]
+    lifetimes: Lifetimes = NOTHING_SAID
 
 
 RulesOf = Callable[[str], ProviderRules]

@@ -36,7 +36,7 @@ from store.import_source import BadLine, NumberedLine
 from store.keys import Vault
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, AppId
-from tokenfleet.tokens import refresh_due
+from tokenfleet.lifetimes import Holding, Visit, first_visit
 from tokenfleet_client.envelope import Binding, DataKeys, access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
@@ -121,8 +121,8 @@ class Planner:
                 plan.bad.append(BadLine(named.entry.number, reason))
             case Create(app, rules):
                 expires_at = _expiry(named.entry, now)
-                due = self._due(expires_at, rules, now)
-                account = NewAccount(named.entry, app.app_id, named.fingerprint, expires_at, due)
+                visit = self._first_visit(named.entry, expires_at, rules, now)
+                account = NewAccount(named.entry, app.app_id, named.fingerprint, expires_at, visit)
                 plan.creations.append(account)
             case Keep(changed, remember):
                 if not changed:
@@ -135,7 +135,7 @@ class Planner:
     ) -> RenewedTokens:
         line = named.entry.line
         access_token, expires_at = line.access_token or None, _expiry(named.entry, now)
-        due = self._due(expires_at, verdict.rules, now)
+        visit = self._first_visit(named.entry, expires_at, verdict.rules, now)
         kept = None
         if access_token is None and known.status not in ENDED:
             # Readers of a healthy account keep what they have until the first refresh, which is due at once.
@@ -155,13 +155,22 @@ class Planner:
             variables={
                 name: value for name, value in stored.variables.items() if name not in (line.variables or ())
             },
-            next_refresh_at=due,
+            next_visit=visit,
         )
 
-    def _due(self, expires_at: datetime | None, rules: ProviderRules, now: datetime) -> datetime:
-        if expires_at is None:
-            return now
-        return refresh_due(expires_at, now=now, margins=rules.margins, chance=self._chance())
+    def _first_visit(
+        self, entry: NumberedLine, expires_at: datetime | None, rules: ProviderRules, now: datetime
+    ) -> Visit:
+        # A sign-in, as far as anybody can tell: the grant's life begins now.
+        holding = Holding(now, expires_at, now, entry.line.refresh_token_expires_at)
+        return first_visit(
+            holding,
+            rules.lifetimes,
+            rules.margins,
+            has_access_token=bool(entry.line.access_token),
+            now=now,
+            chance=self._chance(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

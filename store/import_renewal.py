@@ -26,6 +26,7 @@ from store.import_judgement import KnownAccount
 from store.keys import Vault
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.lifetimes import Visit
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.secret import Secret
@@ -58,7 +59,10 @@ _DESCRIBE = text(f"""
             WHEN i.fingerprint IS NULL THEN a.imported_fingerprints
             ELSE array_append(a.imported_fingerprints[
                 GREATEST(cardinality(a.imported_fingerprints) - {FINGERPRINTS_KEPT - 2}, 1):], i.fingerprint)
-            END
+            END,
+        -- A sign-in is a new grant: its life begins now, and nobody was told of its end.
+        granted_at = COALESCE(CAST(:granted_at AS timestamptz), a.granted_at),
+        reauth_told_at = CASE WHEN CAST(:granted_at AS timestamptz) IS NULL THEN a.reauth_told_at END
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:tenants AS text[]),
                 CAST(:variables AS jsonb[]), CAST(:metadata AS jsonb[]), CAST(:fingerprints AS bytea[]))
         AS i (account_id, app_id, tenant, variables, metadata, fingerprint)
@@ -70,9 +74,11 @@ _RESCHEDULE = text("""
     UPDATE tokenfleet.refresh_schedule s
     SET app_id = COALESCE(i.app_id, s.app_id), next_refresh_at = i.next_refresh_at,
         claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0, unanswered = 0,
-        failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL
-    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]))
-        AS i (account_id, app_id, next_refresh_at)
+        failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL,
+        probing = i.probing, expiry_told = false, alive_at = NULL
+    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]),
+                CAST(:probing AS boolean[]))
+        AS i (account_id, app_id, next_refresh_at, probing)
     WHERE s.account_id = i.account_id
 """)
 
@@ -106,7 +112,7 @@ _NOTE_CHANGES = text("""
 
 _TRY_AGAIN = text("""
     UPDATE tokenfleet.refresh_schedule s
-    SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false, doubts = 0
+    SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false, doubts = 0, probing = false
     WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
         AND s.next_refresh_at IS NOT NULL AND s.failing_since IS NOT NULL
 """)
@@ -152,7 +158,7 @@ class RenewedTokens:
     expires_at: datetime | None
     refresh_token_expires_at: datetime | None
     variables: Mapping[str, str]
-    next_refresh_at: datetime
+    next_visit: Visit
 
 
 def existing(
@@ -188,7 +194,8 @@ def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens
 
     A paused account stays paused. One that was ended, or had never connected, becomes active.
     """
-    statuses = _describe(connection, [renewal.description for renewal in renewals])
+    descriptions = [renewal.description for renewal in renewals]
+    statuses = _describe(connection, descriptions, granted_at=stamp.now)
     ids = [renewal.description.account_id for renewal in renewals]
     reconnected = [
         renewal.description.account_id
@@ -212,9 +219,10 @@ def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens
             "moments": [
                 None
                 if statuses[renewal.description.account_id] is AccountStatus.PAUSED
-                else renewal.next_refresh_at
+                else renewal.next_visit.at
                 for renewal in renewals
             ],
+            "probing": [not renewal.next_visit.presents for renewal in renewals],
         },
     )
     connection.execute(
@@ -259,8 +267,13 @@ def redescribe(connection: Connection, descriptions: Sequence[Description], stam
         connection.execute(_TRY_AGAIN, {"account_ids": corrected})
 
 
-def _describe(connection: Connection, descriptions: Sequence[Description]) -> dict[AccountId, AccountStatus]:
-    """Write descriptions; returns the status of each account, which cannot change before the commit."""
+def _describe(
+    connection: Connection, descriptions: Sequence[Description], *, granted_at: datetime | None = None
+) -> dict[AccountId, AccountStatus]:
+    """Write descriptions; returns the status of each account, which cannot change before the commit.
+
+    ``granted_at`` is when their customers consented anew, if they did.
+    """
     rows = connection.execute(
         _DESCRIBE,
         {
@@ -270,6 +283,7 @@ def _describe(connection: Connection, descriptions: Sequence[Description]) -> di
             "variables": [_json(description.variables) for description in descriptions],
             "metadata": [_json(description.metadata) for description in descriptions],
             "fingerprints": [description.fingerprint for description in descriptions],
+            "granted_at": granted_at,
         },
     )
     return {AccountId(row.id): AccountStatus(row.status) for row in rows}

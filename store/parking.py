@@ -23,9 +23,11 @@ from store import incidents, transitions
 from store.answers import lists
 from store.incidents import Incident, Resolution
 from store.rejection import Rejection
+from store.schedule import CLAIMED, Claim
 from store.transitions import Move
 from tokenfleet.account import Trigger
-from tokenfleet.jobs import AccountId
+from tokenfleet.jobs import AccountId, Epoch
+from tokenfleet.policy import UNSETTLED
 
 GIVEN_BACK_AT_ONCE: Final = 2000
 URGENT: Final = timedelta(seconds=60)
@@ -84,6 +86,20 @@ _FIRST = text("""
     SELECT s.account_id FROM tokenfleet.refresh_schedule s
     WHERE s.incident_id = :incident_id AND (s.claimed_until IS NULL OR s.claimed_until <= now())
     ORDER BY s.account_id LIMIT :count
+""")
+
+_CLAIM_SAMPLES = text(f"""
+    WITH picked AS (
+        SELECT s.account_id FROM tokenfleet.refresh_schedule s
+        WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.incident_id = :incident_id
+            AND (s.claimed_until IS NULL OR (s.claimed_until <= now()
+                AND (CAST(:take_over AS boolean) OR s.started_epoch < s.claim_epoch)))
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE tokenfleet.refresh_schedule s
+    SET next_refresh_at = LEAST(s.next_refresh_at, now()), {CLAIMED}
+    FROM picked WHERE s.account_id = picked.account_id
+    RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
 """)
 
 _HAS_MEMBERS = text("""
@@ -166,6 +182,31 @@ def choose_samples(connection: Connection, incident_id: int, *, count: int) -> l
         # The chances fell behind the last one that is free.
         chosen = connection.execute(_FIRST, {"incident_id": incident_id, "count": count}).scalars().all()
     return [AccountId(each) for each in chosen]
+
+
+def claim_samples(
+    connection: Connection,
+    incident_id: int,
+    account_ids: Sequence[AccountId],
+    *,
+    claim: timedelta,
+    take_over: bool = True,
+) -> list[Claim]:
+    """Make accounts that an incident has set apart due, and claim them, as ``store.schedule`` does.
+
+    An account that somebody else has locked, or that has left the incident meanwhile, is passed over.
+    """
+    rows = connection.execute(
+        _CLAIM_SAMPLES,
+        {
+            "incident_id": incident_id,
+            "account_ids": list(account_ids),
+            "claim": claim,
+            "take_over": take_over,
+            "unsettled": UNSETTLED,
+        },
+    )
+    return [Claim(AccountId(row.account_id), Epoch(row.claim_epoch), row.next_refresh_at) for row in rows]
 
 
 def end_samples(

@@ -11,10 +11,11 @@ tokens (G3).
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +24,9 @@ import msgspec
 from store.answers import SavedTokens
 
 _HEADER: Final = struct.Struct(">II")
-_PAYLOAD_START: Final = bytes([0x80 | len(fields(SavedTokens))]) + b"\xaaaccount_id"
-"""How every payload begins: a MessagePack map of so many fields, the first of which is ``account_id``."""
+_PAYLOAD_START: Final = re.compile(rb"(?:[\x80-\x8f]|\xde..)\xaaaccount_id", re.DOTALL)
+"""How every payload begins: a MessagePack map, the first field of which is ``account_id``. Of how many fields is not
+said, since a release before this one wrote fewer."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(SavedTokens)
@@ -56,10 +58,10 @@ def read(path: Path, damage: list[Damage]) -> Iterator[SavedTokens]:
             offset = after
             continue
         damage.append(Damage(path, offset, record))
-        start = content.find(_PAYLOAD_START, offset + _HEADER.size + 1)
-        if start < 0:
+        found = _PAYLOAD_START.search(content, offset + _HEADER.size + 1)
+        if found is None:
             return
-        offset = start - _HEADER.size
+        offset = found.start() - _HEADER.size
 
 
 def _record_at(content: bytes, offset: int) -> tuple[SavedTokens | str, int]:

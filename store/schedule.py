@@ -30,13 +30,15 @@ from tokenfleet_client.contract import AccountStatus
 WAKE_CHANNEL: Final = "tokenfleet_due"
 """``NOTIFY`` on it makes the schedulers look at once."""
 
-_CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
+CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
         claim_epoch = s.claim_epoch + 1,
         unanswered = s.unanswered + CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch AND NOT s.probing THEN 1 ELSE 0 END,
         last_error = CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
-            ELSE s.last_error END"""
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch AND NOT s.probing
+            THEN CAST(:unsettled AS text) ELSE s.last_error END"""
+"""What a claim sets: shared with ``store.parking``, which claims samples. A probe presents no refresh token, so no
+answer of one can be missing."""
 
 _CLAIM = text(f"""
     WITH allowance AS (
@@ -50,34 +52,27 @@ _CLAIM = text(f"""
             WHERE s.account_id = ANY (ARRAY(
                     -- The most urgent due accounts, claimed or not: the window is the cap on what one app
                     -- can have outstanding, so a provider that hangs never occupies the fleet.
-                    SELECT w.account_id FROM tokenfleet.refresh_schedule w
-                    WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now()
-                    ORDER BY w.next_refresh_at LIMIT allowance.outstanding))
+                    -- Probes take what refreshes leave of it, however long they have waited (G1).
+                    SELECT urgent.account_id FROM (
+                        (SELECT w.account_id FROM tokenfleet.refresh_schedule w
+                         WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now() AND NOT w.probing
+                         ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
+                        UNION ALL
+                        (SELECT w.account_id FROM tokenfleet.refresh_schedule w
+                         WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now() AND w.probing
+                         ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
+                    ) urgent LIMIT allowance.outstanding))
                 AND (s.claimed_until IS NULL OR (s.claimed_until <= now()
                     AND (CAST(:take_over AS boolean) OR s.started_epoch < s.claim_epoch)))
-            ORDER BY s.next_refresh_at
+            ORDER BY s.probing, s.next_refresh_at
             LIMIT allowance.count
             FOR UPDATE SKIP LOCKED
         ) due
     )
     UPDATE tokenfleet.refresh_schedule s
-    SET {_CLAIMED}
+    SET {CLAIMED}
     FROM picked WHERE s.account_id = picked.account_id
-    RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
-""")
-
-_CLAIM_SAMPLES = text(f"""
-    WITH picked AS (
-        SELECT s.account_id FROM tokenfleet.refresh_schedule s
-        WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.incident_id = :incident_id
-            AND (s.claimed_until IS NULL OR (s.claimed_until <= now()
-                AND (CAST(:take_over AS boolean) OR s.started_epoch < s.claim_epoch)))
-        FOR UPDATE SKIP LOCKED
-    )
-    UPDATE tokenfleet.refresh_schedule s
-    SET next_refresh_at = LEAST(s.next_refresh_at, now()), {_CLAIMED}
-    FROM picked WHERE s.account_id = picked.account_id
-    RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
+    RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at, s.probing
 """)
 
 _START = text("""
@@ -87,13 +82,15 @@ _START = text("""
     -- The app too: a message that names another one would send the token to another provider's endpoint.
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
-    RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error
+    RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error,
+              s.probing, s.alive_at
 """)
 
 _READ = text("""
     SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.access_token,
            t.refresh_token, t.scope,
-           t.expires_at, t.obtained_at, t.refresh_token_expires_at, clock_timestamp() AS database_now
+           t.expires_at, t.obtained_at, t.refresh_token_expires_at, t.learned_lifetime, a.granted_at,
+           a.reauth_told_at, clock_timestamp() AS database_now
     FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
     WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
 """)
@@ -144,7 +141,7 @@ _REQUEST = text("""
         FOR UPDATE
     )
     UPDATE tokenfleet.refresh_schedule s
-    SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false
+    SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false, probing = false
     FROM wanted WHERE s.account_id = wanted.account_id
     RETURNING s.account_id
 """)
@@ -194,6 +191,14 @@ class Attempt:
     """The attempt before was never settled: whoever made it may have an answer."""
     due_at: datetime | None
     database_now: datetime
+    probing: bool = False
+    """What is due does not present the refresh token."""
+    alive_at: datetime | None = None
+    """When a probe last found the access token alive, this one or an earlier one."""
+    granted_at: datetime | None = None
+    reauth_told: bool = False
+    """The end of this grant was announced."""
+    learned_lifetime: timedelta | None = None
 
 
 def claim_due(
@@ -220,36 +225,12 @@ def claim_due(
         },
     )
     claims: dict[AppId, list[Claim]] = defaultdict(list)
-    for app_id, account_id, epoch, due_at in rows:
+    # Probes last, also in the jobs that are made of this.
+    for app_id, account_id, epoch, due_at, _ in sorted(
+        rows, key=lambda row: (row.probing, row.next_refresh_at)
+    ):
         claims[AppId(app_id)].append(Claim(AccountId(account_id), Epoch(epoch), due_at))
-    for claimed in claims.values():
-        claimed.sort(key=lambda each: each.due_at)
     return dict(claims)
-
-
-def claim_samples(
-    connection: Connection,
-    incident_id: int,
-    account_ids: Sequence[AccountId],
-    *,
-    claim: timedelta,
-    take_over: bool = True,
-) -> list[Claim]:
-    """Make accounts that an incident has set apart due, and claim them, as :func:`claim_due` does.
-
-    An account that somebody else has locked, or that has left the incident meanwhile, is passed over.
-    """
-    rows = connection.execute(
-        _CLAIM_SAMPLES,
-        {
-            "incident_id": incident_id,
-            "account_ids": list(account_ids),
-            "claim": claim,
-            "take_over": take_over,
-            "unsettled": UNSETTLED,
-        },
-    )
-    return [Claim(AccountId(row.account_id), Epoch(row.claim_epoch), row.next_refresh_at) for row in rows]
 
 
 def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[Attempt]:
@@ -296,6 +277,11 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,
                 database_now=row.database_now,
+                probing=schedule.probing,
+                alive_at=schedule.alive_at,
+                granted_at=row.granted_at,
+                reauth_told=row.reauth_told_at is not None,
+                learned_lifetime=row.learned_lifetime,
             )
         )
     if started:

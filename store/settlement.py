@@ -21,7 +21,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from store import parking, transitions
+from store import announcements, parking, transitions
 from store.answers import COLUMNS, SavedTokens, columns, lists
 from store.incidents import Incident
 from tokenfleet.account import Trigger
@@ -35,14 +35,16 @@ _SAVE = text(f"""
         SET generation = t.generation + 1, epoch = i.epoch, access_token = i.access_token,
             refresh_token = i.refresh_token, token_type = i.token_type, scope = i.scope,
             expires_at = i.expires_at, obtained_at = i.obtained_at,
-            refresh_token_expires_at = i.refresh_token_expires_at, variables = t.variables || i.variables
+            refresh_token_expires_at = i.refresh_token_expires_at, variables = t.variables || i.variables,
+            learned_lifetime = COALESCE(i.learned_lifetime, t.learned_lifetime)
         FROM i WHERE t.account_id = i.account_id AND t.generation = i.generation
         RETURNING t.account_id
     ), scheduled AS (
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE i.next_refresh_at END,
             claimed_until = CASE WHEN s.claim_epoch = i.epoch THEN NULL ELSE s.claimed_until END,
-            attempts = 0, doubts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false
+            attempts = 0, doubts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false,
+            probing = i.probing, expiry_told = false
         FROM i JOIN saved USING (account_id) WHERE s.account_id = i.account_id
         RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled, s.incident_id,
                   s.claim_epoch = i.epoch AS is_newest
@@ -100,7 +102,7 @@ _DEFER = text("""
                 -- A sample that brought no word: another one is taken in its turn. A lost answer cannot wait for that.
                 WHEN s.incident_id IS NOT NULL AND NOT i.answer_lost THEN NULL
                 ELSE i.next_refresh_at END,
-            claimed_until = NULL,
+            claimed_until = NULL, probing = false,
             attempts = s.attempts + CASE WHEN i.counts THEN 1 ELSE 0 END,
             doubts = s.doubts + CASE WHEN i.in_doubt THEN 1 ELSE 0 END,
             unanswered = s.unanswered + CASE WHEN i.answer_lost THEN 1 ELSE 0 END,
@@ -121,7 +123,7 @@ _QUARANTINE = text("""
     WITH quarantined AS (
         UPDATE tokenfleet.refresh_schedule s
         SET quarantined = true, last_error = CAST(:code AS text), next_refresh_at = now() + CAST(:wait AS interval),
-            failing_since = COALESCE(s.failing_since, now()), attempts = s.attempts + 1
+            failing_since = COALESCE(s.failing_since, now()), attempts = s.attempts + 1, probing = false
         WHERE s.account_id = :account_id AND s.next_refresh_at IS NOT NULL
         RETURNING s.account_id
     )
@@ -152,6 +154,8 @@ class Deferral:
     duration_ms: int
     detail: str | None = None
     in_doubt: bool = False
+    expired: bool = False
+    """The access token has expired: readers have nothing that works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +210,13 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         unscheduled -= moved
     if unscheduled:
         transitions.verify(connection, sorted(unscheduled))
+    ends = {
+        answer.account_id: answer.grant_ends_at
+        for answer in answers
+        if answer.grant_ends_at is not None and answer.account_id in saved
+    }
+    if ends:
+        announcements.tell_reauth_upcoming(connection, ends, actor=actor)
     recovered = parking.end_samples(
         connection,
         {
@@ -226,13 +237,18 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
 
 
 def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) -> None:
-    """Write failures that leave the account as it is. An attempt whose claim has moved on is ignored."""
+    """Write failures that leave the account as it is. An attempt whose claim has moved on is ignored.
+
+    Whoever depends on an account whose token has expired meanwhile is told, once.
+    """
     names = (
         "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined in_doubt job_id "
         "duration_ms detail"
     )
     deferrals = sorted(deferrals, key=lambda deferral: deferral.account_id)
     connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor})
+    if expired := [deferral.account_id for deferral in deferrals if deferral.expired]:
+        announcements.tell_refresh_failing(connection, expired, actor=actor)
 
 
 def quarantine(connection: Connection, account_id: AccountId, epoch: Epoch, *, code: str, actor: str) -> None:

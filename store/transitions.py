@@ -72,14 +72,14 @@ _UNSCHEDULE = text("""
 """)
 
 _VERIFY = text("""
-    UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = now(), incident_id = NULL
+    UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = now(), incident_id = NULL, probing = false
     FROM tokenfleet.accounts a
     WHERE a.id = s.account_id AND (a.status = 'needs_reauth' OR s.incident_id IS NOT NULL)
       AND s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NULL
 """)
 
 _RESUME = text("""
-    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now()
+    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now(), probing = false
     WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND next_refresh_at IS NULL
 """)
 

@@ -11,10 +11,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, assert_never
 
+from tokenfleet.lifetimes import NOTHING_SAID, Holding, Lifetimes, announced_end, next_visit
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -23,10 +24,11 @@ from tokenfleet.outcome import (
     Refreshed,
     RequestRejected,
     Throttled,
+    TokenAnswer,
     Unavailable,
     Undescribed,
 )
-from tokenfleet.tokens import Margins, refresh_due
+from tokenfleet.tokens import Margins
 
 BACKOFF_BASE: Final = timedelta(seconds=4)
 BACKOFF_CAP: Final = timedelta(minutes=5)
@@ -49,8 +51,6 @@ half an hour must not cost everybody half a day."""
 QUARANTINE_DELAY: Final = timedelta(hours=6)
 """How long a quarantine lasts at most, and at once where it is certain that repetition cannot help."""
 
-UNKNOWN_LIFETIME_INTERVAL: Final = timedelta(minutes=30)
-"""How soon to renew a token whose lifetime nobody told us and no earlier one taught us."""
 LEARNED_LIFETIME_CAP: Final = timedelta(days=365)
 """A learned lifetime is a guess, and not believed further than this."""
 
@@ -65,14 +65,17 @@ class Known:
     """What we know of the account when its outcome arrives.
 
     ``attempts`` counts consecutive failures before this one. ``doubts`` counts the answers since the last success
-    that repetition may not help with: whatever failed in between does not make them better known.
-    ``unanswered`` counts earlier presentations of
-    this same refresh token whose answer was lost, in this attempt or an earlier one. ``replayed`` says that
-    this attempt has presented it a second time. ``last_lifetime`` is how long the previous token lived.
-    ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
-    ``replay_grace`` is how long a replaced one still works, None when it is spent at once.
-    ``expires_at`` is when the access token that readers have expires. ``throttles`` counts the app's pauses in a row
-    whose length the provider did not say.
+    that repetition may not help with: whatever failed in between does not make them better known. ``unanswered``
+    counts earlier presentations of this same refresh token whose answer was lost, in this attempt or an earlier one.
+    ``replayed`` says that this attempt has presented it a second time. ``last_lifetime`` is how long the previous
+    token lived. ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
+    ``replay_grace`` is how long a replaced one still works, None when it is spent at once; ``max_live`` is how many can
+    be alive at once. ``expires_at`` is when the access token that readers have expires. ``throttles`` counts the app's
+    pauses in a row whose length the provider did not say.
+
+    Of the grant: when the customer consented, whether its end was announced, when the refresh token that we hold
+    after this answer expires, and whether that end is fixed. ``learned_lifetime`` is how long a token lived that did
+    not say so and was found dead.
     """
 
     attempts: int
@@ -85,17 +88,30 @@ class Known:
     doubts: int = 0
     expires_at: datetime | None = None
     throttles: int = 0
+    max_live: int | None = None
+    lifetimes: Lifetimes = NOTHING_SAID
+    granted_at: datetime | None = None
+    reauth_told: bool = False
+    refresh_token_expires_at: datetime | None = None
+    end_is_fixed: bool = False
+    learned_lifetime: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Persist the answer; renew it at ``next_refresh_at``.
+    """Persist the answer; visit the account again at ``next_refresh_at``.
 
     ``expires_at`` is what the answer says, else what the previous token's life taught; None when unknown.
+    ``probing`` says that the visit will not present the refresh token. ``grant_ends_at`` is the end that the customer
+    has to be told of now, None when there is nothing to tell. ``learned_lifetime`` is what ``expires_at`` was taken
+    from, when it was that.
     """
 
     next_refresh_at: datetime
     expires_at: datetime | None
+    probing: bool = False
+    grant_ends_at: datetime | None = None
+    learned_lifetime: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +180,7 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
     """
     match outcome:
         case Refreshed(answer):
-            expires_at = answer.expires_at or _learned_expiry(known, now)
-            return Save(_next_refresh(expires_at, known, now, chance), expires_at)
+            return _save(answer, known, now, chance)
         case GrantRejected(code):
             return RequireReauth(ROTATION_LOST if known.unanswered and known.rotates else code, code)
         case ClientRejected(code, whole_app):
@@ -176,7 +191,7 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
         case Unavailable(code):
             return RetryLater(now + _retry_wait(known, now, chance), code)
         case OutcomeUnknown(code):
-            if not known.replayed:
+            if not known.replayed and _may_replay(known):
                 return Replay()
             return RetryLater(now + _retry_wait(known, now, chance), code, answer_lost=True)
         case RequestRejected(code) | Undescribed(code):
@@ -212,20 +227,37 @@ def _retry_wait(known: Known, now: datetime, chance: float) -> timedelta:
     return max(BACKOFF_FLOOR, min(wait, known.replay_grace / (REPLAYS_IN_GRACE + 1)))
 
 
+def _may_replay(known: Known) -> bool:
+    """Each presentation whose answer was lost may have left a successor alive: never more than the provider allows."""
+    return known.max_live is None or known.unanswered + 2 <= known.max_live
+
+
+def _save(answer: TokenAnswer, known: Known, now: datetime, chance: float) -> Save:
+    lifetimes = known.lifetimes
+    guesses = answer.expires_at is None and not lifetimes.access_never_expires
+    expires_at = _learned_expiry(known, now) if guesses else answer.expires_at
+    holding = Holding(
+        obtained_at=now,
+        expires_at=expires_at,
+        granted_at=known.granted_at,
+        refresh_token_expires_at=known.refresh_token_expires_at,
+        end_is_fixed=known.end_is_fixed,
+        told=known.reauth_told,
+    )
+    grant_ends_at = announced_end(holding, lifetimes, now=now)
+    if grant_ends_at is not None:
+        holding = replace(holding, told=True)
+    visit = next_visit(holding, lifetimes, known.margins, now=now, chance=chance)
+    learned = known.learned_lifetime if guesses else None
+    return Save(visit.at, expires_at, not visit.presents, grant_ends_at, learned)
+
+
 def _learned_expiry(known: Known, now: datetime) -> datetime | None:
-    learned = known.last_lifetime
+    learned = known.learned_lifetime or known.last_lifetime
     # A token that was imported already expired teaches nothing.
     if learned is None or learned <= timedelta(0):
         return None
     return now + min(learned, LEARNED_LIFETIME_CAP)
-
-
-def _next_refresh(expires_at: datetime | None, known: Known, now: datetime, chance: float) -> datetime:
-    if expires_at is None:
-        return now + UNKNOWN_LIFETIME_INTERVAL * (0.75 + chance / 4)
-    due = refresh_due(expires_at, now=now, margins=known.margins, chance=chance)
-    # A provider that answers with an already expired token must not become a busy loop.
-    return max(due, now + BACKOFF_FLOOR)
 
 
 def _throttled(

@@ -95,6 +95,9 @@ ROTATIONS_LOST: Final = Counter(
 )
 IN_FLIGHT: Final = Gauge("tokenfleet_in_flight", "Accounts being asked about now.")
 JOURNAL_UNSETTLED: Final = Gauge("tokenfleet_journal_unsettled", "Answers on disk, not yet in Postgres.")
+PROBES: Final = Counter(
+    "tokenfleet_probes_total", "Probes by what they said of the access token.", ["provider", "verdict"]
+)
 LEASES_SKIPPED: Final = Counter(
     "tokenfleet_leases_skipped_total", "Jobs that went on without a lease because Redis did not answer."
 )

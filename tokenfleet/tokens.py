@@ -61,17 +61,23 @@ def merge(
     A new refresh token replaces the old one and its absolute expiry; an omitted one, or the same one again,
     keeps both, unless the answer states a new expiry for it.
     """
-    is_new = answer.refresh_token is not None and answer.refresh_token != refresh_token
-    kept_expiry = None if is_new else refresh_token_expires_at
     return TokenSet(
         access_token=answer.access_token,
         refresh_token=answer.refresh_token or refresh_token,
         token_type=answer.token_type,
         scope=answer.scope if answer.scope is not None else scope,
         expires_at=answer.expires_at,
-        refresh_token_expires_at=answer.refresh_token_expires_at or kept_expiry,
+        refresh_token_expires_at=refresh_token_expiry(answer, refresh_token, refresh_token_expires_at),
         variables=answer.variables,
     )
+
+
+def refresh_token_expiry(
+    answer: TokenAnswer, refresh_token: Secret | None, expires_at: datetime | None
+) -> datetime | None:
+    """Return when the refresh token that we hold after ``answer`` expires; ``expires_at`` is when the old one did."""
+    is_new = answer.refresh_token is not None and answer.refresh_token != refresh_token
+    return answer.refresh_token_expires_at or (None if is_new else expires_at)
 
 
 def refresh_due(expires_at: datetime, *, now: datetime, margins: Margins, chance: float) -> datetime:

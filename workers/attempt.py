@@ -28,6 +28,7 @@ from store.journal import Journal, JournalUnwritable
 from store.keys import Vault
 from store.schedule import Attempt
 from tokenfleet import telemetry
+from tokenfleet.lifetimes import refresh_token_end
 from tokenfleet.outcome import (
     ClientRejected,
     Outcome,
@@ -114,7 +115,7 @@ class Asker:
                 break
             sent = passed
             outcome = asking.provider.read(sent.exchange, now=now)
-            decision = self._decide(outcome, asking, attempt, replayed, now)
+            decision = self._decide(outcome, asking, attempt, replayed, now, refresh_token)
             completed = self._completed(attempt, outcome, refresh_token)
             unknown = unknown_answers(asking, attempt, outcome)
             if completed is not None and isinstance(decision, RetryLater | Quarantine):
@@ -196,8 +197,16 @@ class Asker:
         attempt: Attempt,
         replayed: bool,
         now: datetime,
+        presented: Secret | None = None,
     ) -> Decision:
         lifetime = None if attempt.expires_at is None else attempt.expires_at - attempt.obtained_at
+        end, is_fixed = refresh_token_end(
+            outcome.answer if isinstance(outcome, Refreshed) else None,
+            presented,
+            attempt.refresh_token_expires_at,
+            elapsed=now - attempt.obtained_at,
+            lifetimes=asking.provider.lifetimes,
+        )
         known = Known(
             attempts=attempt.attempts,
             doubts=attempt.doubts,
@@ -209,6 +218,13 @@ class Asker:
             replay_grace=asking.provider.replay_grace,
             expires_at=attempt.expires_at,
             throttles=asking.app.throttles,
+            max_live=asking.provider.max_live,
+            lifetimes=asking.provider.lifetimes,
+            granted_at=attempt.granted_at,
+            reauth_told=attempt.reauth_told,
+            refresh_token_expires_at=end,
+            end_is_fixed=is_fixed,
+            learned_lifetime=attempt.learned_lifetime,
         )
         return decide(outcome, known, now=now, chance=self._chance())
 
@@ -266,6 +282,9 @@ class Asker:
             job_id=asking.job_id,
             duration_ms=duration_ms,
             activates=attempt.status is not AccountStatus.ACTIVE and bool(tokens.access_token),
+            probing=decision.probing,
+            grant_ends_at=decision.grant_ends_at,
+            learned_lifetime=decision.learned_lifetime,
         )
 
     def _keep(self, asking: Asking, answer: SavedTokens, *beside: Result) -> asyncio.Future[bool]:

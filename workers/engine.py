@@ -41,7 +41,8 @@ from workers.candidates import Candidates
 from workers.flushing import Flusher
 from workers.governor import Governor
 from workers.pacing import LONGEST_WAIT_SECONDS
-from workers.refresh import Refresher
+from workers.probing import Prober
+from workers.refresh import Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
 from workers.room import STRAGGLER_SECONDS
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
@@ -154,7 +155,7 @@ class Engine:
         if any(task.done() for task in parts):
             fatal.append("a part of this worker has ended; restart it")
         if self._redis_away:
-            hampered.append("Redis does not answer; refreshes go on without leases, paced apps more slowly")
+            hampered.append("Redis does not answer; refreshes go on without leases")
         return fatal, hampered
 
     async def _open(self) -> None:
@@ -202,6 +203,15 @@ class Engine:
             self._flusher,
             governor,
         )
+        prober = Prober(
+            self._engine,
+            governor,
+            self._vault,
+            self._writer,
+            owner=self.name,
+            claim=timedelta(seconds=tunables.claim_seconds),
+            reserve_seconds=reserve_seconds(tunables),
+        )
         self._refresher = Refresher(
             self._engine,
             self._registry,
@@ -214,6 +224,7 @@ class Engine:
             owner=self.name,
             tunables=tunables,
             consult=self._consult,
+            prober=prober,
         )
         await self._adopt()
         self._postgres_away = False

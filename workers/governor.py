@@ -95,7 +95,13 @@ class Governor:
         return self._pacer.expect(app_id, _rate(provider.rate_per_second, provider.burst), count)
 
     async def send(
-        self, request: TokenRequest, asking: Asking, attempt: Attempt, *, again: bool = False
+        self,
+        request: TokenRequest,
+        asking: Asking,
+        attempt: Attempt,
+        *,
+        again: bool = False,
+        timeout_seconds: float | None = None,
     ) -> Sent | NotNow:
         """Send one request as soon as it may leave; or return how long it is not worth waiting, nothing being sent.
 
@@ -106,12 +112,14 @@ class Governor:
             permit = await self._admit(asking, attempt, again=again, strict=tries < STRICT_TRIES)
             if isinstance(permit, NotNow):
                 return permit
-            if attempt.due_at is not None and not again:
+            if attempt.due_at is not None and not again and not attempt.probing:
                 delay = (asking.now(attempt) - attempt.due_at).total_seconds()
                 telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
             began = self._clock()
             send_before = min(asking.send_before, permit.leave_by)
-            exchange = await self._transport.ask(request, send_before=send_before)
+            exchange = await self._transport.ask(
+                request, send_before=send_before, timeout_seconds=timeout_seconds
+            )
             # A connection that took longer than the slot lasts is kept, and the next slot finds it.
             if (
                 not was_too_late(exchange)
@@ -120,6 +128,24 @@ class Governor:
             ):
                 return Sent(asking.app.app_id, asking.provider, request.url, exchange, began, permit.is_trial)
         raise AssertionError("the last try is not strict")
+
+    async def probe(
+        self, request: TokenRequest, asking: Asking, attempt: Attempt, *, timeout_seconds: float
+    ) -> Exchange | NotNow:
+        """Send a request with the access token, as soon as it may leave; or return how long it is not worth waiting.
+
+        It keeps the app's pace and pause. Its circuit is about another endpoint: what comes of a probe says nothing of
+        that one, so it is not counted, and no probe is the trial.
+        """
+        app_id = asking.app.app_id
+        if self._breaker.standing(app_id).state is not CircuitState.CLOSED:
+            return NotNow(POSTPONE_SECONDS)
+        passed = await self.send(request, asking, attempt, timeout_seconds=timeout_seconds)
+        if isinstance(passed, NotNow):
+            return passed
+        if passed.is_trial:
+            self._breaker.tried(app_id, Trial.UNUSED)
+        return NotNow(0.0) if was_too_late(passed.exchange) else passed.exchange
 
     async def _admit(
         self, asking: Asking, attempt: Attempt, *, again: bool, strict: bool

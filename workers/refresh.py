@@ -43,6 +43,7 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.attempt import Asker
 from workers.governor import Governor
+from workers.probing import Going, Prober
 from workers.results import Unasked
 from workers.room import Room, Seats
 from workers.settling import Asking
@@ -65,6 +66,11 @@ SAVING_SHARE: Final = 0.1
 a short claim must not be all saving and no asking."""
 
 
+def reserve_seconds(tunables: Tunables) -> float:
+    """Return how much of a claim must be left when a request leaves: a whole call, and the saving of its answer."""
+    return tunables.http_timeout_seconds + min(SAVING_SECONDS, tunables.claim_seconds * SAVING_SHARE)
+
+
 class Refresher:
     """Runs jobs on the worker's event loop."""
 
@@ -82,6 +88,7 @@ class Refresher:
         owner: str,
         tunables: Tunables,
         consult: Callable[[Mapping[AccountId, int]], Awaitable[frozenset[AccountId]]],
+        prober: Prober,
     ) -> None:
         """``consult`` writes the answers that any process here has, dead or alive, for accounts at these generations,
         and returns whose they were.
@@ -91,13 +98,13 @@ class Refresher:
         self._vault = vault
         self._leases = leases
         self._asker = asker
+        self._prober = prober
         self._writer = writer
         self._journal = journal
         self._governor = governor
         self._owner = owner
         self._claim = timedelta(seconds=tunables.claim_seconds)
-        self._call_seconds = tunables.http_timeout_seconds
-        self._saving_seconds = min(SAVING_SECONDS, tunables.claim_seconds * SAVING_SHARE)
+        self._reserve_seconds = reserve_seconds(tunables)
         self._room = Room(tunables.max_in_flight, APP_SHARE, claim_seconds=tunables.claim_seconds)
         self._seats = Seats(tunables.worker_threads)
         self._running: set[asyncio.Task[None]] = set()
@@ -210,7 +217,7 @@ class Refresher:
             client=client,
             read_at=read_at,
             # Enough of the claim must be left for a whole call, or we do not ask.
-            send_before=claimed_at + self._claim.total_seconds() - self._call_seconds - self._saving_seconds,
+            send_before=claimed_at + self._claim.total_seconds() - self._reserve_seconds,
         )
         return [asyncio.create_task(self._perform(asking, attempt)) for attempt in attempts]
 
@@ -248,7 +255,10 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            not_now = await self._asker.perform(asking, attempt)
+            going = await self._prober.visit(asking, attempt)
+            not_now = (
+                await self._asker.perform(going.asking, going.attempt) if isinstance(going, Going) else going
+            )
             if not_now is not None:
                 await self._writer.add(Unasked(attempt.account_id, attempt.epoch, not_now.seconds))
         except Exception as error:  # noqa: BLE001

@@ -10,6 +10,7 @@ from store.candidates import Promotion
 from store.rejection import Rejection
 from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
+from store.visits import Visited
 from tokenfleet.jobs import AccountId, AppId, Epoch
 
 
@@ -66,5 +67,5 @@ class Unasked:
     wait_seconds: float
 
 
-Settled = SavedTokens | Deferral | Rejection | Promotion | Unasked
+Settled = SavedTokens | Deferral | Rejection | Promotion | Visited | Unasked
 Result = Settled | AppPaused | AppUnthrottled | AppHeld | AppRecovered | AppAnswered | UnknownAnswer

@@ -164,4 +164,5 @@ def _deferral(
         job_id=asking.job_id,
         duration_ms=judged.duration_ms,
         detail=detail,
+        expired=attempt.expires_at is not None and attempt.expires_at <= asking.now(attempt),
     )

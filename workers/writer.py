@@ -25,32 +25,23 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import apps, candidates, guard, holds, returns, schedule, settlement, unknowns
+from store import candidates, returns, settlement, unknowns, visits
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
-from store.holds import Effect
-from store.incidents import Incident
 from store.journal import Journal, Segment
 from store.leases import Leases
 from store.rejection import Rejection
 from store.rejections import reject
 from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
+from store.visits import Visited
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId
 from tokenfleet.policy import ROTATION_LOST
 from tokenfleet.telemetry import Event
-from workers.results import (
-    AppAnswered,
-    AppHeld,
-    AppPaused,
-    AppRecovered,
-    AppUnthrottled,
-    Result,
-    Settled,
-    Unasked,
-)
+from workers.app_results import AppEffects
+from workers.results import Result, Settled, Unasked
 
 MAX_BATCH: Final = 500
 LOCK_TIMEOUT_MS: Final = 1_000
@@ -77,11 +68,7 @@ class _Written:
     flipped: frozenset[AccountId] = frozenset()
     candidates: frozenset[AccountId] = frozenset()
     promoted: frozenset[AccountId] = frozenset()
-    held: list[AppHeld] = field(default_factory=list)
-    recovered: list[AppRecovered] = field(default_factory=list)
-    replaced: list[AppHeld] = field(default_factory=list)
-    opened: list[Incident] = field(default_factory=list)
-    resolved: list[Incident] = field(default_factory=list)
+    apps: AppEffects = field(default_factory=AppEffects)
 
 
 class GroupWriter:
@@ -191,59 +178,26 @@ class GroupWriter:
         if answers := [result for result in results if isinstance(result, SavedTokens)]:
             saved = settlement.save_refreshed(connection, answers, actor=self._owner)
             written.candidates = saved.candidates
-            written.resolved += saved.recovered
+            written.apps.resolved += saved.recovered
         if deferrals := [result for result in results if isinstance(result, Deferral)]:
             settlement.defer(connection, deferrals, actor=self._owner)
         if rejections := [result for result in results if isinstance(result, Rejection)]:
             rejected = reject(connection, rejections, actor=self._owner)
             written.flipped = rejected.flipped
-            written.opened += rejected.opened
+            written.apps.opened += rejected.opened
         if promotions := [result for result in results if isinstance(result, Promotion)]:
             written.promoted = candidates.promote(connection, promotions, actor=self._owner)
-        if pauses := [result for result in results if isinstance(result, AppPaused)]:
-            moments = [pause.until for pause in pauses]
-            throttles = [pause.throttles for pause in pauses]
-            apps.pause_until(connection, [pause.app_id for pause in pauses], moments, throttles)
-        if well_again := {result.app_id for result in results if isinstance(result, AppUnthrottled)}:
-            apps.forget_throttles(connection, well_again)
+        if visits_made := [result for result in results if isinstance(result, Visited)]:
+            visits.settle(connection, visits_made, actor=self._owner)
         if unasked := [result for result in results if isinstance(result, Unasked)]:
             returns.give_back(
                 connection, [(each.account_id, each.epoch, each.wait_seconds) for each in unasked]
             )
-        if refusals := [result for result in results if isinstance(result, AppHeld)]:
-            self._refuse_clients(connection, refusals, written)
-        for well in {result for result in results if isinstance(result, AppRecovered)}:
-            ended, incident = holds.recovered(connection, well.app_id, actor=self._owner)
-            if ended:
-                written.recovered.append(well)
-            if incident is not None:
-                written.resolved.append(incident)
-        if answered := {result.app_id for result in results if isinstance(result, AppAnswered)}:
-            guard.note_success(connection, sorted(answered))
+        written.apps.write(connection, results, actor=self._owner, probe_after=self._probe_after)
         if unknown := [result for result in results if isinstance(result, UnknownAnswer)]:
             # Last: its rows are shared with every other worker, and the locks are short.
             unknowns.record(connection, unknown)
         return written
-
-    def _refuse_clients(self, connection: Connection, refusals: list[AppHeld], written: _Written) -> None:
-        """Use the next secret of each app, or hold it; who met a secret that is replaced by now is asked again."""
-        again: list[AccountId] = []
-        for refused in sorted(refusals, key=lambda each: (each.app_id, each.generation)):
-            effect = holds.client_rejected(
-                connection,
-                refused.app_id,
-                refused.code,
-                generation=refused.generation,
-                probe_after=self._probe_after,
-            )
-            if effect in {Effect.NOTHING, Effect.REPLACED}:
-                again.append(refused.account_id)
-            if effect is Effect.REPLACED:
-                written.replaced.append(refused)
-            elif effect is Effect.HELD:
-                written.held.append(refused)
-        if again:
-            schedule.request_refresh(connection, sorted(again))
 
     async def _after_commit(self, batch: list[_Entry], written: _Written) -> None:
         settled = Counter(entry.segment for entry in batch if entry.segment is not None)
@@ -255,20 +209,7 @@ class GroupWriter:
             if not entry.done.done():
                 entry.done.set_result(True)
         await self._leases.give_back(_accounts(batch), self._owner)
-        for held in written.held:
-            telemetry.alarm(Event.APP_HELD, app_id=held.app_id, code=held.code)
-        for replaced in written.replaced:
-            telemetry.alarm(Event.APP_SECRET_REPLACED, app_id=replaced.app_id, code=replaced.code)
-        for incident in written.opened:
-            telemetry.alarm(Event.INCIDENT_OPENED, **incident.log_fields())
-        for incident in written.resolved:
-            telemetry.logger().warning(Event.INCIDENT_RESOLVED.value, **incident.log_fields())
-        for paused in {
-            result for entry in batch for result in entry.results if isinstance(result, AppPaused)
-        }:
-            telemetry.logger().warning(Event.APP_PAUSED.value, app_id=paused.app_id, until=str(paused.until))
-        for well in written.recovered:
-            telemetry.logger().warning(Event.APP_RESUMED.value, app_id=well.app_id)
+        written.apps.tell()
         for rejection in _rejections(batch):
             if rejection.account_id in written.flipped:
                 telemetry.logger().warning(

@@ -87,7 +87,7 @@ def test_redis_that_is_away_is_a_problem_beside_the_numbers(
     assert ran.document["fleet"] is not None
     assert ran.document["circuits"] is None
     [problem] = ran.document["problems"]
-    assert "no worker starts, no job reaches a worker" in problem
+    assert "no worker starts, and no job reaches one" in problem
     # One judgement: doctor says the same of it, and calls it fatal.
     checks = tokenfleet("doctor", "--json", TOKENFLEET_REDIS_URL="redis://127.0.0.1:1/0").document["checks"]
     assert {"name": "redis", "verdict": "fatal", "message": problem} in checks
@@ -142,7 +142,10 @@ def test_what_is_left_of_the_scarcest_rate_is_a_line_while_it_is_enough(
     one, other = make_app(engine, vault, name="one"), make_app(engine, vault, name="other")
     with engine.begin() as connection:
         coming_hour.keep_slack(connection, [(one, 0.417), (other, 0.9)])
-    assert "Rate: the coming hour leaves 41 % or more (acme/production/one)" in tokenfleet("status").stdout
+    assert (
+        "Rate: at least 41 % of it is left in the coming hour (acme/production/one)"
+        in tokenfleet("status").stdout
+    )
 
 
 def test_a_forecast_that_nobody_renews_is_not_believed(

@@ -10,7 +10,7 @@ from drills.__main__ import again, main, make_parser
 @pytest.mark.parametrize(
     "words",
     [
-        "--accounts 199",
+        "--accounts 999",
         "--accounts 200001",
         "--accounts many",
         "--seed -1",
@@ -40,8 +40,8 @@ def test_what_cannot_be_run_is_refused_in_one_sentence(
         ("", "make drills DRILLS_ARGS='--seed 4711'"),
         ("--short", "make drills-short DRILLS_ARGS='--seed 4711'"),
         (
-            "--accounts 500 --only down --only secret",
-            "make drills DRILLS_ARGS='--seed 4711 --accounts 500 --only down --only secret'",
+            "--accounts 5000 --only down --only secret",
+            "make drills DRILLS_ARGS='--seed 4711 --accounts 5000 --only down --only secret'",
         ),
     ],
 )

@@ -237,6 +237,14 @@ def test_who_was_never_stale_is_fresh_at_once() -> None:
     assert fresh_after(BESIDE) == 0.0
 
 
+def test_a_recovery_is_over_when_the_last_one_is_fresh() -> None:
+    looks = [(159.0, 9), (160.5, 0), (161.5, 2), (170.0, 1), (171.0, 0), (200.0, 0)]
+    assert fresh_after(replace(HELD, stale=looks)) == 11.0
+    assert fresh_after(replace(HELD, stale=looks[:2])) == 0.5
+    assert fresh_after(replace(HELD, stale=[*looks, (219.0, 1)])) is None
+    assert fresh_after(replace(HELD, stale=[*looks, (219.0, 1), (300.0, 0)])) == 140.0
+
+
 def test_lateness_is_what_most_do_not_exceed() -> None:
     late = [Arrival(80.0 + number / 10, 40.0 - number) for number in range(100)]
     before, during = lateness(replace(BESIDE, arrivals=late))

@@ -40,7 +40,8 @@ from workers.breaker import Breaker
 from workers.candidates import Candidates
 from workers.flushing import Flusher
 from workers.governor import Governor
-from workers.refresh import SAVING_SECONDS, Refresher
+from workers.probing import Prober
+from workers.refresh import SAVING_SECONDS, Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
 from workers.writer import GroupWriter
 
@@ -139,7 +140,13 @@ class ProviderWire:
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
 
-    async def ask(self, request: TokenRequest, *, send_before: float | None = None) -> Exchange:
+    async def ask(
+        self,
+        request: TokenRequest,
+        *,
+        send_before: float | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Exchange:
         """Send one request and wait for what a rule makes of it, as long as a call may take."""
         process, world = self._process, self._process.world
         await process.pause()
@@ -238,6 +245,15 @@ class WorkerProcess:
             owner=name,
             tunables=world.tunables,
             consult=self._consult,
+            prober=Prober(
+                database,
+                governor,
+                world.vault,
+                self.writer,
+                owner=name,
+                claim=timedelta(seconds=world.tunables.claim_seconds),
+                reserve_seconds=reserve_seconds(world.tunables),
+            ),
         )
         self._start(self._open())
 

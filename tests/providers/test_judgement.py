@@ -17,6 +17,7 @@ from providers import Answer, Failure, FailureKind, Provider
 from providers.rule_mistakes import rule_mistakes
 from providers.spec import ErrorRule, RefreshOutcome
 from tests.providers.definitions import provider
+from tokenfleet.lifetimes import UNKNOWN_LIFETIME_INTERVAL
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -30,7 +31,6 @@ from tokenfleet.policy import (
     BACKOFF_FLOOR,
     QUARANTINE_DELAY,
     THROTTLE_CAP,
-    UNKNOWN_LIFETIME_INTERVAL,
     Decision,
     HoldApp,
     Known,
@@ -52,7 +52,7 @@ rules = st.builds(
     ErrorRule,
     outcome=st.sampled_from(get_args(RefreshOutcome)),
     status=st.lists(st.sampled_from([200, 400, 401, "4xx", "5xx", 429, 503]), max_size=2).map(tuple),
-    path=st.lists(st.sampled_from(["error", "code", "errors[].code"]), max_size=2).map(tuple),
+    path=st.lists(st.sampled_from(["error", "error", "code", "errors[].code"]), max_size=2).map(tuple),
     value=st.lists(words | st.sampled_from([7, 1002]), max_size=2).map(tuple),
     pattern=st.lists(st.sampled_from(["*gone*", "slow*"]), max_size=1).map(tuple),
     affects=st.sampled_from([None, "connection", "app"]),

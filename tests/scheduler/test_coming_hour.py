@@ -119,6 +119,19 @@ def test_an_app_that_may_not_be_asked_is_reckoned_with_and_not_moved(fleet: Flee
     assert slack(fleet) is not None
 
 
+def test_what_is_late_takes_its_time_first_and_says_nothing_of_the_rate(fleet: Fleet, tmp_path: Path) -> None:
+    """After an outage of a minute: nobody is moved into the minute that the late ones need."""
+    set_rate(fleet, tmp_path / "providers", "requests_per_second = 2")
+    due_in(fleet, -MINUTE, *connect(fleet, 18 * 6))
+    due_in(fleet, timedelta(seconds=95), *connect(fleet, 40, prefix="later"))
+    before = waits(fleet)
+    assert ComingHour(fleet.engine, fleet.registry).look() == 22
+    now = column(fleet.engine, "SELECT now()")[0]
+    moved = [moment for moment in waits(fleet) if moment not in before]
+    assert min(moved) > now + timedelta(seconds=45)
+    assert slack(fleet) == 0.8
+
+
 def test_an_app_without_a_rate_has_no_slack(fleet: Fleet) -> None:
     connect(fleet, 3)
     assert ComingHour(fleet.engine, fleet.registry).look() == 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.forecast import LEAST_WINDOW, capacities, flatten, slack
+from scheduler.forecast import LEAST_WINDOW, capacities, flatten, slack, without
 from store.coming_hour import Shift, Visits
 
 BUCKETS = 12
@@ -142,6 +142,16 @@ def test_a_rate_below_one_in_ten_seconds_is_not_lost_in_rounding(per_bucket: flo
     found = capacities(per_bucket, count)
     assert len(found) == count
     assert abs(sum(found) - per_bucket * count) <= 1
+
+
+@given(st.integers(0, 300), rooms)
+def test_the_late_come_first_and_leave_what_they_do_not_take(late: int, room: list[int]) -> None:
+    left = without(late, room)
+    assert sum(room) - sum(left) == min(late, sum(room))
+    assert all(0 <= each <= whole for each, whole in zip(left, room, strict=True))
+    # Nobody is let in before all of them are through.
+    begun = [bucket for bucket, each in enumerate(left) if each]
+    assert not begun or sum(room[: begun[0] + 1]) >= late
 
 
 def test_the_slack_is_what_the_fullest_stretch_leaves() -> None:

@@ -15,8 +15,20 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from store import candidates, coming_hour, history, migrate, rejections, schedule, settlement, transitions
+from store import (
+    candidates,
+    coming_hour,
+    history,
+    incidents,
+    migrate,
+    parking,
+    rejections,
+    schedule,
+    settlement,
+    transitions,
+)
 from store.coming_hour import Shift
+from store.incidents import Resolution
 from store.keys import Vault
 from store.schedule import Allowance
 from tests.support.builders import (
@@ -140,6 +152,20 @@ def reject(connection: Connection, big: Big) -> None:
     assert len(rejections.reject(connection, told, actor=ACTOR).flipped) == 3
 
 
+def set_apart_and_give_back(connection: Connection, big: Big) -> None:
+    told = [rejection(each, epoch=1, generation=1) for each in big.ids]
+    connection.execute(
+        text("UPDATE tokenfleet.oauth_apps SET rejections_since = now(), rejection_limit = 20")
+    )
+    [opened] = rejections.reject(connection, told, actor=ACTOR).opened
+    chosen = parking.choose_samples(connection, opened.incident_id, count=3)
+    assert parking.claim_samples(connection, opened.incident_id, chosen, claim=CLAIM)
+    assert incidents.members(connection, [opened.incident_id])[opened.incident_id].parked == BATCH
+    for resolution in (Resolution.RECOVERED, Resolution.CONFIRMED):
+        resolved = incidents.resolve(connection, opened.incident_id, resolution, actor=ACTOR)
+        parking.settle(connection, replace(resolved or opened, resolution=resolution), actor=ACTOR)
+
+
 def look_for_candidates(connection: Connection, big: Big) -> None:
     late = [answer(big.vault, each, epoch=10**9, generation=0) for each in big.ids]
     assert len(settlement.save_refreshed(connection, late, actor=ACTOR).candidates) == BATCH
@@ -225,6 +251,7 @@ CALLS: Final[tuple[Callable[[Connection, Big], None], ...]] = (
     save,
     save_late_and_repeated_answers,
     reject,
+    set_apart_and_give_back,
     look_for_candidates,
     defer,
     pause_and_resume,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenfleet.lifetimes import UNKNOWN_LIFETIME_INTERVAL
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -35,7 +36,6 @@ from tokenfleet.policy import (
     ROTATION_LOST,
     THROTTLE_CAP,
     THROTTLE_LONGEST,
-    UNKNOWN_LIFETIME_INTERVAL,
     Decision,
     HoldApp,
     Known,

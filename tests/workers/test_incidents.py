@@ -151,14 +151,16 @@ def test_what_a_killed_worker_lost_flips_and_opens_no_incident(fleet: Fleet) -> 
 
 def test_a_storm_of_rejections_after_answers_that_the_provider_lost_is_guarded(fleet: Fleet) -> None:
     ids = connect(fleet, LIMIT + 5)
-    fleet.server.add_faults(FaultRule(kind=FaultKind.RESET_BEFORE))
+    with fleet.engine.begin() as connection:
+        # As an outage leaves them: asked, settled, and no answer.
+        connection.execute(
+            text("UPDATE tokenfleet.refresh_schedule SET unanswered = 1, last_error = 'connection_lost'")
+        )
+    fleet.server.add_faults(FaultRule(kind=FaultKind.INVALID_GRANT))
     with fleet.worker() as worker:
         worker.run(fleet.claim())
-        assert {fleet.row(account_id).unanswered for account_id in ids} == {1}
-        fleet.server.clear_faults()
-        fleet.server.add_faults(FaultRule(kind=FaultKind.INVALID_GRANT))
-        fleet.make_due(*ids)
-        worker.run(fleet.claim())
+    assert {fleet.row(account_id).status_reason for account_id in ids} <= {None, "rotation_lost"}
+    assert {fleet.row(account_id).last_error for account_id in ids} <= {"rotation_lost", "connection_lost"}
     assert statuses(fleet.engine, fleet.app.app_id)["needs_reauth"] <= LIMIT
     assert told(fleet.engine)[OPENED] == 1
 

@@ -1,0 +1,58 @@
+"""Accounts that nobody asks about: their owners are told when the token has expired meanwhile.
+
+Whoever is asked in vain is told by the worker that asked (``store.settlement``). Here it is about everybody else:
+accounts of an app that is paused, on hold or behind an open circuit, and those that an incident has set apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection
+
+from store import announcements
+from store.apps import App
+from tokenfleet.jobs import AppId
+
+EVERY: Final = timedelta(seconds=5)
+"""How long at most an expired token of such an app goes unnoticed, about."""
+
+
+class ExpirySweep:
+    """Tells it once for each account and episode, however many schedulers sweep."""
+
+    def __init__(self, *, owner: str) -> None:
+        self._owner = owner
+        self._next_at = datetime.min.replace(tzinfo=UTC)
+
+    def is_due(self, now: datetime) -> bool:
+        """Answer whether it is time to sweep."""
+        return now >= self._next_at
+
+    def run(self, connection: Connection, gated: Collection[AppId], now: datetime) -> int:
+        """Sweep the accounts of ``gated`` apps, if it is time to; returns how many were told about.
+
+        What one sweep does not manage, the next one does, at the next tick.
+        """
+        if not self.is_due(now):
+            return 0
+        told = announcements.sweep_refresh_failing(connection, gated, actor=self._owner)
+        if len(told) < announcements.SWEPT_AT_ONCE:
+            self._next_at = now + EVERY
+        return len(told)
+
+
+def gated_apps(
+    known: Iterable[App], now: datetime, *, circuits_open: Collection[AppId] = ()
+) -> frozenset[AppId]:
+    """Return the apps of which nobody is asked, or one account or a few."""
+    return frozenset(
+        app.app_id
+        for app in known
+        if app.held_since is not None
+        or (app.paused_until is not None and app.paused_until > now)
+        or app.is_sampled
+        or app.app_id in circuits_open
+    )

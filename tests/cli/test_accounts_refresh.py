@@ -1,0 +1,38 @@
+"""``accounts refresh`` at a provider that refuses early refreshes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from store.keys import Vault
+from tests.cli.conftest import Shell
+from tests.providers.definitions import toml
+from tests.support.builders import make_account, make_app, state_of
+
+HOUR = timedelta(hours=1)
+
+
+def test_nobody_is_asked_before_the_provider_allows_it_and_the_operator_hears_when_that_is(
+    tokenfleet: Shell, engine: Engine, vault: Vault, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "example.toml").write_text(toml("[lifetimes]\nearliest_refresh_seconds = 120"))
+    app_id = make_app(engine, vault, provider="example", name="default")
+    young = make_account(engine, vault, app_id, due_in=HOUR)
+    old = make_account(engine, vault, app_id, due_in=HOUR, expires_in=timedelta(seconds=100))
+    before = state_of(engine, vault, young).next_refresh_at
+    ran = tokenfleet("accounts", "refresh", str(young), str(old), "--json", TOKENFLEET_PROVIDERS_DIR=str(own))
+    assert ran.exit_code == 1
+    refused, requested = ran.document
+    assert (refused["outcome"], requested["outcome"]) == ("refused", "requested")
+    assert refused["message"].startswith("example refuses a refresh before ")
+    assert refused["message"].endswith("while the access token is young: it is refreshed in time by itself")
+    assert state_of(engine, vault, young).next_refresh_at == before
+    due = state_of(engine, vault, old).next_refresh_at
+    assert due is not None
+    assert before is not None
+    assert due < before

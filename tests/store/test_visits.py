@@ -1,0 +1,169 @@
+"""Probing visits in the schedule: who is claimed first, and what an import plans."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from store import schedule, visits
+from store.import_judgement import ProviderRules
+from store.keys import Vault
+from tests.store.test_imports import RULES, Desk
+from tests.support.builders import (
+    CLAIM,
+    JOB_ID,
+    begin_attempt,
+    claim,
+    column,
+    let_claims_expire,
+    make_account,
+    make_app,
+    now,
+    state_of,
+)
+from tokenfleet.jobs import AccountId
+from tokenfleet.lifetimes import Lifetimes
+from tokenfleet.tokens import Margins
+
+DAY = timedelta(days=1)
+
+
+def make_probing(engine: Engine, *account_ids: AccountId) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE tokenfleet.refresh_schedule SET probing = true WHERE account_id = ANY (:ids)"),
+            {"ids": list(account_ids)},
+        )
+
+
+def probing(engine: Engine, account_id: AccountId) -> bool:
+    [value] = column(
+        engine, "SELECT probing FROM tokenfleet.refresh_schedule WHERE account_id = :id", id=account_id
+    )
+    return bool(value)
+
+
+@pytest.mark.parametrize(("count", "window"), [(2, 100), (100, 2)])
+def test_refreshes_go_before_probes_however_long_those_have_waited(
+    engine: Engine, vault: Vault, count: int, window: int
+) -> None:
+    """After downtime there may be more overdue probes than an app's window holds."""
+    app_id = make_app(engine, vault)
+    waiting = [make_account(engine, vault, app_id, due_in=timedelta(hours=-2)) for _ in range(3)]
+    make_probing(engine, *waiting)
+    urgent = [make_account(engine, vault, app_id, due_in=timedelta(seconds=-each)) for each in (1, 2)]
+    claims = claim(engine, app_id, count=count, window=window)
+    assert [each.account_id for each in claims] == urgent[::-1]
+    rest = [each.account_id for each in claim(engine, app_id)]
+    assert sorted(rest) == sorted(waiting)
+
+
+def test_a_probe_is_turned_into_a_refresh_only_under_a_claim_that_is_ours_still(
+    engine: Engine, vault: Vault
+) -> None:
+    app_id = make_app(engine, vault)
+    account_id = make_account(engine, vault, app_id)
+    make_probing(engine, account_id)
+    first = begin_attempt(engine, app_id, account_id)
+
+    def turn(**changes: Any) -> bool:
+        arguments = {"account_id": account_id, "epoch": first.epoch, "generation": first.generation} | changes
+        with engine.begin() as connection:
+            return visits.turn_to_refresh(
+                connection, **arguments, claim=CLAIM, code="http_401", job_id=JOB_ID, actor="test"
+            )
+
+    assert not turn(generation=first.generation + 1)
+    assert not turn(epoch=first.epoch + 1)
+    let_claims_expire(engine)
+    assert not turn()
+    second = begin_attempt(engine, app_id, account_id)
+    assert not turn()
+    assert probing(engine, account_id)
+    assert turn(epoch=second.epoch)
+    assert not probing(engine, account_id)
+
+
+def test_a_paused_account_is_not_turned_to_a_refresh(engine: Engine, vault: Vault) -> None:
+    """It left the schedule while its probe was under way."""
+    app_id = make_app(engine, vault)
+    account_id = make_account(engine, vault, app_id)
+    make_probing(engine, account_id)
+    attempt = begin_attempt(engine, app_id, account_id)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE tokenfleet.refresh_schedule SET next_refresh_at = NULL"))
+        assert not visits.turn_to_refresh(
+            connection,
+            account_id,
+            attempt.epoch,
+            attempt.generation,
+            claim=CLAIM,
+            code="http_401",
+            job_id=JOB_ID,
+            actor="test",
+        )
+        visits.settle(connection, [_visited(attempt)], actor="test")
+    state = state_of(engine, vault, account_id)
+    assert (state.next_refresh_at, state.claimed_until) == (None, None)
+
+
+def _visited(attempt: schedule.Attempt) -> visits.Visited:
+    return visits.Visited(
+        account_id=attempt.account_id,
+        epoch=attempt.epoch,
+        generation=attempt.generation,
+        next_refresh_at=now() + DAY,
+        probing=True,
+        was_probing=True,
+        kind="probe.alive",
+        code="http_200",
+        alive_at=now(),
+        grant_ends_at=None,
+        job_id=JOB_ID,
+        duration_ms=20,
+    )
+
+
+def test_whoever_asks_for_a_refresh_gets_one_and_no_probe(engine: Engine, vault: Vault) -> None:
+    app_id = make_app(engine, vault)
+    account_id = make_account(engine, vault, app_id, due_in=DAY)
+    make_probing(engine, account_id)
+    with engine.begin() as connection:
+        assert schedule.request_refresh(connection, [account_id]) == [account_id]
+    assert not probing(engine, account_id)
+
+
+def test_an_import_plans_the_first_visit_by_the_definition_and_begins_a_grant(
+    engine: Engine, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = Lifetimes(access_never_expires=True, probe_every=DAY)
+    monkeypatch.setitem(RULES, "acme", ProviderRules(Margins(), lambda _variables: None, never))
+    desk = Desk(engine, vault)
+    line = {"provider": "acme", "external_id": "customer-1", "access_token": "a"}
+    desk.bring(line | {"refresh_token": "first"})
+    account_id = desk.account()
+    assert probing(engine, account_id)
+    due = desk.state().next_refresh_at
+    assert due is not None
+    assert DAY * 0.74 < due - now() <= DAY
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE tokenfleet.accounts SET granted_at = now() - interval '1 year', reauth_told_at = now()"
+            )
+        )
+    desk.bring(line | {"refresh_token": "first", "tenant": "described"})
+    still = (
+        "SELECT reauth_told_at IS NOT NULL AND granted_at < now() - interval '1 day' FROM tokenfleet.accounts"
+    )
+    assert desk.one(still)
+    desk.bring(line | {"refresh_token": "second"})
+    renewed = (
+        "SELECT reauth_told_at IS NULL AND granted_at > now() - interval '1 day' FROM tokenfleet.accounts"
+    )
+    assert desk.one(renewed)
+    desk.bring({"provider": "acme", "external_id": "customer-2", "refresh_token": "alone"})
+    assert not probing(engine, desk.account("customer-2"))

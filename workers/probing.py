@@ -1,0 +1,230 @@
+"""A visit before it comes to a refresh: the access token is tried out, the customer is told, or it is too early.
+
+Promises:
+
+* No answer to a probe changes a token or a status. One that calls the token dead leads to a refresh in the same
+  attempt, under the same claim, through the fence once more (``store.visits.turn_to_refresh``); only the outcome of
+  that refresh decides. Any other answer, and none, leads to a later visit (G4).
+* A probe presents no refresh token (G2), and takes :data:`~providers.probes.PROBE_TIMEOUT_SECONDS` at most; a visit
+  that comes when a refresh is due anyway is one (G1).
+* Where the provider refuses early refreshes nobody is asked before the window opens, whoever wants it. A token that is
+  dead has ended early, and its window has opened with that.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from providers.exchange import TokenRequest
+from providers.probes import PROBE_TIMEOUT_SECONDS, ProbeReading, Verdict
+from providers.transport import boottime
+from store import visits
+from store.keys import Vault
+from store.schedule import Attempt
+from store.visits import Visited
+from tokenfleet import telemetry
+from tokenfleet.lifetimes import (
+    Holding,
+    Visit,
+    announced_end,
+    learned_lifetime,
+    must_present,
+    next_visit,
+    refresh_opens,
+    visit_after_unclear_probe,
+)
+from tokenfleet_client.envelope import access_token_binding
+from tokenfleet_client.errors import EnvelopeError
+from tokenfleet_client.secret import Secret
+from workers.governor import Governor
+from workers.pacing import NotNow
+from workers.settling import Asking
+from workers.writer import GroupWriter
+
+TOO_EARLY: Final = "visit.too_early"
+"""History event of a refresh that was asked for before the provider allows one."""
+PROBED: Final = {Verdict.ALIVE: "probe.alive", Verdict.UNCLEAR: "probe.unclear", Verdict.DEAD: "probe.dead"}
+"""How each verdict is called in the history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """The attempt goes on with a refresh, and with what the visit has found out."""
+
+    asking: Asking
+    attempt: Attempt
+
+
+class Prober:
+    """Makes the visits that are no plain refreshes. One per worker process."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        governor: Governor,
+        vault: Vault,
+        writer: GroupWriter,
+        *,
+        owner: str,
+        claim: timedelta,
+        reserve_seconds: float,
+    ) -> None:
+        """``reserve_seconds`` of a ``claim`` must be left when a refresh leaves."""
+        self._engine = engine
+        self._owner = owner
+        self._claim = claim
+        self._reserve_seconds = reserve_seconds
+        self._governor = governor
+        self._vault = vault
+        self._writer = writer
+        self._chance = random.SystemRandom().random
+
+    async def visit(self, asking: Asking, attempt: Attempt) -> Going | NotNow | None:
+        """Return what to go on with; None when the visit is settled; or when it is worth another try."""
+        if not attempt.probing:
+            # What has failed is tried again when it is due, though its token was to live for longer: a probe said no.
+            is_first = not attempt.attempts and not attempt.unanswered and attempt.access_token is not None
+            if not (is_first and _is_early(asking, attempt)):
+                return Going(asking, attempt)
+            await self._settle(asking, attempt, self._plan(asking, attempt), TOO_EARLY)
+            return None
+        provider, now, holding = asking.provider, asking.now(attempt), _holding(attempt)
+        # Only a refresh shows that a registration works again which the provider has rejected.
+        is_wanted = asking.app.held_since is not None and not _is_early(asking, attempt)
+        if is_wanted or must_present(holding, provider.lifetimes, provider.margins, now=now):
+            return await self._go_on(asking, attempt, None)
+        request = self._request(asking, attempt)
+        if request is None:
+            return await self._without_probe(asking, attempt)
+        began = boottime()
+        exchange = await self._governor.probe(request, asking, attempt, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        if isinstance(exchange, NotNow):
+            return exchange
+        reading = provider.read_probe(exchange)
+        telemetry.PROBES.labels(provider.name, reading.verdict.value).inc()
+        if reading.verdict is Verdict.DEAD:
+            return await self._go_on(asking, attempt, reading.code)
+        await self._later(asking, attempt, reading, round((boottime() - began) * 1000))
+        return None
+
+    async def _go_on(self, asking: Asking, attempt: Attempt, dead: str | None) -> Going | NotNow:
+        """Turn the visit into a refresh; ``dead`` is what a probe met that found the token dead."""
+        now = asking.now(attempt)
+        send_before = await self._turn(asking, attempt, dead)
+        if send_before is None:
+            return NotNow(0.0)
+        if dead is not None:
+            lived = learned_lifetime(attempt.obtained_at, attempt.alive_at, now=now)
+            attempt = replace(attempt, learned_lifetime=lived)
+        return Going(replace(asking, send_before=send_before), attempt)
+
+    async def _without_probe(self, asking: Asking, attempt: Attempt) -> Going | NotNow | None:
+        """Visit an account that cannot be probed: its definition has no probe, or its scope does not allow it."""
+        if attempt.expires_at is None and not asking.provider.lifetimes.access_never_expires:
+            # Nothing else would tell that the token has ended.
+            return await self._go_on(asking, attempt, None)
+        await self._settle(asking, attempt, self._plan(asking, attempt), None)
+        return None
+
+    async def _later(self, asking: Asking, attempt: Attempt, reading: ProbeReading, duration_ms: int) -> None:
+        provider, now, holding = asking.provider, asking.now(attempt), _holding(attempt)
+        kind = PROBED[reading.verdict]
+        if reading.verdict is Verdict.ALIVE:
+            visit = self._plan(asking, attempt)
+        else:
+            visit = visit_after_unclear_probe(
+                holding, provider.lifetimes, provider.margins, now=now, chance=self._chance()
+            )
+        await self._settle(asking, attempt, visit, kind, reading=reading, duration_ms=duration_ms)
+
+    async def _turn(self, asking: Asking, attempt: Attempt, dead: str | None) -> float | None:
+        """Pass the fence to a refresh; returns before when it has to be sent, None when it must not be."""
+        turned_at = boottime()
+        try:
+            async with self._engine.begin() as connection:
+                turned = await connection.run_sync(
+                    visits.turn_to_refresh,
+                    attempt.account_id,
+                    attempt.epoch,
+                    attempt.generation,
+                    claim=self._claim,
+                    code=dead,
+                    job_id=asking.job_id,
+                    actor=self._owner,
+                )
+        except (SQLAlchemyError, OSError):
+            # Nothing was presented; if the turn was written all the same, a later claim refreshes.
+            return None
+        return turned_at + self._claim.total_seconds() - self._reserve_seconds if turned else None
+
+    def _plan(self, asking: Asking, attempt: Attempt) -> Visit:
+        provider, now, holding = asking.provider, asking.now(attempt), _holding(attempt)
+        if announced_end(holding, provider.lifetimes, now=now) is not None:
+            # It is told with this visit.
+            holding = replace(holding, told=True)
+        return next_visit(holding, provider.lifetimes, provider.margins, now=now, chance=self._chance())
+
+    async def _settle(
+        self,
+        asking: Asking,
+        attempt: Attempt,
+        visit: Visit,
+        kind: str | None,
+        *,
+        reading: ProbeReading | None = None,
+        duration_ms: int = 0,
+    ) -> None:
+        now = asking.now(attempt)
+        is_alive = reading is not None and reading.verdict is Verdict.ALIVE
+        await self._writer.add(
+            Visited(
+                account_id=attempt.account_id,
+                epoch=attempt.epoch,
+                generation=attempt.generation,
+                next_refresh_at=visit.at,
+                probing=not visit.presents,
+                was_probing=attempt.probing,
+                kind=kind,
+                code=reading.code if reading else None,
+                alive_at=now if is_alive else None,
+                grant_ends_at=announced_end(_holding(attempt), asking.provider.lifetimes, now=now),
+                job_id=asking.job_id,
+                duration_ms=duration_ms,
+            )
+        )
+
+    def _request(self, asking: Asking, attempt: Attempt) -> TokenRequest | None:
+        """Return the probe, or None when there is none to send."""
+        if attempt.access_token is None or asking.provider.lifetimes.probe_every is None:
+            return None
+        try:
+            binding = access_token_binding(attempt.account_id, attempt.generation)
+            access_token = Secret(self._vault.access.open(attempt.access_token, binding))
+        except EnvelopeError:
+            return None
+        if not access_token:
+            return None
+        telemetry.UNSEALED.labels("probe").inc()
+        variables = {**asking.app.variables, **attempt.variables}
+        return asking.provider.probe_request(asking.client.client_id, access_token, attempt.scope, variables)
+
+
+def _is_early(asking: Asking, attempt: Attempt) -> bool:
+    opens = refresh_opens(attempt.expires_at, asking.provider.lifetimes)
+    return opens is not None and asking.now(attempt) < opens
+
+
+def _holding(attempt: Attempt) -> Holding:
+    return Holding(
+        obtained_at=attempt.obtained_at,
+        expires_at=attempt.expires_at,
+        granted_at=attempt.granted_at,
+        refresh_token_expires_at=attempt.refresh_token_expires_at,
+        told=attempt.reauth_told,
+    )
