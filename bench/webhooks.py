@@ -181,7 +181,7 @@ class Bench:
         """Write the events, each of an account of its own."""
         with psycopg.connect(self.database) as connection:
             connection.execute(
-                "INSERT INTO tokenfleet.outbox (account_id, event_type, payload) "  # type: ignore[arg-type]
+                "INSERT INTO tokenfleet.outbox (account_id, event_type, payload) "
                 f"SELECT n, {event_type}, jsonb_build_object('id', n, 'external_id', 'customer-' || n, "
                 "'integration_name', 'acme', 'tenant', 'blue', 'environment', 'production', "
                 "'status', 'needs_reauth', 'last_error', 'invalid_grant') "

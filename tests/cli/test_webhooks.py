@@ -76,21 +76,21 @@ def test_a_url_that_webhooks_may_not_go_to_is_refused_in_a_sentence(
 
 
 def test_mistakes_are_usage_errors(tokenfleet: Shell, vault: Vault) -> None:
-    for words in (
-        ("add", URL, "--event", "integrated_account:creatd"),
-        ("add", URL, "--concurrency", "0"),
-        ("replay",),
-        ("replay", "1", "--endpoint", "1"),
-        ("replay", "--endpoint", "1"),
-        ("replay", "--endpoint", "1", "--since", "yesterday"),
-        ("replay", "--endpoint", "1", "--since", "2026-11-21T07:00:00"),
-        ("deliveries", "--event-id", "none"),
-    ):
-        assert tokenfleet("webhooks", *words).exit_code == 2, words
-    for words in (("test", "9"), ("remove", "9"), ("rotate-secret", "9"), ("enable", "9"), ("disable", "9"),
-                  ("deliveries", "--endpoint", "9")):  # fmt: skip
-        ran = tokenfleet("webhooks", *words)
-        assert (ran.exit_code, "there is no webhook endpoint 9" in ran.stderr) == (1, True), words
+    mistakes = (
+        f"add {URL} --event integrated_account:creatd",
+        f"add {URL} --concurrency 0",
+        "replay",
+        "replay 1 --endpoint 1",
+        "replay --endpoint 1",
+        "replay --endpoint 1 --since yesterday",
+        "replay --endpoint 1 --since 2026-11-21T07:00:00",
+        "deliveries --event-id none",
+    )
+    for words in mistakes:
+        assert tokenfleet("webhooks", *words.split()).exit_code == 2, words
+    for command in ("test", "remove", "rotate-secret", "enable", "disable", "deliveries --endpoint"):
+        ran = tokenfleet("webhooks", *command.split(), "9")
+        assert (ran.exit_code, "there is no webhook endpoint 9" in ran.stderr) == (1, True), command
 
 
 def test_a_test_event_says_at_once_whether_the_endpoint_works(
