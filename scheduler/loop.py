@@ -150,6 +150,7 @@ class Scheduler:
                     connection,
                     today=history.utc_date(now),
                     retention_days=self._tunables.history_retention_days,
+                    soonest=2,
                 )
                 candidates.prune(connection)
                 self._next_housekeeping = now + HOUSEKEEPING_EVERY

@@ -202,9 +202,9 @@ def is_outage(error: DBAPIError) -> bool:
 
 
 def is_contention(error: DBAPIError) -> bool:
-    """Answer whether the statement waited for somebody else's lock in vain: 55P03, 57014, and class 40."""
+    """Answer whether somebody else was in the way: a lock (55P03, 57014, class 40), or a partition in the making."""
     state = getattr(error.orig, "sqlstate", None) or ""
-    return state in {"55P03", "57014"} or state.startswith("40")
+    return state in {"55P03", "57014"} or state.startswith("40") or _met_a_new_partition(error)
 
 
 def is_too_slow(error: DBAPIError) -> bool:
@@ -217,7 +217,18 @@ def is_too_slow(error: DBAPIError) -> bool:
 
 def is_about_the_data(error: DBAPIError) -> bool:
     """Answer whether Postgres refuses these very values (SQLSTATE classes 22 and 23), and would do so again."""
-    return (getattr(error.orig, "sqlstate", None) or "")[:2] in {"22", "23"}
+    refused = (getattr(error.orig, "sqlstate", None) or "")[:2] in {"22", "23"}
+    return refused and not _met_a_new_partition(error)
+
+
+def _met_a_new_partition(error: DBAPIError) -> bool:
+    """A row was on its way to the default partition while its day got one of its own: written again, it fits."""
+    diagnosis = getattr(error.orig, "diag", None)
+    return (
+        getattr(error.orig, "sqlstate", None) == "23514"
+        and getattr(diagnosis, "constraint_name", None) is None
+        and (getattr(diagnosis, "table_name", None) or "").endswith("_default")
+    )
 
 
 def _reason(error: DBAPIError) -> str:

@@ -59,8 +59,13 @@ def of_account(connection: Connection, account_id: AccountId, *, limit: int) -> 
     return [HistoryRow(**row._mapping) for row in rows]
 
 
-def maintain_partitions(connection: Connection, *, today: date, retention_days: int) -> list[str]:
+def maintain_partitions(
+    connection: Connection, *, today: date, retention_days: int, soonest: int = 0
+) -> list[str]:
     """Create the partitions of the coming days and drop what is past retention; returns what it did.
+
+    ``soonest`` is in how many days the first one begins that may be missing: whoever writes a row of the very day whose
+    partition is being made is refused by Postgres, so a fleet at work makes none that could begin meanwhile.
 
     One process at a time; the others find the work done. What cannot be locked now is left for the next time.
     Rows for a day without a partition are in the default partition, so nothing is ever refused; they are
@@ -74,7 +79,7 @@ def maintain_partitions(connection: Connection, *, today: date, retention_days: 
     existing = set(_partitions(connection))
     oldest = today - timedelta(days=retention_days)
     work: list[tuple[str, str]] = []
-    for offset in range(DAYS_AHEAD + 1):
+    for offset in range(soonest, DAYS_AHEAD + 1):
         day = today + timedelta(days=offset)
         name = _partition_of(day)
         if name not in existing and not _default_holds(connection, day):

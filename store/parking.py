@@ -97,7 +97,8 @@ _CLAIM_SAMPLES = text(f"""
         FOR UPDATE SKIP LOCKED
     )
     UPDATE tokenfleet.refresh_schedule s
-    SET next_refresh_at = LEAST(s.next_refresh_at, now()), {CLAIMED}
+    -- A refresh, not a probe of the access token: only that is an answer to what was rejected.
+    SET next_refresh_at = LEAST(s.next_refresh_at, now()), probing = false, {CLAIMED}
     FROM picked WHERE s.account_id = picked.account_id
     RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at
 """)
@@ -114,7 +115,7 @@ _GIVE_BACK = text("""
         FOR UPDATE SKIP LOCKED
     )
     UPDATE tokenfleet.refresh_schedule s
-    SET incident_id = NULL,
+    SET incident_id = NULL, probing = false,
         next_refresh_at = CASE WHEN a.status IN ('connecting', 'active', 'needs_reauth')
             THEN LEAST(s.next_refresh_at, now(), t.expires_at - CAST(:urgent AS interval)) END
     FROM member

@@ -33,12 +33,12 @@ WAKE_CHANNEL: Final = "tokenfleet_due"
 CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
         claim_epoch = s.claim_epoch + 1,
         unanswered = s.unanswered + CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch AND NOT s.probing THEN 1 ELSE 0 END,
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
         last_error = CASE
-            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch AND NOT s.probing
-            THEN CAST(:unsettled AS text) ELSE s.last_error END"""
-"""What a claim sets: shared with ``store.parking``, which claims samples. A probe presents no refresh token, so no
-answer of one can be missing."""
+            WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
+            ELSE s.last_error END"""
+"""What a claim sets: shared with ``store.parking``, which claims samples. A visit that was to probe only counts too:
+a worker of the release before presents the refresh token at any."""
 
 _CLAIM = text(f"""
     WITH allowance AS (

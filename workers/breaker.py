@@ -29,6 +29,8 @@ FRESH_SECONDS: Final = 1.0
 MOST_ENDPOINTS: Final = 64
 """Endpoints named in one report: enough to tell a provider that is down from a tenant that is."""
 
+CLOSED: Final = Standing()
+
 
 @dataclass(slots=True)
 class _Copy:
@@ -75,7 +77,10 @@ class Breaker:
     def standing(self, app_id: AppId) -> Standing:
         """Return how an app's circuit stands, as far as this process knows."""
         copy = self._copies.get(app_id)
-        return Standing() if copy is None else copy.standing(self._clock())
+        if copy is None or copy.known.state is CircuitState.CLOSED:
+            # Every request asks.
+            return CLOSED if copy is None else copy.known
+        return copy.standing(self._clock())
 
     async def look(self, app_id: AppId) -> Standing:
         """Return how an app's circuit stands, after asking Redis if it is long since we did."""

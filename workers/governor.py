@@ -66,6 +66,9 @@ class _Permit:
     is_trial: bool = False
 
 
+_ANY_TIME: Final = _Permit()
+
+
 class Governor:
     """Lets requests of one worker process pass. Runs on one event loop."""
 
@@ -153,10 +156,11 @@ class Governor:
         app_id, provider = asking.app.app_id, asking.provider
         # A replay within the provider's grace passes an open circuit: after the grace it would be reuse.
         urgent = again and provider.replay_grace is not None
-        barred = self._barred(app_id, self._breaker.standing(app_id), again=again, urgent=urgent)
+        standing = self._breaker.standing(app_id)
+        barred = self._barred(app_id, standing, again=again, urgent=urgent)
         if barred is not None:
             return barred
-        leave_by = float("inf")
+        permit = _ANY_TIME
         if provider.rate_per_second is not None:
             rate = _rate(provider.rate_per_second, provider.burst)
             urgency = attempt.due_at.timestamp() if attempt.due_at is not None else 0.0
@@ -164,17 +168,18 @@ class Governor:
             if isinstance(moment, NotNow):
                 return moment
             if strict:
-                leave_by = moment + rate.pace.lateness_us / SECOND_US
+                permit = _Permit(moment + rate.pace.lateness_us / SECOND_US)
             # Much may have happened while we waited.
-            barred = self._barred(app_id, self._breaker.standing(app_id), again=again, urgent=urgent)
+            standing = self._breaker.standing(app_id)
+            barred = self._barred(app_id, standing, again=again, urgent=urgent)
             if barred is not None:
                 return barred
-        if self._breaker.standing(app_id).state is CircuitState.HALF_OPEN and not urgent:
+        if standing.state is CircuitState.HALF_OPEN and not urgent:
             if await self._breaker.take_trial(app_id):
                 return _Permit(is_trial=True)
             if self._breaker.standing(app_id).state is not CircuitState.CLOSED:
                 return NotNow(POSTPONE_SECONDS)
-        return _Permit(leave_by)
+        return permit
 
     def close(self) -> None:
         """Let nobody pass any more but replays of what was asked before; who waits is sent away."""
@@ -195,8 +200,10 @@ class Governor:
         if says_something:
             endpoint = sent.url.partition("?")[0] if sent.provider.endpoint_varies else None
             self._breaker.heard(sent.app_id, outage=outage, endpoint=endpoint, began=sent.began)
+        if not outage:
+            return False
         standing = self._breaker.standing(sent.app_id)
-        if not outage or standing.state is CircuitState.CLOSED:
+        if standing.state is CircuitState.CLOSED:
             return False
         self._pacer.refuse(sent.app_id, max(standing.remaining_ms / 1000, POSTPONE_SECONDS))
         return True

@@ -135,7 +135,8 @@ class World:
         self._leases: dict[str, float] = {}
         self._names: dict[int, Iterator[int]] = defaultdict(lambda: itertools.count(1))
         with self.engine.begin() as connection:
-            for table in ("outbox", "account_events", "accounts"):
+            # The app too: what it was rejected in another world counts there.
+            for table in ("outbox", "account_events", "accounts", "oauth_apps"):
                 connection.execute(text(f"DELETE FROM tokenfleet.{table}"))
             apps.register(
                 connection,

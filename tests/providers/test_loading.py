@@ -156,7 +156,7 @@ CONTRADICTIONS = {
     "probe that says both": (
         {},
         '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = [200, 401]',
-        "probe.dead_status says of 401 the opposite of alive_status",
+        "probe.dead_status has 401, which means by alive_status that the token works",
     ),
     "margin before the provider permits": (
         {},
@@ -166,7 +166,7 @@ CONTRADICTIONS = {
     "a life of tokens that live for ever": (
         {},
         "[lifetimes]\naccess_never_expires = true\naccess_seconds = 60",
-        "lifetimes.access_seconds has no meaning where access tokens never expire (access_never_expires)",
+        "lifetimes.access_seconds contradicts access_never_expires",
     ),
     "pattern that is a regular expression": (
         {},

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from scheduler.coming_hour import CARRIED_OUT, ComingHour
 from scheduler.watch import Watch
 from store import apps
-from store.coming_hour import BUCKET
+from store.coming_hour import BUCKET, take_turn
 from tests.scheduler.stage import connect, execute, hold, set_rate
 from tests.support.builders import column
 from tests.support.fleet import Fleet
@@ -109,6 +109,15 @@ def test_two_schedulers_that_look_together_move_nobody_twice(fleet: Fleet, tmp_p
     for thread in threads:
         thread.join(20)
     assert sorted(moved) == [0, 22]
+
+
+def test_while_another_scheduler_looks_nothing_is_counted_or_moved(fleet: Fleet, tmp_path: Path) -> None:
+    set_rate(fleet, tmp_path / "providers", "requests_per_second = 2")
+    due_in(fleet, MINUTE, *connect(fleet, 40))
+    with fleet.engine.begin() as another:
+        assert take_turn(another)
+        assert ComingHour(fleet.engine, fleet.registry).look() == 0
+    assert slack(fleet) is None
 
 
 def test_an_app_that_may_not_be_asked_is_reckoned_with_and_not_moved(fleet: Fleet, tmp_path: Path) -> None:

@@ -130,6 +130,18 @@ def test_an_account_that_somebody_has_locked_is_not_waited_for(engine: Engine, v
     assert due_moments(engine, free) < [start + 2 * BUCKET]
 
 
+def test_only_who_is_due_in_the_bucket_is_moved(engine: Engine, vault: Vault) -> None:
+    """The others are left where they are, though there is room for more than are found."""
+    app, other = make_app(engine, vault), make_app(engine, vault)
+    start = at(engine)
+    accounts = [(app, 69), (app, 70), (app, 59), (other, 65)]
+    ids = [put(engine, make_account(engine, vault, of), start + timedelta(seconds=s)) for of, s in accounts]
+    assert move(engine, app, start, Shift(6, 0, 2, 9)) == 1
+    assert [moment >= start + timedelta(seconds=59) for moment in due_moments(engine, *ids)] == [
+        False, True, True, True,
+    ]  # fmt: skip
+
+
 def test_the_moved_are_spread_over_their_buckets_in_the_order_they_were_due(
     engine: Engine, vault: Vault
 ) -> None:

@@ -8,11 +8,13 @@ from functools import partial
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from store import history
+from store.engine import is_about_the_data, is_contention
 from store.keys import Vault
 from tests.support.builders import begin_attempt, column, make_account, make_app
-from tests.support.racing import race
+from tests.support.racing import in_background, race, wait_until_blocked
 from tokenfleet.jobs import AccountId
 
 DAY = timedelta(days=1)
@@ -245,3 +247,23 @@ def test_the_story_of_an_account_is_told_newest_first_over_all_partitions(engine
     assert [row.kind for row in rows] == ["account.paused", "refresh.succeeded"]
     assert [row.kind for row in everything] == ["account.paused", "refresh.succeeded", "account.imported"]
     assert (everything[0].actor, everything[0].detail, everything[0].job_id) == ("test", None, None)
+
+
+def test_a_row_that_meets_a_partition_in_the_making_is_written_again_and_not_refused(engine: Engine) -> None:
+    """Postgres checks it against the default partition, which has just ceased to take its day."""
+    with engine.begin() as maker:
+        history.maintain_partitions(maker, today=TODAY, retention_days=30)
+        writing = in_background(lambda: write(engine, TODAY))
+        wait_until_blocked(engine)
+    with pytest.raises(DBAPIError) as met:
+        writing.result(20)
+    assert is_contention(met.value)
+    assert not is_about_the_data(met.value)
+    write(engine, TODAY)
+    assert partition_of(engine, TODAY) == ["account_events_20260310"]
+
+
+def test_a_fleet_at_work_makes_no_partition_of_a_day_that_may_begin_meanwhile(engine: Engine) -> None:
+    with engine.begin() as connection:
+        created = history.maintain_partitions(connection, today=TODAY, retention_days=30, soonest=2)
+    assert created[0] == "created account_events_20260312"

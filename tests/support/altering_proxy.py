@@ -34,13 +34,14 @@ class _Server(ThreadingHTTPServer):
 class AlteringProxy:
     """Passes on what is posted to it. ``alter`` may be set anew at any moment; ``answer`` goes before it.
 
-    ``seen`` holds every body that went through, either way.
+    ``seen`` holds every body that went through, either way; ``headers`` go with every answer.
     """
 
     def __init__(self, target: str) -> None:
         self.alter: Alter = unaltered
         self.answer: Answer | None = None
         self.seen: list[bytes] = []
+        self.headers: dict[str, str] = {}
         proxy, host = self, urlsplit(target).netloc
 
         class Handler(BaseHTTPRequestHandler):
@@ -52,6 +53,8 @@ class AlteringProxy:
                 status, content = proxy.answer(body) if proxy.answer else self.pass_on(body)
                 proxy.seen.append(content)
                 self.send_response(status)
+                for name, value in proxy.headers.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

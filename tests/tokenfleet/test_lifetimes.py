@@ -29,7 +29,8 @@ from tokenfleet.lifetimes import (
     visit_after_unclear_probe,
     warning_period,
 )
-from tokenfleet.outcome import TokenAnswer
+from tokenfleet.outcome import OutcomeUnknown, TokenAnswer
+from tokenfleet.policy import Known, Replay, decide
 from tokenfleet.tokens import Margins
 from tokenfleet_client.secret import Secret
 
@@ -246,3 +247,15 @@ def test_an_imported_token_that_never_expires_is_not_renewed_for_nothing() -> No
     lifetimes = Lifetimes(access_never_expires=True, probe_every=HOUR)
     visit = first_visit(holding(None), lifetimes, MARGINS, has_access_token=True, now=NOW, chance=0.5)
     assert visit.purpose is Purpose.PROBE
+
+
+@pytest.mark.parametrize(
+    ("max_live", "lost", "replays"), [(None, 9, True), (3, 1, True), (3, 2, False), (1, 0, False)]
+)
+def test_a_token_is_not_replayed_beyond_what_the_provider_keeps_alive(
+    max_live: int | None, lost: int, replays: bool
+) -> None:
+    """Each presentation whose answer was lost may have left a successor, and the oldest dies for one too many."""
+    known = Known(attempts=0, unanswered=lost, replayed=False, margins=MARGINS, max_live=max_live)
+    decision = decide(OutcomeUnknown("timeout"), known, now=NOW, chance=0.5)
+    assert isinstance(decision, Replay) is replays

@@ -197,4 +197,4 @@ def test_metrics_carry_our_name_and_a_sentence() -> None:
 
 def test_labels_are_bounded() -> None:
     labels = {name for metric in metrics() for name in metric._labelnames}
-    assert labels <= {"provider", "environment", "app", "kind", "outcome", "event", "purpose"}
+    assert labels <= {"provider", "environment", "app", "kind", "outcome", "event", "purpose", "verdict"}

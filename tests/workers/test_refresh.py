@@ -137,6 +137,8 @@ def test_a_wrong_client_secret_holds_the_app_and_flips_nobody(fleet: Fleet) -> N
         worker.run(fleet.claim())
         assert fleet.server.ledger().rejected == asked, "a held app is not asked"
         fleet.register(fleet.server.config.client_secret)
+        # The probe first, and when it has succeeded the others.
+        worker.run(fleet.claim(count=1))
         worker.run(fleet.claim())
     assert fleet.current_app().held_since is None
     assert_holds_what_the_server_expects(fleet, *ids)
