@@ -13,7 +13,7 @@ from providers import load_registry
 from scheduler.coming_hour import ComingHour
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
-from scheduler.watch import Watch
+from scheduler.watch import STOP_SECONDS, Watch
 from store.circuits import CircuitView
 from store.engine import (
     IDLE_IN_TRANSACTION_MS,
@@ -31,8 +31,14 @@ from tokenfleet.telemetry import Event
 
 BROKER_EXCHANGES: Final = 3
 """What a tick says to the broker: how long is the queue, a job, the job again on a new connection."""
+REDIS_TIMEOUT_SECONDS: Final = 1.0
 LONGEST_STOP_SECONDS: Final = (
-    BROKER_EXCHANGES * BROKER_SOCKET_SECONDS + STATEMENT_TIMEOUT_MS / 1000 + 2 * LOCK_TIMEOUT_MS / 1000
+    BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
+    + STATEMENT_TIMEOUT_MS / 1000
+    + 2 * LOCK_TIMEOUT_MS / 1000
+    # A connection to Redis and what it says of the circuits; then the thread beside the ticks.
+    + 2 * REDIS_TIMEOUT_SECONDS
+    + STOP_SECONDS
 )
 """How long a scheduler may take to stop, everything around it being slow: the tick at hand is finished, so that what
 it has claimed is sent or given back. Killed sooner, it loses nothing; those accounts wait for their claim to end."""
@@ -61,7 +67,11 @@ def serve(settings: Settings) -> None:
         raise UserError(
             "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"
         )
-    redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
+    redis = Redis.from_url(
+        settings.redis_url,
+        socket_timeout=REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+    )
     circuits = CircuitView(redis, prefix=tunables.redis_prefix)
     scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
     watch = Watch(engine, ComingHour(engine, registry), circuits.read)
