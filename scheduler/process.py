@@ -14,7 +14,7 @@ from scheduler.coming_hour import ComingHour
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
 from scheduler.relay import Relay
-from scheduler.watch import Watch
+from scheduler.watch import STOP_SECONDS, Watch
 from store.circuits import CircuitView
 from store.engine import (
     IDLE_IN_TRANSACTION_MS,
@@ -34,10 +34,14 @@ BROKER_EXCHANGES: Final = 3
 """What a tick says to the broker: how long is the queue, a job, the job again on a new connection."""
 RELAY_STOP_SECONDS: Final = 2
 """How long the relay's round is waited for after that. What it has claimed and not sent is due again by itself."""
+REDIS_TIMEOUT_SECONDS: Final = 1.0
 LONGEST_STOP_SECONDS: Final = (
     BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
     + STATEMENT_TIMEOUT_MS / 1000
     + 2 * LOCK_TIMEOUT_MS / 1000
+    # A connection to Redis and what it says of the circuits; then the threads beside the ticks.
+    + 2 * REDIS_TIMEOUT_SECONDS
+    + STOP_SECONDS
     + RELAY_STOP_SECONDS
 )
 """How long a scheduler may take to stop, everything around it being slow: the tick at hand is finished, so that what
@@ -67,7 +71,11 @@ def serve(settings: Settings) -> None:
         raise UserError(
             "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"
         )
-    redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
+    redis = Redis.from_url(
+        settings.redis_url,
+        socket_timeout=REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+    )
     circuits = CircuitView(redis, prefix=tunables.redis_prefix)
     scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
     watch = Watch(engine, ComingHour(engine, registry), circuits.read)

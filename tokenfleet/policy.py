@@ -267,6 +267,10 @@ def _learned_expiry(known: Known, now: datetime) -> datetime | None:
 def _throttled(
     code: str, retry_after: timedelta | None, whole_app: bool, known: Known, now: datetime
 ) -> PauseApp | RetryLater:
+    if retry_after is not None and retry_after <= timedelta(0):
+        # "Too often, and again at once" names no length: a date of a clock that is behind ours reads like that, and
+        # the same answer would follow every second, for ever.
+        retry_after = None
     if not whole_app:
         wait = learned_pause(known.attempts) if retry_after is None else _credible(retry_after)
         return RetryLater(now + wait, code)

@@ -309,8 +309,7 @@ def test_a_throttled_app_pauses_for_as_long_as_the_provider_says() -> None:
 @pytest.mark.parametrize(
     ("retry_after", "pause"),
     [
-        pytest.param(timedelta(0), ONE_SECOND, id="zero"),
-        pytest.param(timedelta(days=-1), ONE_SECOND, id="in the past"),
+        pytest.param(timedelta(milliseconds=1), ONE_SECOND, id="hardly any"),
         pytest.param(timedelta(days=400), THROTTLE_CAP, id="absurd"),
         pytest.param(timedelta.max, THROTTLE_CAP, id="the largest there is"),
     ],
@@ -319,6 +318,15 @@ def test_an_unreasonable_pause_is_made_reasonable(retry_after: timedelta | None,
     assert decide(Throttled("http_429", retry_after), known(), now=NOW, chance=0) == PauseApp(
         NOW + pause, "http_429"
     )
+
+
+@pytest.mark.parametrize("retry_after", [timedelta(0), timedelta(days=-1)], ids=["zero", "in the past"])
+def test_a_moment_that_is_over_names_no_length_and_the_pauses_grow(retry_after: timedelta) -> None:
+    for throttles, seconds in ((0, 5), (3, 40)):
+        decision = decide(
+            Throttled("http_429", retry_after), replace(known(), throttles=throttles), now=NOW, chance=0
+        )
+        assert decision == PauseApp(NOW + timedelta(seconds=seconds), "http_429", throttles + 1)
 
 
 def test_a_connection_that_is_throttled_for_itself_waits_alone() -> None:
