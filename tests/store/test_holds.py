@@ -16,7 +16,7 @@ from store.incidents import Resolution
 from store.keys import Vault
 from tests.support.builders import ACTOR, column, make_account, make_app, now
 from tests.support.incidents import OPENED, RESOLVED, resolve, told
-from tests.support.racing import race
+from tests.support.racing import in_background, race, wait_until_blocked
 from tokenfleet.jobs import AppId
 from tokenfleet_client.secret import Secret
 
@@ -186,3 +186,20 @@ def test_mended_credentials_make_those_due_who_met_the_refused_ones(
     due = column(engine, "SELECT account_id FROM tokenfleet.refresh_schedule WHERE next_refresh_at <= now()")
     assert due == [refused]
     assert failing != refused
+
+
+def test_a_leaked_secret_is_forgotten_even_if_a_worker_replaces_it_at_that_moment(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    app = put(engine, vault, "secret-b")
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        effect = holds.client_rejected(
+            connection, app_id, "invalid_client", generation=app.generation, probe_after=AFTER
+        )
+        assert effect is Effect.REPLACED
+        putting = in_background(partial(put, engine, vault, "secret-c", keep_previous=False))
+        wait_until_blocked(engine)
+        transaction.commit()
+    putting.result(10)
+    assert (in_use(engine, vault, app_id), spares(engine, app_id)) == ("secret-c", [])
