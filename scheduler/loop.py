@@ -165,9 +165,9 @@ class Scheduler:
         held = [app for app in known if app.held_since is not None]
         sampled = incidents.sampled(turns, but={app.app_id for app in held})
         allowances = self._allow(known, probes, now, sampled.keys())
-        if self._sweep.is_due(now):
-            with self._engine.begin() as connection:
-                self._sweep.run(connection, gated_apps(known, now, circuits_open=self._open_circuits()), now)
+        gated = gated_apps(known, now, circuits_open=self._open_circuits())
+        if self._sweep.is_due(now) and (gated or any(app.in_incident for app in known)):
+            self._sweep.run_aside(self._engine, gated, now)
         if not allowances:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)

@@ -10,12 +10,15 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from store import announcements
 from store.apps import App
+from store.engine import is_contention
 from tokenfleet.jobs import AppId
 
+PATIENCE_MS: Final = 250
 EVERY: Final = timedelta(seconds=5)
 """How long at most an expired token of such an app goes unnoticed, about."""
 
@@ -30,6 +33,17 @@ class ExpirySweep:
     def is_due(self, now: datetime) -> bool:
         """Answer whether it is time to sweep."""
         return now >= self._next_at
+
+    def run_aside(self, engine: Engine, gated: Collection[AppId], now: datetime) -> None:
+        """Sweep in a transaction of its own, with little patience: while somebody holds the history, claims go on."""
+        try:
+            with engine.begin() as connection:
+                connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE_MS}ms'"))
+                self.run(connection, gated, now)
+        except DBAPIError as error:
+            if not is_contention(error):
+                raise
+            self._next_at = now + EVERY
 
     def run(self, connection: Connection, gated: Collection[AppId], now: datetime) -> int:
         """Sweep the accounts of ``gated`` apps, if it is time to; returns how many were told about.

@@ -25,6 +25,7 @@ DEFAULT_ROWS_AT_ONCE: Final = 10_000
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _CHECK_VIOLATION: Final = "23514"
 """The default partition got a row of that day after we had looked: the day stays there."""
+_FORGOTTEN: Final = "deleted from account_events_default"
 _PREFIX: Final = "account_events_"
 _HOUSEKEEPING_LOCK: Final = 7_305_811_036
 
@@ -89,17 +90,12 @@ def maintain_partitions(
         for name in sorted(existing)
         if name.removeprefix(_PREFIX).isdigit() and name < _partition_of(oldest)
     ]
-    done = _impatiently(connection, work)
-    forgotten = connection.execute(
-        text("""
-            DELETE FROM tokenfleet.account_events_default WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM tokenfleet.account_events_default WHERE at < :oldest LIMIT :at_once))
-        """),
-        {"oldest": _midnight(oldest), "at_once": DEFAULT_ROWS_AT_ONCE},
-    )
-    if forgotten.rowcount:
-        done.append(f"deleted {forgotten.rowcount} rows of account_events_default")
-    return done
+    forgetting = f"""
+        DELETE FROM tokenfleet.account_events_default WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM tokenfleet.account_events_default
+            WHERE at < '{_midnight(oldest)}' LIMIT {DEFAULT_ROWS_AT_ONCE}))
+    """
+    return _impatiently(connection, [*work, (_FORGOTTEN, forgetting)])
 
 
 def _impatiently(connection: Connection, work: Sequence[tuple[str, str]]) -> list[str]:
@@ -111,12 +107,15 @@ def _impatiently(connection: Connection, work: Sequence[tuple[str, str]]) -> lis
     for name, statement in work:
         try:
             with connection.begin_nested():
-                connection.execute(text(statement))
+                rows = connection.execute(text(statement)).rowcount
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) not in {_LOCK_NOT_AVAILABLE, _CHECK_VIOLATION}:
                 raise
             break
-        done.append(name)
+        if name != _FORGOTTEN:
+            done.append(name)
+        elif rows:
+            done.append(f"deleted {rows} rows of account_events_default")
     connection.execute(set_patience, {"patience": patience})
     return done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from redis import Redis
+from sqlalchemy import text
 
 from scheduler.sweeping import EVERY, ExpirySweep, gated_apps
 from store import announcements, apps
@@ -59,11 +60,30 @@ def test_accounts_of_an_app_that_is_asked_are_left_to_their_workers(fleet: Fleet
     assert told(fleet) == []
 
 
+def test_while_somebody_holds_the_history_nobody_is_told_and_claims_go_on(fleet: Fleet, redis: Redis) -> None:
+    connect(fleet, 2)
+    expire(fleet)
+    scheduler = make_scheduler(fleet, redis)
+    execute(fleet, "UPDATE tokenfleet.oauth_apps SET paused_until = now() + interval '1 hour'")
+    with fleet.engine.connect() as somebody:
+        somebody.execute(text("LOCK TABLE tokenfleet.account_events IN SHARE MODE"))
+        scheduler.tick()
+        assert told(fleet) == []
+        execute(fleet, "UPDATE tokenfleet.oauth_apps SET paused_until = NULL")
+        assert scheduler.tick().claimed == 2
+
+
 def test_accounts_that_an_incident_set_apart_are_told_of_although_they_are_not_scheduled(
     fleet: Fleet, redis: Redis
 ) -> None:
     connect(fleet, 2)
     expire(fleet)
+    execute(
+        fleet,
+        "INSERT INTO tokenfleet.provider_incidents (app_id, kind, code) "
+        "VALUES (:app_id, 'mass_rejection', 'invalid_grant')",
+        app_id=fleet.app.app_id,
+    )
     execute(fleet, "UPDATE tokenfleet.refresh_schedule SET next_refresh_at = NULL, incident_id = 1")
     make_scheduler(fleet, redis).tick()
     assert told(fleet) == [FAILING] * 2
