@@ -129,6 +129,12 @@ def _refusal(account: AccountDetail, opens: datetime | None) -> str:
             f"{account.provider} refuses a refresh before {moment(opens)}, while the access token is young: "
             "it is refreshed in time by itself"
         )
+    schedule = account.schedule
+    if schedule is not None and schedule.incident_id is not None and account.status in REFRESHABLE:
+        return (
+            f"incident {schedule.incident_id} has parked it, and it is asked again when that ends: "
+            f"'tokenfleet incidents show {schedule.incident_id}' says what you can do"
+        )
     match account.status:
         case AccountStatus.PAUSED:
             return f"it is paused: 'tokenfleet accounts resume {account.account_id}' refreshes it"

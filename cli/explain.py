@@ -82,6 +82,7 @@ def _status(account: AccountDetail) -> Iterator[str]:
                 "and the answer that held the new one never reached us (rotation_lost)."
             )
             yield from _giving_up(account)
+            yield from _doubted(account)
         case AccountStatus.NEEDS_REAUTH:
             yield (
                 f"Since {since} the customer has to sign in again: the provider rejected the grant"

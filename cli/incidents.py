@@ -15,7 +15,7 @@ from cli.output import counted, dated, json_option, moment, print_facts, print_j
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from store.incidents import Incident
+    from store.incidents import Incident, Resolution
 
 
 @click.group()
@@ -129,38 +129,51 @@ def resolve(incident_id: int, verdict: str | None, reason: str | None, as_json: 
       tokenfleet incidents resolve 7 --confirm
     """
     from cli.session import database, load_settings, operator
-    from store import incidents as stored
-    from store.incidents import Kind, Resolution
-    from tokenfleet.errors import UserError
+    from store.incidents import Members, Resolution
 
     if verdict is None:
         raise click.UsageError("say --dismiss (the rejections are false) or --confirm (they are real).")
     resolution = Resolution(verdict)
-    with database(load_settings()) as engine, engine.begin() as connection:
-        found = _find(connection, incident_id)
-        if (
-            found.resolved_at is None
-            and found.kind is Kind.CLIENT_REJECTED
-            and resolution is Resolution.CONFIRMED
-        ):
-            raise UserError(
-                f"incident {incident_id} is about the client registration, so there is no account to confirm: mend it "
-                f"with 'tokenfleet apps set {found.provider} …', or say --dismiss to ask everybody again"
-            )
-        resolved = stored.resolve(connection, incident_id, resolution, actor=operator(), reason=reason)
-        if resolved is None:
-            # Read again: somebody may have been first just now.
-            first = _find(connection, incident_id)
-            assert first.resolution is not None
-            raise UserError(
-                f"incident {incident_id} was resolved at {moment(first.resolved_at)} as {first.resolution.value} by "
-                f"{first.actor}: nothing has changed"
-            )
-        [view] = _views(connection, [resolved])
+    with database(load_settings()) as engine:
+        with engine.connect() as connection:
+            # Counted before: while the incident is being resolved its app is locked, and workers wait for that.
+            [before] = _views(connection, [_find(connection, incident_id)])
+        with engine.begin() as connection:
+            resolved = _resolve(connection, incident_id, resolution, actor=operator(), reason=reason)
+    view = view_of(resolved, Members(before.parked, before.flipped))
     if as_json:
         print_json(view)
         return
     click.echo(_done(view))
+
+
+def _resolve(
+    connection: Connection, incident_id: int, resolution: Resolution, *, actor: str, reason: str | None
+) -> Incident:
+    from store import incidents as stored
+    from store.incidents import Kind, Resolution
+    from tokenfleet.errors import UserError
+
+    found = _find(connection, incident_id)
+    if (
+        found.resolved_at is None
+        and found.kind is Kind.CLIENT_REJECTED
+        and resolution is Resolution.CONFIRMED
+    ):
+        raise UserError(
+            f"incident {incident_id} is about the client registration, so there is no account to confirm: mend it "
+            f"with 'tokenfleet apps set {found.provider} …', or say --dismiss to ask everybody again"
+        )
+    resolved = stored.resolve(connection, incident_id, resolution, actor=actor, reason=reason)
+    if resolved is None:
+        # Read again: somebody may have been first just now.
+        first = _find(connection, incident_id)
+        assert first.resolution is not None
+        raise UserError(
+            f"incident {incident_id} was resolved at {moment(first.resolved_at)} as {first.resolution.value} by "
+            f"{first.actor}: nothing has changed"
+        )
+    return resolved
 
 
 def _done(view: IncidentView) -> str:

@@ -7,7 +7,7 @@ before everybody whom it had set apart is back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -35,20 +35,27 @@ def give_back(connection: Connection, turns: Sequence[Incident]) -> bool:
     return any(left)
 
 
-def sampled(turns: Sequence[Incident]) -> dict[AppId, Incident]:
-    """Return the open incidents whose samples are due, by app."""
+def sampled(turns: Sequence[Incident], *, but: Collection[AppId] = ()) -> dict[AppId, Incident]:
+    """Return the open incidents whose samples are due, by app; none of the apps ``but``, which are on hold."""
     return {
-        each.app_id: each for each in turns if each.resolved_at is None and each.kind is Kind.MASS_REJECTION
+        each.app_id: each
+        for each in turns
+        if each.resolved_at is None and each.kind is Kind.MASS_REJECTION and each.app_id not in but
     }
 
 
 def claim_samples(
-    connection: Connection, due: Mapping[AppId, Incident], *, claim: timedelta, take_over: bool
+    connection: Connection,
+    due: Mapping[AppId, Incident],
+    *,
+    claim: timedelta,
+    take_over: bool,
+    count: int = SAMPLES,
 ) -> dict[AppId, list[Claim]]:
-    """Claim up to :data:`~tokenfleet.guard.SAMPLES` accounts of each incident."""
+    """Claim up to ``count`` accounts of each incident."""
     claims: dict[AppId, list[Claim]] = {}
     for app_id, incident in due.items():
-        chosen = parking.choose_samples(connection, incident.incident_id, count=SAMPLES)
+        chosen = parking.choose_samples(connection, incident.incident_id, count=count)
         if chosen:
             claims[app_id] = parking.claim_samples(
                 connection, incident.incident_id, chosen, claim=claim, take_over=take_over
@@ -65,3 +72,18 @@ def claim_samples(
             if resolved is not None:
                 telemetry.logger().warning(Event.INCIDENT_RESOLVED.value, **resolved.log_fields())
     return claims
+
+
+def claim_probes(
+    connection: Connection, app_ids: Collection[AppId], *, claim: timedelta, take_over: bool
+) -> dict[AppId, list[Claim]]:
+    """Claim one account for each of ``app_ids`` whose incident has set everybody apart.
+
+    These are on hold, their probe is due, and nobody else was: without it they would stay so for ever, because the
+    turns of an incident need not fall together with the probes.
+    """
+    opened = incidents.listing(connection) if app_ids else []
+    due = {
+        each.app_id: each for each in opened if each.app_id in app_ids and each.kind is Kind.MASS_REJECTION
+    }
+    return claim_samples(connection, due, claim=claim, take_over=take_over, count=1)

@@ -162,7 +162,8 @@ class Scheduler:
         if turns:
             with self._engine.begin() as connection:
                 incidents.give_back(connection, turns)
-        sampled = incidents.sampled(turns)
+        held = [app for app in known if app.held_since is not None]
+        sampled = incidents.sampled(turns, but={app.app_id for app in held})
         allowances = self._allow(known, probes, now, sampled.keys())
         if self._sweep.is_due(now):
             with self._engine.begin() as connection:
@@ -172,10 +173,17 @@ class Scheduler:
         take_over = self._may_take_over(now - started)
         with self._engine.begin() as connection:
             claims = schedule.claim_due(connection, allowances, claim=self._claim, take_over=take_over)
-        if sampled:
-            allowed = {each.app_id: sampled[each.app_id] for each in allowances if each.app_id in sampled}
+        allowed = {each.app_id for each in allowances}
+        unprobed = [app.app_id for app in held if app.app_id in allowed and not claims.get(app.app_id)]
+        if sampled or unprobed:
+            of_allowed = {app_id: each for app_id, each in sampled.items() if app_id in allowed}
             with self._engine.begin() as connection:
-                samples = incidents.claim_samples(connection, allowed, claim=self._claim, take_over=take_over)
+                samples = incidents.claim_samples(
+                    connection, of_allowed, claim=self._claim, take_over=take_over
+                )
+                samples |= incidents.claim_probes(
+                    connection, unprobed, claim=self._claim, take_over=take_over
+                )
             claims = {app_id: claims.get(app_id, []) + samples.get(app_id, []) for app_id in claims | samples}
         return self._publish(known, allowances, claims)
 
@@ -236,7 +244,7 @@ class Scheduler:
                 continue
             if app.held_since is not None and app.app_id not in probes:
                 continue
-            if app.is_sampled and app.app_id not in sampled:
+            if app.is_sampled and app.held_since is None and app.app_id not in sampled:
                 continue
             standing = (self._standings or {}).get(app.app_id, Standing())
             window = _window(app, self._registry.get(app.provider), standing, now)

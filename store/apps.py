@@ -137,13 +137,15 @@ def register(
     Otherwise they are forgotten.
     """
     before = find(connection, provider, environment, name)
-    if before is not None and keep_previous:
+    if before is not None:
+        # First, or a worker that replaces a refused secret now would leave it behind as a spare one.
         connection.execute(
             text("SELECT FROM tokenfleet.oauth_apps WHERE id = :id FOR NO KEY UPDATE"), {"id": before.app_id}
         )
-        app_secrets.keep_current(connection, before.app_id)
-    elif before is not None:
-        app_secrets.forget(connection, before.app_id)
+        if keep_previous:
+            app_secrets.keep_current(connection, before.app_id)
+        else:
+            app_secrets.forget(connection, before.app_id)
     row = connection.execute(
         text("""
             INSERT INTO tokenfleet.oauth_apps

@@ -61,7 +61,8 @@ class Heard:
     """What one batch has to say about an app.
 
     ``counted`` rejections would flip somebody and are not explained; ``rejected`` is how many definite rejections
-    there were, whomever they met. ``after_success`` says that they do not follow the app's earlier ones in a row.
+    there were in a row at its end, whomever they met. ``after_success`` says that these do not follow the app's
+    earlier ones.
     """
 
     counted: int = 0

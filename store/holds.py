@@ -56,6 +56,10 @@ def client_rejected(
     if not row.is_held and app_secrets.use_next(connection, app_id, refused_too=False):
         return Effect.REPLACED
     if row.is_held:
+        # The release before this one began holds without an incident.
+        incidents.open_incident(
+            connection, app_id, Kind.CLIENT_REJECTED, code=code, detail={}, sample_after=None
+        )
         connection.execute(_PUT_OFF_PROBE, {"app_id": app_id, "code": code, "after": probe_after})
         app_secrets.use_next(connection, app_id, refused_too=True)
         return Effect.STILL_HELD
@@ -67,9 +71,16 @@ def client_rejected(
     return Effect.HELD
 
 
-def recovered(connection: Connection, app_id: AppId, *, actor: str) -> tuple[bool, Incident | None]:
-    """End a hold because a probe succeeded; returns whether there was one, and its incident."""
-    connection.execute(_LOCK, {"app_id": app_id})
+def recovered(
+    connection: Connection, app_id: AppId, *, generation: int, actor: str
+) -> tuple[bool, Incident | None]:
+    """End a hold because a probe succeeded; returns whether there was one, and its incident.
+
+    A success with other credentials than those in use says nothing of these: they have a probe of their own.
+    """
+    row = connection.execute(_LOCK, {"app_id": app_id}).one_or_none()
+    if row is None or row.generation != generation:
+        return False, None
     ended = apps.end_hold(connection, app_id)
     incident_id = incidents.open_of_app(connection, app_id, Kind.CLIENT_REJECTED)
     if incident_id is None:

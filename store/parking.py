@@ -144,6 +144,11 @@ _UNMARK = text("""
     WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
+_ONE_MORE_TURN = text("""
+    UPDATE tokenfleet.provider_incidents SET sample_at = now()
+    WHERE id = ANY (CAST(:incident_ids AS bigint[])) AND resolved_at IS NOT NULL AND sample_at IS NULL
+""")
+
 _LAST_TURN = text("""
     UPDATE tokenfleet.provider_incidents SET sample_at = CASE WHEN CAST(:more AS boolean) THEN now() END
     WHERE id = :incident_id AND resolved_at IS NOT NULL
@@ -159,12 +164,14 @@ def park(
 ) -> None:
     """Set accounts apart that were rejected during an incident, in one statement. Their status stays.
 
-    The caller has locked their rows of ``token_sets``; each account comes once.
+    The caller has locked their rows of ``token_sets``; each account comes once. Giving back does not wait for those
+    locks, so an incident may have been left meanwhile as one that nobody names any more: it gets one more turn.
     """
     if rejections:
         parameters = lists(rejections, "account_id epoch generation reason code job_id duration_ms")
         parameters["incident_id"] = [incident_of[each.account_id] for each in rejections]
         connection.execute(_PARK, parameters | {"actor": actor})
+        connection.execute(_ONE_MORE_TURN, {"incident_ids": sorted(set(incident_of.values()))})
 
 
 def adopt_flipped(connection: Connection, incident: Incident, since: datetime) -> None:

@@ -84,7 +84,8 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
     standing = {row.id: row for row in connection.execute(_STANDING, {"account_ids": sorted(current)})}
     once = {each.account_id: each for each in reversed(rejections) if each.account_id in standing}
     words = [once[account_id] for account_id in sorted(once)]
-    verdicts = guard.admit(connection, _heard(words, standing)) if words else {}
+    in_time = [each for each in rejections if once.get(each.account_id) is each]
+    verdicts = guard.admit(connection, _heard(in_time, standing)) if words else {}
     incident_of: dict[AccountId, int] = {}
     flipping: list[Rejection] = []
     for word in words:
@@ -110,12 +111,14 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
 
 
 def _heard(words: Sequence[Rejection], standing: Mapping[int, Any]) -> dict[AppId, Heard]:
-    """Return what ``words`` say about each app."""
+    """Return what ``words``, in the order in which they came in, say about each app."""
     heard: dict[AppId, Heard] = defaultdict(Heard)
     for word in words:
         row = standing[word.account_id]
         app = heard[AppId(row.app_id)]
-        app.after_success |= word.after_success
+        if word.after_success:
+            app.after_success = True
+            app.rejected = 0
         app.codes[word.code] += 1
         if not word.explained:
             app.rejected += 1

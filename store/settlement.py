@@ -26,7 +26,7 @@ from store.answers import COLUMNS, SavedTokens, columns, lists
 from store.incidents import Incident
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
-from tokenfleet.policy import QUARANTINE_DELAY
+from tokenfleet.policy import QUARANTINE_DELAY, UNSETTLED
 
 _SAVE = text(f"""
     WITH i AS MATERIALIZED (SELECT * FROM {COLUMNS}),
@@ -108,7 +108,11 @@ _DEFER = text("""
             unanswered = s.unanswered + CASE WHEN i.answer_lost THEN 1 ELSE 0 END,
             failing_since = CASE WHEN i.counts THEN COALESCE(s.failing_since, now())
                                  ELSE s.failing_since END,
-            last_error = i.code, quarantined = i.quarantined
+            -- Of a sample that brought no word, what was said of its grant stays: an operator may confirm just that.
+            last_error = CASE
+                WHEN s.incident_id IS NOT NULL AND NOT i.answer_lost AND s.last_error <> CAST(:unsettled AS text)
+                THEN s.last_error ELSE i.code END,
+            quarantined = i.quarantined
         FROM i WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch AND s.claimed_until IS NOT NULL
         RETURNING s.account_id
     )
@@ -246,7 +250,7 @@ def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) 
         "duration_ms detail"
     )
     deferrals = sorted(deferrals, key=lambda deferral: deferral.account_id)
-    connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor})
+    connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor, "unsettled": UNSETTLED})
     if expired := [deferral.account_id for deferral in deferrals if deferral.expired]:
         announcements.tell_refresh_failing(connection, expired, actor=actor)
 

@@ -131,4 +131,6 @@ def turn_to_refresh(
         "job_id": job_id,
         "actor": actor,
     }
+    # First, so that an answer which lands now is seen: its generation is not the one that was read.
+    transitions.lock(connection, [account_id])
     return connection.execute(_TURN, parameters).one_or_none() is not None

@@ -47,7 +47,9 @@ class AppEffects:
         if refusals := [result for result in results if isinstance(result, AppHeld)]:
             self._refuse(connection, refusals, probe_after)
         for well in {result for result in results if isinstance(result, AppRecovered)}:
-            ended, incident = holds.recovered(connection, well.app_id, actor=actor)
+            ended, incident = holds.recovered(
+                connection, well.app_id, generation=well.generation, actor=actor
+            )
             if ended:
                 self.recovered.append(well)
             if incident is not None:

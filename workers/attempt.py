@@ -294,7 +294,7 @@ class Asker:
         """
         written: tuple[Result, ...] = (answer, *beside)
         if asking.app.held_since is not None:
-            written += (AppRecovered(asking.app.app_id),)
+            written += (AppRecovered(asking.app.app_id, asking.app.generation),)
         if asking.app.throttles:
             written += (AppUnthrottled(asking.app.app_id),)
         if asking.app.is_sampled:

@@ -39,9 +39,10 @@ class AppHeld:
 
 @dataclass(frozen=True, slots=True)
 class AppRecovered:
-    """A held app's probe succeeded."""
+    """A held app's probe succeeded, with the credentials of ``generation``."""
 
     app_id: AppId
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from store.keys import Vault
 from tests.cli.conftest import Shell
 from tests.providers.definitions import toml
-from tests.support.builders import make_account, make_app, state_of
+from tests.support.builders import make_account, make_app, park, state_of
 
 HOUR = timedelta(hours=1)
 
@@ -36,3 +36,18 @@ def test_nobody_is_asked_before_the_provider_allows_it_and_the_operator_hears_wh
     assert due is not None
     assert before is not None
     assert due < before
+
+
+def test_of_a_parked_account_the_operator_hears_which_incident_has_it(
+    tokenfleet: Shell, engine: Engine, vault: Vault
+) -> None:
+    app_id = make_app(engine, vault, name="default")
+    parked = make_account(engine, vault, app_id)
+    with engine.begin() as connection:
+        incident_id = park(connection, app_id, parked)
+    ran = tokenfleet("accounts", "refresh", str(parked), "--json")
+    assert ran.exit_code == 1
+    [refused] = ran.document
+    assert refused["outcome"] == "refused"
+    assert f"tokenfleet incidents show {incident_id}" in refused["message"]
+    assert "no refresh token" not in refused["message"]

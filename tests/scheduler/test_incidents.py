@@ -5,7 +5,7 @@ from __future__ import annotations
 from redis import Redis
 
 from store.incidents import Resolution
-from tests.scheduler.stage import at_once, connect, execute, make_scheduler, published
+from tests.scheduler.stage import at_once, connect, execute, hold, make_scheduler, published
 from tests.support.fleet import Fleet
 from tests.support.incidents import provoke, reject, resolve, set_apart
 from tokenfleet.guard import SAMPLES
@@ -58,3 +58,31 @@ def test_a_resolved_incident_is_worked_off_and_everybody_claimed(fleet: Fleet, r
     resolve(fleet.engine, incident_id, Resolution.DISMISSED)
     assert make_scheduler(fleet, redis).tick().claimed == len(ids)
     assert set_apart(fleet.engine, incident_id) == []
+
+
+def test_a_held_app_whose_accounts_are_all_set_apart_is_probed_by_one_of_them(
+    fleet: Fleet, redis: Redis
+) -> None:
+    """Its probes and the turns of its incident need not come together."""
+    ids = connect(fleet, 25)
+    provoke(fleet.engine, ids)
+    hold(fleet)
+    execute(fleet, "UPDATE tokenfleet.provider_incidents SET sample_at = now() + interval '7 s'")
+    scheduler = make_scheduler(fleet, redis)
+    assert scheduler.tick().claimed == 1
+    [(probe, _)] = published(redis)
+    assert probe in ids
+    its_turn(fleet)
+    assert scheduler.tick().claimed == 0
+
+
+def test_a_held_app_that_only_rejects_is_probed_by_one_account_and_no_samples(
+    fleet: Fleet, redis: Redis
+) -> None:
+    ids = connect(fleet, 30)
+    provoke(fleet.engine, ids[:25])
+    hold(fleet)
+    its_turn(fleet)
+    assert make_scheduler(fleet, redis).tick().claimed == 1
+    [(probe, _)] = published(redis)
+    assert probe in ids[25:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.builders import (
     answer,
     claim,
     column,
+    deferral,
     history_of,
     job_of,
     let_claims_expire,
@@ -44,7 +46,7 @@ from tests.support.incidents import (
     take_samples,
     told,
 )
-from tests.support.racing import race
+from tests.support.racing import in_background, race, wait_until_blocked
 from tokenfleet.account import Trigger
 from tokenfleet.guard import SAMPLES, SILENT_AFTER
 from tokenfleet.jobs import AccountId, AppId
@@ -444,3 +446,58 @@ def test_an_import_is_not_kept_waiting_by_the_guards_lock(
                 {"id": app_id},
             )
     assert state_of(engine, vault, account_id).status is AccountStatus.NEEDS_REAUTH
+
+
+def test_a_late_rejection_that_meets_the_end_of_its_incident_leaves_nobody_behind(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    """Its account was given back between the moment the rejection looked and the moment it was written."""
+    ids = people(engine, vault, app_id, 25)
+    incident_id = provoke(engine, ids)
+    resolve(engine, incident_id, Resolution.RECOVERED)
+    with engine.connect() as somebody:
+        transaction = somebody.begin()
+        somebody.execute(
+            text("SELECT FROM tokenfleet.oauth_apps WHERE id = :id FOR NO KEY UPDATE"), {"id": app_id}
+        )
+        late = in_background(partial(reject, engine, ids[:1]))
+        wait_until_blocked(engine)
+        take_samples(engine)
+        assert set_apart(engine, incident_id) == []
+        transaction.commit()
+    late.result(10)
+    take_samples(engine)
+    assert set_apart(engine, incident_id) == []
+    assert place_of(engine, ids[0]).is_due
+
+
+def test_rejections_of_one_batch_are_in_a_row_only_since_the_last_success_between_them(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    """A part of a provider rejects: of a large batch many do, and the others go on succeeding."""
+    ids = people(engine, vault, app_id, 60)
+    provoke(engine, ids[:25])
+    words = [
+        replace(rejection(each, epoch=1, generation=1), after_success=position % 2 == 0)
+        for position, each in enumerate(ids[25:])
+    ]
+    with engine.begin() as connection:
+        rejections.reject(connection, words[::-1], actor=ACTOR)
+    [in_row] = column(engine, "SELECT rejections_in_row FROM tokenfleet.oauth_apps")
+    assert in_row < SILENT_AFTER
+
+
+def test_who_is_flipped_by_an_operators_word_is_told_what_the_provider_said_of_the_grant(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    """A sample that met an outage meanwhile says nothing of it."""
+    ids = people(engine, vault, app_id, 25)
+    incident_id = provoke(engine, ids)
+    [claims] = take_samples(engine).values()
+    outages = [deferral(attempt, code="http_503") for attempt in start(engine, job_of(app_id, claims))]
+    with engine.begin() as connection:
+        settlement.defer(connection, outages, actor=ACTOR)
+    resolve(engine, incident_id, Resolution.CONFIRMED)
+    take_samples(engine)
+    reasons = set(column(engine, "SELECT status_reason FROM tokenfleet.accounts"))
+    assert reasons == {"invalid_grant"}

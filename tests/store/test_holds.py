@@ -16,7 +16,7 @@ from store.incidents import Resolution
 from store.keys import Vault
 from tests.support.builders import ACTOR, column, make_account, make_app, now
 from tests.support.incidents import OPENED, RESOLVED, resolve, told
-from tests.support.racing import race
+from tests.support.racing import in_background, race, wait_until_blocked
 from tokenfleet.jobs import AppId
 from tokenfleet_client.secret import Secret
 
@@ -64,9 +64,10 @@ def refuse(engine: Engine, app_id: AppId, generation: int | None = None) -> Effe
         )
 
 
-def recover(engine: Engine, app_id: AppId) -> bool:
+def recover(engine: Engine, app_id: AppId, generation: int | None = None) -> bool:
+    generation = load(engine, app_id).generation if generation is None else generation
     with engine.begin() as connection:
-        ended, _ = holds.recovered(connection, app_id, actor=ACTOR)
+        ended, _ = holds.recovered(connection, app_id, generation=generation, actor=ACTOR)
     return ended
 
 
@@ -186,3 +187,40 @@ def test_mended_credentials_make_those_due_who_met_the_refused_ones(
     due = column(engine, "SELECT account_id FROM tokenfleet.refresh_schedule WHERE next_refresh_at <= now()")
     assert due == [refused]
     assert failing != refused
+
+
+def test_a_leaked_secret_is_forgotten_even_if_a_worker_replaces_it_at_that_moment(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    app = put(engine, vault, "secret-b")
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        effect = holds.client_rejected(
+            connection, app_id, "invalid_client", generation=app.generation, probe_after=AFTER
+        )
+        assert effect is Effect.REPLACED
+        putting = in_background(partial(put, engine, vault, "secret-c", keep_previous=False))
+        wait_until_blocked(engine)
+        transaction.commit()
+    putting.result(10)
+    assert (in_use(engine, vault, app_id), spares(engine, app_id)) == ("secret-c", [])
+
+
+def test_a_success_with_replaced_credentials_ends_no_hold(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    """An operator installs other ones while the probe is out: they are probed before everybody is asked with them."""
+    refuse(engine, app_id)
+    app = put(engine, vault, "secret-b")
+    assert not recover(engine, app_id, app.generation - 1)
+    assert load(engine, app_id).held_since is not None
+    assert recover(engine, app_id)
+
+
+def test_a_hold_that_the_release_before_began_has_an_incident_when_its_probe_is_refused(
+    engine: Engine, app_id: AppId
+) -> None:
+    with engine.begin() as connection:
+        apps.hold(connection, app_id, "invalid_client", generation=1, probe_after=AFTER)
+    assert [refuse(engine, app_id) for _ in range(2)] == [Effect.STILL_HELD] * 2
+    assert told(engine) == {OPENED: 1}

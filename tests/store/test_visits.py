@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from store import schedule, visits
+from store import schedule, settlement, visits
 from store.import_judgement import ProviderRules
 from store.keys import Vault
 from tests.store.test_imports import RULES, Desk
 from tests.support.builders import (
+    ACTOR,
     CLAIM,
     JOB_ID,
+    answer,
     begin_attempt,
     claim,
     column,
@@ -24,6 +26,7 @@ from tests.support.builders import (
     now,
     state_of,
 )
+from tests.support.racing import in_background, wait_until_blocked
 from tokenfleet.jobs import AccountId
 from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.tokens import Margins
@@ -167,3 +170,37 @@ def test_an_import_plans_the_first_visit_by_the_definition_and_begins_a_grant(
     assert desk.one(renewed)
     desk.bring({"provider": "acme", "external_id": "customer-2", "refresh_token": "alone"})
     assert not probing(engine, desk.account("customer-2"))
+
+
+def test_a_visit_does_not_become_a_refresh_when_an_answer_lands_meanwhile(
+    engine: Engine, vault: Vault
+) -> None:
+    """A worker that was frozen past its claim saves its answer while the next one finds the token dead."""
+    app_id = make_app(engine, vault)
+    account_id = make_account(engine, vault, app_id)
+    begin_attempt(engine, app_id, account_id)
+    let_claims_expire(engine)
+    make_probing(engine, account_id)
+    probed = begin_attempt(engine, app_id, account_id)
+
+    def turn() -> bool:
+        with engine.begin() as connection:
+            return visits.turn_to_refresh(
+                connection,
+                account_id,
+                probed.epoch,
+                probed.generation,
+                claim=CLAIM,
+                code="http_401",
+                job_id=JOB_ID,
+                actor="test",
+            )
+
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        late = answer(vault, account_id, epoch=1, generation=1)
+        assert settlement.save_refreshed(connection, [late], actor=ACTOR).saved
+        turned = in_background(turn)
+        wait_until_blocked(engine)
+        transaction.commit()
+    assert turned.result(10) is False

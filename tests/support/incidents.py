@@ -35,14 +35,17 @@ def reject(
     explained: bool = False,
     after_success: bool = False,
 ) -> Rejected:
-    """Write the rejections of these accounts in one transaction, as a worker does with a batch."""
+    """Write the rejections of these accounts in one transaction, as a worker does with a batch.
+
+    ``after_success`` says that the worker had a success before the first of them.
+    """
     words = [
         replace(
             rejection(each, epoch=epoch, generation=generation, reason=reason),
             explained=explained,
-            after_success=after_success,
+            after_success=after_success and not position,
         )
-        for each in account_ids
+        for position, each in enumerate(account_ids)
     ]
     with engine.begin() as connection:
         return rejections.reject(connection, words, actor=ACTOR)

@@ -29,6 +29,7 @@ from tokenfleet.policy import (
     BACKOFF_FLOOR,
     DOUBT_DELAYS,
     LEARNED_LIFETIME_CAP,
+    OVERDUE_FLOOR,
     QUARANTINE_BASE,
     QUARANTINE_DELAY,
     READERS_MARGIN,
@@ -375,7 +376,14 @@ def test_no_backoff_steps_past_the_moment_at_which_readers_are_owed_a_new_token(
     if left > timedelta(0):
         assert wait <= max(left / 2, ONE_SECOND)
     else:
-        assert wait == backoff(attempts, chance)
+        assert wait == min(backoff(attempts, chance), max(OVERDUE_FLOOR, -left))
+
+
+def test_an_outage_that_has_just_outlasted_a_token_is_not_answered_by_minutes_of_silence() -> None:
+    just_owed = replace(known(attempts=9), expires_at=NOW + READERS_MARGIN)
+    decision = decide(Unavailable("http_403"), just_owed, now=NOW, chance=0.999)
+    assert isinstance(decision, RetryLater)
+    assert decision.at - NOW <= OVERDUE_FLOOR
 
 
 # Our own faults, and what nobody has described
