@@ -18,11 +18,12 @@ class WellFleet:
     """Circuits that stay closed: the other workers are answered."""
 
     def __init__(self) -> None:
-        self.outages: list[int] = []
+        self.outages: asyncio.Queue[int] = asyncio.Queue()
 
     async def report(self, reports: Mapping[AppId, Report]) -> dict[AppId, Standing]:
         """Take a report, and say that all is well."""
-        self.outages += [report.outages for report in reports.values()]
+        for report in reports.values():
+            self.outages.put_nowait(report.outages)
         return {app_id: Standing() for app_id in reports}
 
 
@@ -37,12 +38,11 @@ def test_a_guess_that_the_fleet_refutes_forgets_no_outage() -> None:
             breaker.heard(APP, outage=True, endpoint=None, began=sent_at)
         assert breaker.standing(APP).state is CircuitState.OPEN
         reporting = asyncio.create_task(breaker.run())
-        while breaker.standing(APP).state is not CircuitState.CLOSED:
-            await asyncio.sleep(0)
+        first = await fleet.outages.get()
+        assert breaker.standing(APP).state is CircuitState.CLOSED
         breaker.heard(APP, outage=True, endpoint=None, began=sent_at)
-        while len(fleet.outages) < 2:
-            await asyncio.sleep(0.05)
+        second = await fleet.outages.get()
         reporting.cancel()
-        return fleet.outages
+        return [first, second]
 
     assert asyncio.run(asyncio.wait_for(scenario(), 20)) == [LEAST_OUTAGES, 1]
