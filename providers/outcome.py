@@ -121,8 +121,8 @@ class AnswerReader:
         paths = (self._access_token, self._refresh_token)
         return all(_token(first(path, document)) is not None for path in paths)
 
-    def _undescribed(self, status: int, document: Document) -> Undescribed:
-        word, shape = error_word(document) or _status_code(status), shape_of(status, document)
+    def _undescribed(self, status: int, document: Document, code: str | None = None) -> Undescribed:
+        word, shape = code or error_word(document) or _status_code(status), shape_of(status, document)
         successor = None
         if isinstance(document, dict) and 200 <= status < 300:
             successor = _token(first(self._refresh_token, document))
@@ -164,6 +164,9 @@ class AnswerReader:
         status = answer.status
         for rule in self._rules:
             code = rule.code_for(status, document)
+            if code is not None and document is not None and rule.outcome == "undescribed":
+                # By a rule or by the lack of one: what came beside it is kept.
+                return self._undescribed(status, document, code)
             if code is not None:
                 return _outcome(rule.outcome, code, answer, document, now, whole_app=rule.whole_app)
         if status in DEFAULT_STATUSES and isinstance(document, dict):

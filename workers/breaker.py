@@ -185,7 +185,8 @@ class Breaker:
 
     def _adopt(self, copy: _Copy, standing: Standing) -> None:
         now = self._clock()
-        if standing.state is CircuitState.CLOSED and copy.known.state is not CircuitState.CLOSED:
+        was_open = copy.known.state is not CircuitState.CLOSED and not copy.guessed
+        if was_open and standing.state is CircuitState.CLOSED:
             copy.closed_at = now
         copy.known, copy.known_at, copy.guessed = standing, now, False
         now_ms, memory = int(now * 1000), standing.memory()

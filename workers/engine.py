@@ -132,9 +132,10 @@ class Engine:
     def stop(self) -> None:
         """Finish what is in flight, write it, close everything.
 
-        Returns in the end, whatever is away: a request takes twice the provider timeout at most, and
-        :data:`GIVE_UP_SECONDS` after the last one what Postgres has not taken is left to the journal. The one
-        exception is an answer that neither Postgres nor the disk takes: it is waited for until we are killed.
+        Returns in the end, whatever is away: a request takes twice the provider timeout at most, with the wait for
+        its replay's slot between, and :data:`GIVE_UP_SECONDS` after the last one what Postgres has not taken is left
+        to the journal. The one exception is an answer that neither Postgres nor the disk takes: it is waited for
+        until we are killed.
         """
         self._submit(self._close()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -421,6 +421,16 @@ def test_rules_of_the_definition_come_first_and_in_order(
     assert read(answer(body, status), provider(RULES)) == expected
 
 
+def test_a_successor_beside_an_error_is_kept_whether_a_rule_calls_it_undescribed_or_none_knows_it() -> None:
+    """The provider has rotated: nothing else may be live."""
+    rule = '[[errors]]\noutcome = "undescribed"\nstatus = [200]\npath = "error"\nvalue = "odd"'
+    body = {"error": "odd", "refresh_token": "rt-2"}
+    for by in (provider(rule), provider()):
+        assert read(answer(body), by) == Undescribed(
+            "odd", "200 {error:word,refresh_token:text}", Secret("rt-2")
+        )
+
+
 def test_a_rule_for_throttling_hears_retry_after() -> None:
     limited = answer({"message": "rate limit"}, 403, retry_after="9")
     assert read(limited, provider(RULES)) == Throttled("rate_limit", timedelta(seconds=9))
