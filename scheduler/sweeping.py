@@ -20,8 +20,8 @@ from tokenfleet.jobs import AppId
 EVERY: Final = timedelta(seconds=5)
 """How long at most an expired token of such an app goes unnoticed, about."""
 REST: Final = 4
-"""A sweep is followed by a rest so many times as long: with a million accounts set apart it takes seconds, and claims of
-healthy apps wait for it."""
+"""A sweep is followed by a rest so many times as long: with a million accounts set apart it takes seconds, and claims
+of healthy apps wait for it."""
 
 
 class ExpirySweep:
