@@ -13,10 +13,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from chaos.crew import Crew
 from chaos.customers import (
+    RULE_EVERY_SECONDS,
     SAMPLE_EVERY_SECONDS,
     SIGN_IN_EVERY_SECONDS,
     SPREAD_STEP_SECONDS,
     Customers,
+    Operator,
     Reader,
     Repeatedly,
     Spread,
@@ -80,7 +82,8 @@ class Campaign:
         reading = Repeatedly(reader, SAMPLE_EVERY_SECONDS, "reader")
         signing_in = Repeatedly(customers, SIGN_IN_EVERY_SECONDS, "customers")
         spreading = Repeatedly(Spread(stage), SPREAD_STEP_SECONDS, "spread")
-        for each in (reading, signing_in, spreading):
+        ruling = Repeatedly(Operator(stage), RULE_EVERY_SECONDS, "operator")
+        for each in (reading, signing_in, spreading, ruling):
             each.start()
         self._break_everything(scene)
         self._say("nothing breaks any more: waiting until every account is settled")
@@ -88,6 +91,7 @@ class Campaign:
         signing_in.stop()
         spreading.stop()
         unsettled = self._settle()
+        ruling.stop()
         reading.stop()
         exit_codes = self._crew.stop()
         refreshes = stage.provider.totals().refreshes

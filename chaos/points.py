@@ -75,7 +75,7 @@ _BEFORE, _AFTER = When.BEFORE, When.AFTER
 _TABLE: Final = (
     # Hop 2 and 3, in the scheduler.
     Point("claim.before", _S, "store.schedule:claim_due", _AFTER, "claimed, not committed", depth=3),
-    Point("claim.after", _S, "scheduler.loop:Scheduler._give_back", _BEFORE, "claimed, no jobs yet", depth=3),
+    Point("claim.after", _S, "scheduler.loop:Scheduler._publish", _BEFORE, "claimed, no jobs yet", depth=3),
     Point("publish.before", _S, "scheduler.publisher:Publisher.publish", _BEFORE, "nothing published",
           depth=2, counts=_something),
     Point("publish.within", _S, "scheduler.publisher:Publisher.publish", When.WITHIN, "half of them published",
@@ -104,8 +104,8 @@ _TABLE: Final = (
     # Hop 7 and 8.
     Point("commit.before", _W, "workers.writer:GroupWriter._apply", _AFTER, "written, not committed", depth=3),
     Point("commit.after", _W, "workers.writer:GroupWriter._after_commit", _BEFORE, "committed", depth=3),
-    Point("outbox.before", _W, "store.transitions:apply", _BEFORE, "status not moved", depth=1),
-    Point("outbox.after", _W, "store.transitions:apply", _AFTER, "event not committed", depth=1),
+    Point("outbox.before", _W, "store.transitions:apply_each", _BEFORE, "status not moved", depth=1),
+    Point("outbox.after", _W, "store.transitions:apply_each", _AFTER, "event not committed", depth=1),
     # What follows.
     Point("release.before", _W, "store.leases:Leases.give_back", _BEFORE, "lease not given back",
           depth=3, counts=_something),

@@ -18,6 +18,7 @@ from cli.bootstrap import prepare_database
 from embedded.environment import Environment
 from embedded.ports import free_port
 from embedded.supervisor import ChildState, Supervisor
+from tokenfleet.jobs import REFRESH_QUEUE, WEBHOOK_QUEUE
 from tokenfleet.settings import Settings
 
 DRAIN_SECONDS: Final = 120.0
@@ -28,11 +29,20 @@ COMMAND: Final = (sys.executable, "-m", "cli")
 class LocalFleet:
     """Everything on this machine, from ``with`` to its end. Leaves no process behind."""
 
-    def __init__(self, home: Path, environ: Mapping[str, str], *, workers: int, schedulers: int = 1) -> None:
+    def __init__(
+        self,
+        home: Path,
+        environ: Mapping[str, str],
+        *,
+        workers: int,
+        schedulers: int = 1,
+        webhook_workers: int = 0,
+    ) -> None:
         """``environ`` may name servers and settings; what it lacks is brought along under ``home``."""
         self._environment = Environment(home, environ)
         self._workers = workers
         self._schedulers = schedulers
+        self._webhook_workers = webhook_workers
         self._ends = ExitStack()
         self.environ: dict[str, str] = {}
         self.settings: Settings
@@ -63,7 +73,9 @@ class LocalFleet:
         for index in range(self._schedulers):
             self._launch(f"scheduler-{index + 1}", "scheduler")
         for index in range(self._workers):
-            self._launch(f"worker-{index + 1}", "worker")
+            self._launch(f"worker-{index + 1}", "worker", "--queues", REFRESH_QUEUE)
+        for index in range(self._webhook_workers):
+            self._launch(f"webhooks-{index + 1}", "worker", "--queues", WEBHOOK_QUEUE)
 
     def check(self) -> None:
         """Raise ``UserError`` with its last words when a process could not even start; revive servers."""
@@ -74,9 +86,9 @@ class LocalFleet:
         """Return how every process is."""
         return self.supervisor.states()
 
-    def _launch(self, name: str, command: str) -> None:
+    def _launch(self, name: str, *command: str) -> None:
         environ = {**self.environ, "TOKENFLEET_METRICS_PORT": str(free_port())}
-        self.supervisor.start(name, (*COMMAND, command), environ=environ)
+        self.supervisor.start(name, (*COMMAND, *command), environ=environ)
 
 
 def own_environment() -> dict[str, str]:

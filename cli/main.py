@@ -28,6 +28,9 @@ SECTIONS: Sections = {
         "accounts": Entry(
             "cli.accounts:accounts", "Import, list, explain, refresh, pause and resume accounts."
         ),
+        "webhooks": Entry(
+            "cli.webhooks:webhooks", "Tell other systems: endpoints, secrets, deliveries, replays."
+        ),
         "incidents": Entry("cli.incidents:incidents", "See provider incidents, and rule on them."),
         "status": Entry("cli.status:status", "Show on one screen how the fleet is doing."),
         "doctor": Entry("cli.doctor:doctor", "Check everything here and say what to do about each problem."),

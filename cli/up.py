@@ -21,7 +21,13 @@ SAMPLE_SECONDS = 1.0
 
 
 @click.command()
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 64), help="Worker processes.")
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Worker processes, beside one for webhooks.",
+)
 @click.option(
     "--schedulers", default=1, show_default=True, type=click.IntRange(1, 8), help="Scheduler processes."
 )
@@ -41,7 +47,10 @@ def up(workers: int, schedulers: int) -> None:
     home = Path(environ.get("TOKENFLEET_HOME") or DEFAULT_HOME).expanduser()
     console = Console()
     console.print("Starting servers and bringing the database up to date ...")
-    with stopped_by_signal(), LocalFleet(home, environ, workers=workers, schedulers=schedulers) as fleet:
+    with (
+        stopped_by_signal(),
+        LocalFleet(home, environ, workers=workers, schedulers=schedulers, webhook_workers=1) as fleet,
+    ):
         fleet.start()
         engine = make_engine(fleet.settings.database_url, application_name="tokenfleet up")
         footer = f"logs in {fleet.log_dir}   Ctrl-C stops everything"

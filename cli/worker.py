@@ -32,7 +32,7 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 @click.option("--hostname", help="Name of this worker for Celery, such as worker1@%h.")
 @click.pass_context
 def worker(ctx: click.Context, queues: str | None, concurrency: int | None, hostname: str | None) -> None:
-    """Run a worker: it asks providers for new tokens and saves what they answer.
+    """Run a worker: it asks providers for new tokens and saves what they answer, or delivers webhooks.
 
     One process uses one core; run as many as you have cores to spare. SIGTERM or Ctrl-C, once or often, ends
     it when what is in flight is saved. It can be killed at any moment: what it had on disk is saved by the
@@ -41,6 +41,7 @@ def worker(ctx: click.Context, queues: str | None, concurrency: int | None, host
     \b
     Example:
       tokenfleet worker --queues refresh
+      tokenfleet worker --queues webhooks
     """
     from celery import signals
     from celery.platforms import EX_OK

@@ -25,10 +25,11 @@ from chaos.verdict import counted
 from chaos.world import World
 from cli.up import stopped_by_signal
 from drills import table
+from drills.found import Evidence
 from drills.plan import FULL, SHORT, Plan
 from drills.rehearsal import Rehearsal
 from drills.roster import Drill, all_drills
-from drills.verdict import Evidence, Row, judge
+from drills.verdict import Row, judge
 from sandbox.config import SandboxConfig
 
 LATENCY_SECONDS: Final = 0.1

@@ -11,9 +11,9 @@ from sqlalchemy import Engine, text
 
 from chaos.holdings import holdings
 from chaos.world import World
+from drills.found import Evidence, Incident, Told
 from drills.plan import Plan
 from drills.reader import Seen
-from drills.verdict import Evidence, Incident, Told
 from sandbox.authority import LiveTokens
 from store.keys import Vault
 from tokenfleet.settings import Tunables

@@ -13,10 +13,10 @@ from chaos.customers import Repeatedly
 from chaos.world import World
 from drills.course import Course
 from drills.evidence import gather
+from drills.found import Evidence
 from drills.plan import Plan
 from drills.reader import Reader
 from drills.roster import Drill
-from drills.verdict import Evidence
 
 LEAVERS_SHARE: Final = 0.01
 """Part of each drill's accounts whose customers really end their grants while it lasts."""

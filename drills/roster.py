@@ -14,8 +14,8 @@ from typing import Final
 from chaos.processes import ROOT
 from chaos.world import Definition, World
 from cli.fleet import COMMAND
+from drills.found import Expected
 from drills.plan import Plan
-from drills.verdict import Expected
 from sandbox.faults import FaultKind, FaultRule
 from sandbox.selection import Stage
 from tokenfleet.errors import UserError

@@ -146,7 +146,7 @@ class AnswerHead(aiohttp.ClientResponse):
         return self
 
 
-class _Protocol(ResponseHandler):
+class PatientProtocol(ResponseHandler):
     """Gives up on a server that sends heads without end, one after the other.
 
     The client skips interim answers (1xx), however many: in two seconds ten such servers took 1.5 GB, and held
@@ -167,7 +167,7 @@ class Connector(aiohttp.TCPConnector):
     def __init__(self, *, max_connections: int, tls: ssl.SSLContext) -> None:
         super().__init__(limit=max_connections, keepalive_timeout=KEEPALIVE_SECONDS, ssl=tls)
         self._factory = cast(
-            "functools.partial[ResponseHandler]", functools.partial(_Protocol, loop=self._loop)
+            "functools.partial[ResponseHandler]", functools.partial(PatientProtocol, loop=self._loop)
         )
         self._used: weakref.WeakSet[ResponseHandler] = weakref.WeakSet()
 

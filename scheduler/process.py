@@ -13,7 +13,8 @@ from providers import load_registry
 from scheduler.coming_hour import ComingHour
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
-from scheduler.watch import Watch
+from scheduler.relay import Relay
+from scheduler.watch import STOP_SECONDS, Watch
 from store.circuits import CircuitView
 from store.engine import (
     IDLE_IN_TRANSACTION_MS,
@@ -31,8 +32,17 @@ from tokenfleet.telemetry import Event
 
 BROKER_EXCHANGES: Final = 3
 """What a tick says to the broker: how long is the queue, a job, the job again on a new connection."""
+RELAY_STOP_SECONDS: Final = 2
+"""How long the relay's round is waited for after that. What it has claimed and not sent is due again by itself."""
+REDIS_TIMEOUT_SECONDS: Final = 1.0
 LONGEST_STOP_SECONDS: Final = (
-    BROKER_EXCHANGES * BROKER_SOCKET_SECONDS + STATEMENT_TIMEOUT_MS / 1000 + 2 * LOCK_TIMEOUT_MS / 1000
+    BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
+    + STATEMENT_TIMEOUT_MS / 1000
+    + 2 * LOCK_TIMEOUT_MS / 1000
+    # A connection to Redis and what it says of the circuits; then the threads beside the ticks.
+    + 2 * REDIS_TIMEOUT_SECONDS
+    + STOP_SECONDS
+    + RELAY_STOP_SECONDS
 )
 """How long a scheduler may take to stop, everything around it being slow: the tick at hand is finished, so that what
 it has claimed is sent or given back. Killed sooner, it loses nothing; those accounts wait for their claim to end."""
@@ -61,17 +71,38 @@ def serve(settings: Settings) -> None:
         raise UserError(
             "the broker does not answer: start it, or correct TOKENFLEET_BROKER_URL or TOKENFLEET_REDIS_URL"
         )
-    redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
+    redis = Redis.from_url(
+        settings.redis_url,
+        socket_timeout=REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+    )
     circuits = CircuitView(redis, prefix=tunables.redis_prefix)
     scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
     watch = Watch(engine, ComingHour(engine, registry), circuits.read)
 
+    relay = Relay(
+        make_engine(
+            settings.database_url,
+            application_name=f"tokenfleet relay {name}",
+            pool_size=1,
+            idle_in_transaction_ms=IDLE_IN_TRANSACTION_MS,
+        ),
+        Publisher(
+            make_celery(settings),
+            claim=tunables.webhook_claim,
+            max_clock_skew=timedelta(seconds=tunables.max_clock_skew_seconds),
+        ),
+        tunables,
+    )
+
     def health() -> Health:
-        found, problem = scheduler.health(), watch.problem()
-        return Health(found.fatal, (*found.hampering, problem)) if problem else found
+        found = scheduler.health()
+        beside = (problem for problem in (watch.problem(), relay.trouble()) if problem is not None)
+        return Health(found.fatal, (*found.hampering, *beside))
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         scheduler.stop()
+        relay.stop()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -80,7 +111,10 @@ def serve(settings: Settings) -> None:
         server = HealthServer(tunables.metrics_host, tunables.metrics_port, health)
     watch.start()
     telemetry.logger().info(Event.PROCESS_STARTED.value, role="scheduler", name=name)
+    relay.start()
     scheduler.run()
+    relay.stop()
+    relay.join(RELAY_STOP_SECONDS)
     watch.stop()
     publisher.close()
     if server is not None:

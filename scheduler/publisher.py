@@ -6,7 +6,7 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from celery import Celery
 from kombu.connection import Connection
@@ -14,7 +14,9 @@ from kombu.exceptions import OperationalError
 
 from store.schedule import Claim
 from tokenfleet.broker import ANONYMOUS_EXCHANGE
-from tokenfleet.jobs import MAX_BATCH, REFRESH_QUEUE, REFRESH_TASK, AppId, RefreshJob
+from tokenfleet.jobs import MAX_BATCH, REFRESH_QUEUE, AppId, DeliveryJob, RefreshJob
+
+J = TypeVar("J", RefreshJob, DeliveryJob)
 
 MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
 """How far two machines' clocks may be apart unless the settings say otherwise."""
@@ -41,7 +43,7 @@ class Publisher:
         # Celery compares the wall clocks of two machines, so both may be off by as much as they are allowed to.
         self._life_seconds = (claim + 2 * max_clock_skew).total_seconds()
 
-    def publish(self, jobs: Sequence[RefreshJob]) -> list[RefreshJob]:
+    def publish(self, jobs: Sequence[J]) -> list[J]:
         """Send jobs; returns those that could not be sent because the broker does not answer.
 
         A message outlives its claim by what the clocks may disagree; later it would have nothing to start.
@@ -51,11 +53,12 @@ class Publisher:
         for position, job in enumerate(jobs):
             try:
                 self._app.send_task(
-                    REFRESH_TASK,
+                    job.task,
                     args=job.payload(),
                     task_id=job.job_id,
+                    # With the anonymous exchange Celery goes by the queue alone, not by a routing key.
                     exchange=ANONYMOUS_EXCHANGE,
-                    routing_key=REFRESH_QUEUE,
+                    queue=job.queue,
                     expires=self._life_seconds,
                     ignore_result=True,
                     retry=False,
@@ -64,17 +67,15 @@ class Publisher:
                 return list(jobs[position:])
         return []
 
-    def waiting(self) -> int:
-        """Return how many jobs lie in the queue; 0 when the broker does not tell."""
+    def waiting(self, queue: str = REFRESH_QUEUE) -> int:
+        """Return how many jobs lie in ``queue``; 0 when the broker does not tell."""
         if self._watching is None:
             self._watching = self._app.connection_for_write()
         connection = self._watching
         try:
             # As workers declare it, not passively: an empty queue does not exist in Redis, and each such answer
             # would cost a connection.
-            declared = connection.default_channel.queue_declare(
-                REFRESH_QUEUE, durable=True, auto_delete=False
-            )
+            declared = connection.default_channel.queue_declare(queue, durable=True, auto_delete=False)
             return int(declared.message_count)
         except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors):
             # Kombu lets the errors of the broker's own library through here.

@@ -295,5 +295,14 @@ outbox = Table(
     Column("event_type", Text, nullable=False),
     Column("payload", JSONB, nullable=False),
     Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    # Whether its deliveries have been made (store.outbox). What was told before there were webhooks counts as relayed.
+    Column("is_relayed", Boolean, nullable=False, server_default=text("false")),
     Index("ix_outbox_account_id", "account_id", "sequence"),
+    Index("ix_outbox_waiting", "sequence", postgresql_where=text("NOT is_relayed")),
+    Index(
+        "ix_outbox_created_at",
+        "created_at",
+        postgresql_using="brin",
+        postgresql_with={"pages_per_range": 32, "autosummarize": "on"},
+    ),
 )

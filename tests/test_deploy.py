@@ -31,6 +31,7 @@ from scheduler.process import LONGEST_STOP_SECONDS
 from tokenfleet import settings
 from tokenfleet.settings import Tunables
 from workers.engine import longest_stop_seconds
+from workers.webhook_engine import longest_stop_seconds as webhooks_stop_seconds
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DEPLOY: Final = ROOT / "deploy"
@@ -158,7 +159,7 @@ def test_each_unit_gives_up_what_it_does_not_need(path: Path) -> None:
 
 def test_workers_of_one_machine_share_the_journals_that_outlive_them_and_have_ports_of_their_own() -> None:
     text = (DEPLOY / "systemd" / "tokenfleet-worker@.service").read_text(encoding="utf-8")
-    workers = [each for each in our_services().values() if each["command"][0] == "worker"]
+    workers = [each for each in our_services().values() if "refresh" in each["command"]]
 
     assert "StateDirectory=tokenfleet\n" in text
     assert "Environment=TOKENFLEET_JOURNAL_DIR=%S/tokenfleet/journal\n" in text
@@ -174,6 +175,7 @@ def test_every_process_is_given_the_time_that_its_stop_may_take() -> None:
     services = our_services()
     needed = {
         ("tokenfleet-worker@.service", "worker"): longest_stop_seconds(Tunables()),
+        ("tokenfleet-webhooks@.service", "webhooks"): webhooks_stop_seconds(Tunables()),
         ("tokenfleet-scheduler.service", "scheduler"): LONGEST_STOP_SECONDS,
     }
 
@@ -210,7 +212,7 @@ def test_the_example_of_settings_holds_no_secret_and_nothing_that_processes_cann
 def test_the_composed_fleet_waits_for_its_servers_and_for_the_migration() -> None:
     services = compose()["services"]
 
-    for name in ("scheduler", "worker"):
+    for name in ("scheduler", "worker", "webhooks"):
         assert {needed: each["condition"] for needed, each in services[name]["depends_on"].items()} == {
             "postgres": "service_healthy",
             "valkey": "service_healthy",

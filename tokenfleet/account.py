@@ -13,6 +13,18 @@ from enum import StrEnum
 from typing import Final
 
 from tokenfleet_client.contract import AccountStatus
+from tokenfleet_client.webhooks import EventType
+
+__all__ = [
+    "ASKABLE",
+    "REFRESHABLE",
+    "TRANSITIONS",
+    "EventType",
+    "Transition",
+    "Trigger",
+    "sources",
+    "transition",
+]
 
 
 class Trigger(StrEnum):
@@ -27,21 +39,6 @@ class Trigger(StrEnum):
     PAUSED = "paused"
     RESUMED = "resumed"
     REVOKED = "revoked"
-
-
-class EventType(StrEnum):
-    """What webhooks are sent about; the published names."""
-
-    CREATED = "integrated_account:created"
-    AUTHENTICATION_ERROR = "integrated_account:authentication_error"
-    REACTIVATED = "integrated_account:reactivated"
-    REVOKED = "integrated_account:revoked"
-    REFRESH_FAILING = "integrated_account:refresh_failing"
-    """The token has expired and the provider still does not answer."""
-    REAUTH_UPCOMING = "integrated_account:reauth_upcoming"
-    """The grant ends soon, however often it is refreshed."""
-    INCIDENT_OPENED = "provider:incident_opened"
-    INCIDENT_RESOLVED = "provider:incident_resolved"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NewType
+from typing import ClassVar, Final, NewType
 from uuid import UUID
 
 AccountId = NewType("AccountId", int)
 AppId = NewType("AppId", int)
 Epoch = NewType("Epoch", int)
+EndpointId = NewType("EndpointId", int)
+DeliveryId = NewType("DeliveryId", int)
 
 REFRESH_TASK: Final = "tokenfleet.refresh"
 REFRESH_QUEUE: Final = "refresh"
-QUEUES: Final = (REFRESH_QUEUE,)
+DELIVER_TASK: Final = "tokenfleet.deliver_webhooks"
+WEBHOOK_QUEUE: Final = "webhooks"
+QUEUES: Final = (REFRESH_QUEUE, WEBHOOK_QUEUE)
 
 MAX_BATCH: Final = 100
-"""Accounts per job: enough to make the broker's cost vanish, few enough to spread over workers."""
+"""Accounts or deliveries per job: enough to make the broker's cost vanish, few enough to spread over workers."""
 
 
 class MalformedJob(Exception):
@@ -30,6 +34,9 @@ class MalformedJob(Exception):
 @dataclass(frozen=True, slots=True)
 class RefreshJob:
     """Refresh these accounts of one provider app. ``accounts`` pairs each id with its claim epoch."""
+
+    task: ClassVar[str] = REFRESH_TASK
+    queue: ClassVar[str] = REFRESH_QUEUE
 
     job_id: str
     app_id: AppId
@@ -55,6 +62,35 @@ class RefreshJob:
                     accounts = tuple((AccountId(i), Epoch(e)) for i, e in pairs)
                     return cls(job_id, AppId(app_id), accounts)
         raise MalformedJob(f"task {REFRESH_TASK} takes [job id, app id, [ids], [epochs]]")
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryJob:
+    """Deliver these webhooks, whoever their receivers are. ``deliveries`` pairs each id with its claim epoch."""
+
+    task: ClassVar[str] = DELIVER_TASK
+    queue: ClassVar[str] = WEBHOOK_QUEUE
+
+    job_id: str
+    deliveries: tuple[tuple[DeliveryId, Epoch], ...]
+
+    def payload(self) -> list[object]:
+        """Return the JSON-ready arguments of the task."""
+        return [
+            self.job_id,
+            [delivery_id for delivery_id, _ in self.deliveries],
+            [epoch for _, epoch in self.deliveries],
+        ]
+
+    @classmethod
+    def parse(cls, arguments: Sequence[object]) -> DeliveryJob:
+        """Read the arguments of the task. Raises :class:`MalformedJob` on anything else than a job."""
+        match arguments:
+            case [str(job_id), list(ids), list(epochs)] if len(ids) == len(epochs) <= MAX_BATCH:
+                if all(type(number) is int for number in (*ids, *epochs)) and _is_uuid(job_id):
+                    pairs = zip(ids, epochs, strict=True)
+                    return cls(job_id, tuple((DeliveryId(i), Epoch(e)) for i, e in pairs))
+        raise MalformedJob(f"task {DELIVER_TASK} takes [job id, [ids], [epochs]]")
 
 
 def _is_uuid(text: str) -> bool:

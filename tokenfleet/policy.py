@@ -33,6 +33,8 @@ from tokenfleet.tokens import Margins
 BACKOFF_BASE: Final = timedelta(seconds=4)
 BACKOFF_CAP: Final = timedelta(minutes=5)
 BACKOFF_FLOOR: Final = timedelta(seconds=1)
+OVERDUE_FLOOR: Final = timedelta(seconds=16)
+"""Whose token is owed may be left alone for so long, or for as long as it is owed already."""
 READERS_MARGIN: Final = timedelta(seconds=30)
 """What a token in the database still has to live, as readers are promised (DESIGN section 1, G1)."""
 
@@ -215,13 +217,15 @@ def _retry_wait(known: Known, now: datetime, chance: float) -> timedelta:
     """Return the wait before the next try.
 
     While the access token lives, it is at most half of the time until readers are owed a new one, so that there is
-    always another try before that. While an answer is missing it is short enough for some more tries within the
-    provider's grace: after that the replaced token is reuse, and the family may be revoked for it (RFC 9700 section
-    4.14.2).
+    always another try before that. The many tries that this makes are not held against it afterwards: nobody is then
+    left alone for longer than a new token has been owed, so an outage of seconds costs no minutes. While an answer is
+    missing it is short enough for some more tries within the provider's grace: after that the replaced token is
+    reuse, and the family may be revoked for it (RFC 9700 section 4.14.2).
     """
     wait = backoff(known.attempts, chance)
-    if known.expires_at is not None and (left := known.expires_at - now - READERS_MARGIN) > timedelta(0):
-        wait = max(BACKOFF_FLOOR, min(wait, left / 2))
+    if known.expires_at is not None:
+        left = known.expires_at - now - READERS_MARGIN
+        wait = max(BACKOFF_FLOOR, min(wait, left / 2 if left > timedelta(0) else max(OVERDUE_FLOOR, -left)))
     if known.replay_grace is None or not 0 < known.unanswered <= REPLAYS_IN_GRACE:
         return wait
     return max(BACKOFF_FLOOR, min(wait, known.replay_grace / (REPLAYS_IN_GRACE + 1)))
@@ -263,6 +267,10 @@ def _learned_expiry(known: Known, now: datetime) -> datetime | None:
 def _throttled(
     code: str, retry_after: timedelta | None, whole_app: bool, known: Known, now: datetime
 ) -> PauseApp | RetryLater:
+    if retry_after is not None and retry_after <= timedelta(0):
+        # "Too often, and again at once" names no length: a date of a clock that is behind ours reads like that, and
+        # the same answer would follow every second, for ever.
+        retry_after = None
     if not whole_app:
         wait = learned_pause(known.attempts) if retry_after is None else _credible(retry_after)
         return RetryLater(now + wait, code)

@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -65,6 +66,12 @@ class Tunables(BaseModel):
     group_commit_seconds: float = Field(default=0.005, ge=0, le=1)
     """How long a result waits for company before it is written."""
     history_retention_days: int = Field(default=90, ge=1, le=3650)
+    webhook_timeout_seconds: float = Field(default=15.0, gt=0, le=60)
+    """One webhook in total, from resolving the receiver's name to the last byte of its answer."""
+    webhook_retention_days: int = Field(default=30, ge=4, le=3650)
+    """How long deliveries, their log and the events themselves are kept: longer than the last retry takes."""
+    allow_private_webhooks: bool = False
+    """Send webhooks to private addresses and over plain http: for the sandbox and tests, never for production."""
     max_clock_skew_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """How far this machine's clock may be from the database's before a process refuses to start."""
     metrics_host: str = "127.0.0.1"
@@ -74,6 +81,15 @@ class Tunables(BaseModel):
     log_format: Literal["json", "console"] = "json"
     allow_http_providers: bool = False
     """Allow definitions with plain http endpoints: for the sandbox and tests, never for production."""
+
+    @property
+    def webhook_claim(self) -> timedelta:
+        """How long a claim on a delivery keeps others away, from the claim and again from the start on.
+
+        It outlives the longest request by far: a job may lie in the queue for a while before it is started, and its
+        results wait for company and for Postgres.
+        """
+        return timedelta(seconds=3 * self.webhook_timeout_seconds)
 
 
 @dataclass(frozen=True, slots=True)

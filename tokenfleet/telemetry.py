@@ -57,6 +57,12 @@ class Event(StrEnum):
     JOURNAL_DAMAGED = "journal.damaged"
     REDIS_UNAVAILABLE = "redis.unavailable"
     TICK_FAILED = "tick.failed"
+    RELAY_FAILED = "relay.failed"
+    WEBHOOK_DELIVERED = "webhook.delivered"
+    WEBHOOK_REFUSED = "webhook.refused"
+    WEBHOOK_ENDPOINT_DISABLED = "webhook.endpoint_disabled"
+    WEBHOOK_SECRET_UNREADABLE = "webhook.secret_unreadable"
+    WEBHOOK_UNSETTLED = "webhook.unsettled"
     HOUSEKEEPING_FAILED = "housekeeping.failed"
 
 
@@ -102,6 +108,22 @@ for _event in Event:
     # One that appeared with its first alarm would not have increased, for whoever watches it.
     ALARMS.labels(_event.value)
 UNSEALED: Final = Counter("tokenfleet_unsealed_total", "Sealed values opened, by purpose.", ["purpose"])
+
+# Worker, webhooks
+WEBHOOKS: Final = Counter(
+    "tokenfleet_webhooks_total", "Attempts to deliver a webhook by how they ended.", ["outcome"]
+)
+WEBHOOK_SECONDS: Final = Histogram(
+    "tokenfleet_webhook_seconds",
+    "From resolving a receiver's name to the last byte of its answer.",
+    buckets=(0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 15, 30),
+)
+WEBHOOK_DELAY_SECONDS: Final = Histogram(
+    "tokenfleet_webhook_delay_seconds",
+    "From an event to the beginning of its first attempt.",
+    buckets=(0.25, 0.5, 1, 2, 4, 8, 16, 64, 300, 3600, 86_400),
+)
+WEBHOOKS_IN_FLIGHT: Final = Gauge("tokenfleet_webhooks_in_flight", "Webhooks being delivered now.")
 
 # Scheduler
 CLAIMED: Final = Counter("tokenfleet_claimed_total", "Accounts claimed.", ["provider"])

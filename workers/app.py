@@ -39,7 +39,8 @@ def make_worker(settings: Settings) -> tuple[Celery, Process]:
 
     def on_init(**_: Any) -> None:
         try:
-            process.start()
+            # By now Celery has chosen the queues, whichever command line named them.
+            process.start(tuple(app.amqp.queues.consume_from))
         except UserError as error:
             sys.stderr.write(f"tokenfleet worker: {error}\n")
             raise SystemExit(1) from None

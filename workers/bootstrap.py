@@ -7,6 +7,8 @@ that, :func:`preflight` says in one sentence what would make the worker useless.
 from __future__ import annotations
 
 import resource
+import threading
+from collections.abc import Sequence
 from datetime import timedelta
 
 from redis import Redis
@@ -17,9 +19,11 @@ from store.engine import check_ready, make_engine
 from tokenfleet import telemetry
 from tokenfleet.errors import UserError
 from tokenfleet.health import Health, HealthServer
+from tokenfleet.jobs import QUEUES, REFRESH_QUEUE
 from tokenfleet.settings import Settings, redact_url
 from tokenfleet.telemetry import Event
 from workers.engine import Engine
+from workers.webhook_engine import WebhookEngine
 
 
 def preflight(settings: Settings) -> None:
@@ -55,19 +59,38 @@ def _allow_many_files() -> None:
 
 
 class Process:
-    """This worker process: its engine and its health server."""
+    """This worker process: what serves its queues, and its health server.
+
+    Each queue has an engine of its own. That of webhooks is built at the first job in a worker that also refreshes,
+    so that it costs nothing where no webhook is sent.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._engine: Engine | None = None
+        self._webhooks: WebhookEngine | None = None
+        self._building = threading.Lock()
         self._health: HealthServer | None = None
+        self._stopping = False
 
     @property
     def engine(self) -> Engine:
         """The running engine. Celery delivers no task before :meth:`start` has returned."""
         if self._engine is None:
-            raise RuntimeError("the worker has not started")
+            raise RuntimeError(f"this worker does not serve the queue {REFRESH_QUEUE!r}, or has not started")
         return self._engine
+
+    @property
+    def webhooks(self) -> WebhookEngine:
+        """The running engine of webhooks, started when it is first asked for."""
+        with self._building:
+            if self._webhooks is None:
+                engine = WebhookEngine(self.settings)
+                engine.start()
+                if self._stopping:
+                    engine.stop_sending()
+                self._webhooks = engine
+            return self._webhooks
 
     def registry(self) -> Registry:
         """Load the provider definitions. Raises ``DefinitionError`` with every mistake."""
@@ -75,37 +98,53 @@ class Process:
             self.settings.providers_dir, allow_http=self.settings.tunables.allow_http_providers
         )
 
-    def start(self) -> None:
-        """Check, build and replay; returns when jobs may run. Raises :class:`UserError`."""
+    def start(self, queues: Sequence[str] = QUEUES) -> None:
+        """Check, build and replay what ``queues`` need; returns when jobs may run. Raises :class:`UserError`."""
         preflight(self.settings)
         _allow_many_files()
-        engine = Engine(self.settings, self.registry())
-        engine.start()
-        self._engine = engine
+        if REFRESH_QUEUE in queues:
+            engine = Engine(self.settings, self.registry())
+            engine.start()
+            self._engine = engine
+            name = engine.name
+        else:
+            name = self.webhooks.name
         tunables = self.settings.tunables
         if tunables.metrics_port:
             self._health = HealthServer(tunables.metrics_host, tunables.metrics_port, self.health)
-        telemetry.logger().info(Event.PROCESS_STARTED.value, role="worker", name=engine.name)
+        telemetry.logger().info(Event.PROCESS_STARTED.value, role="worker", name=name)
 
     def stop_asking(self) -> None:
         """Begin no request from now on. Safe in a signal handler, and repeatable."""
-        engine = self._engine
-        if engine is not None:
-            engine.stop_asking()
+        self._stopping = True
+        if self._engine is not None:
+            self._engine.stop_asking()
+        if self._webhooks is not None:
+            self._webhooks.stop_sending()
 
     def stop(self) -> None:
         """Finish what is in flight and close."""
         if self._health is not None:
             self._health.stop()
+        name = None
         if self._engine is not None:
             name = self._engine.name
             self._engine.stop()
             self._engine = None
+        if self._webhooks is not None:
+            name = name or self._webhooks.name
+            self._webhooks.stop()
+            self._webhooks = None
+        if name is not None:
             telemetry.logger().info(Event.PROCESS_STOPPED.value, role="worker", name=name)
 
     def health(self) -> Health:
         """Return what is wrong now."""
-        if self._engine is None:
+        engine, webhooks = self._engine, self._webhooks
+        if engine is None and webhooks is None:
             return Health(fatal=("the worker is starting or stopping",))
-        fatal, hampering = self._engine.problems()
-        return Health(tuple(fatal), tuple(hampering))
+        fatal, hampering = engine.problems() if engine is not None else ([], [])
+        troubles = webhooks.problems() if webhooks is not None else []
+        return Health(
+            (*fatal, *(troubles if engine is None else ())), (*hampering, *(troubles if engine else ()))
+        )

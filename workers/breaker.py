@@ -84,7 +84,7 @@ class Breaker:
 
     async def look(self, app_id: AppId) -> Standing:
         """Return how an app's circuit stands, after asking Redis if it is long since we did."""
-        copy = self._copies.setdefault(app_id, _Copy())
+        copy = self._copy(app_id)
         if self._clock() - copy.known_at > FRESH_SECONDS:
             await self._report([app_id])
         return copy.standing(self._clock())
@@ -96,7 +96,7 @@ class Breaker:
 
     def heard(self, app_id: AppId, *, outage: bool, endpoint: str | None, began: float) -> None:
         """Note one answer, or that there was none. ``endpoint`` is given where it differs between accounts."""
-        copy = self._copies.setdefault(app_id, _Copy())
+        copy = self._copy(app_id)
         if copy.known.state is not CircuitState.CLOSED or (outage and began < copy.closed_at):
             return
         copy.answers += 1
@@ -114,7 +114,7 @@ class Breaker:
 
     def tried(self, app_id: AppId, trial: Trial) -> None:
         """Say what became of the trial; the fleet is told at once."""
-        self._copies.setdefault(app_id, _Copy()).trial = trial
+        self._copy(app_id).trial = trial
         self._wake.set()
 
     async def run(self) -> None:
@@ -133,6 +133,13 @@ class Breaker:
             ]
             if news:
                 await self._report(news)
+
+    def _copy(self, app_id: AppId) -> _Copy:
+        # Every answer comes here: a new one is not built only to be thrown away.
+        copy = self._copies.get(app_id)
+        if copy is None:
+            copy = self._copies[app_id] = _Copy()
+        return copy
 
     def _guess(self, copy: _Copy) -> None:
         now = self._clock()
@@ -162,7 +169,7 @@ class Breaker:
         reports: dict[AppId, Report] = {}
         own: dict[AppId, Standing] = {}
         for app_id in app_ids:
-            copy = self._copies.setdefault(app_id, _Copy())
+            copy = self._copy(app_id)
             reports[app_id] = self._pending(copy, wants_trial=wants_trial)
             own[app_id] = copy.own.report(reports[app_id], int(self._clock() * 1000))
             copy.answers = copy.outages = 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final
@@ -115,7 +115,7 @@ class Governor:
             permit = await self._admit(asking, attempt, again=again, strict=tries < STRICT_TRIES)
             if isinstance(permit, NotNow):
                 return permit
-            if attempt.due_at is not None and not again and not attempt.probing:
+            if attempt.due_at is not None and not tries and not again and not attempt.probing:
                 delay = (asking.now(attempt) - attempt.due_at).total_seconds()
                 telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))
             began = self._clock()
@@ -130,6 +130,8 @@ class Governor:
                 or self._clock() >= asking.send_before
             ):
                 return Sent(asking.app.app_id, asking.provider, request.url, exchange, began, permit.is_trial)
+            if permit.is_trial:
+                self._breaker.tried(asking.app.app_id, Trial.UNUSED)
         raise AssertionError("the last try is not strict")
 
     async def probe(
@@ -176,7 +178,7 @@ class Governor:
                 return barred
         if standing.state is CircuitState.HALF_OPEN and not urgent:
             if await self._breaker.take_trial(app_id):
-                return _Permit(is_trial=True)
+                return replace(permit, is_trial=True)
             if self._breaker.standing(app_id).state is not CircuitState.CLOSED:
                 return NotNow(POSTPONE_SECONDS)
         return permit

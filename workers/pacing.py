@@ -28,6 +28,10 @@ POSTPONE_SECONDS: Final = 2.0
 LEAD_SECONDS: Final = 0.005
 """How long before the first free slot the next ones are taken."""
 LEAST_SLEEP_SECONDS: Final = 0.002
+SLOW_ANSWER_SECONDS: Final = 0.25
+"""Slots that this process hears of so late are over: it slept, and the others have gone on meanwhile."""
+MOST_SLOW_ANSWERS: Final = 2
+"""In a row; where Redis always takes that long, everybody is late by the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class _Line:
     rate: Rate
     waiting: list[_Waiter] = field(default_factory=list)
     free_at: float = 0.0
+    slow_answers: int = 0
     serving: asyncio.Task[None] | None = None
 
     @property
@@ -156,6 +161,7 @@ class Pacer:
 
     async def _serve_once(self, app_id: AppId, line: _Line) -> float:
         """Take slots for those who wait; returns how long to wait before the next ones are taken."""
+        asked_at = self._clock()
         taken = await self._limits.take(
             app_id, line.rate, len(line.waiting), paused_seconds=self._paused_seconds(app_id)
         )
@@ -163,6 +169,11 @@ class Pacer:
             self._on_pause(app_id, taken.paused_seconds)
             self.refuse(app_id, POSTPONE_SECONDS)
             return 0.0
+        is_slow = self._clock() - asked_at > SLOW_ANSWER_SECONDS
+        if is_slow and line.slow_answers < MOST_SLOW_ANSWERS:
+            line.slow_answers += 1
+            return 0.0
+        line.slow_answers = 0
         line.free_at = taken.moment(taken.slots.count)
         for index in range(taken.slots.count):
             moment = taken.moment(index)

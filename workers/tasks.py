@@ -5,7 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 from tokenfleet import telemetry
-from tokenfleet.jobs import REFRESH_TASK, MalformedJob, RefreshJob
+from tokenfleet.jobs import DELIVER_TASK, REFRESH_TASK, DeliveryJob, MalformedJob, RefreshJob
 from tokenfleet.telemetry import Event
 from workers.bootstrap import Process
 
@@ -21,3 +21,12 @@ def register(app: Celery, process: Process) -> None:
             telemetry.logger().error(Event.JOB_DROPPED.value, reason=str(error))
             return
         process.engine.run(job)
+
+    @app.task(name=DELIVER_TASK, acks_late=True, ignore_result=True)
+    def deliver_webhooks(*arguments: object) -> None:
+        try:
+            job = DeliveryJob.parse(arguments)
+        except MalformedJob as error:
+            telemetry.logger().error(Event.JOB_DROPPED.value, reason=str(error))
+            return
+        process.webhooks.run(job)

@@ -13,15 +13,19 @@ EXPORTED = [
     "Binding",
     "DataKeys",
     "EnvelopeError",
+    "EventType",
     "KeyEncryptionKey",
     "KeyMaterialError",
     "Ring",
     "Secret",
     "TokenfleetError",
     "UnknownKey",
+    "Webhook",
+    "WebhookError",
     "WrappedKey",
     "access_token_binding",
     "unwrap_ring",
+    "verify_webhook",
 ]
 
 
@@ -38,6 +42,7 @@ def test_every_error_of_the_client_has_one_root() -> None:
         tokenfleet_client.EnvelopeError,
         tokenfleet_client.KeyMaterialError,
         tokenfleet_client.UnknownKey,
+        tokenfleet_client.WebhookError,
     ):
         assert issubclass(error, tokenfleet_client.TokenfleetError)
     assert issubclass(tokenfleet_client.UnknownKey, tokenfleet_client.EnvelopeError)

@@ -12,7 +12,8 @@ import pytest
 
 from drills import table
 from drills.__main__ import keep_evidence
-from drills.verdict import Evidence, Expected, Incident, Told, fresh_after, judge, lateness, peak, sent_early
+from drills.found import Evidence, Expected, Incident, Told
+from drills.verdict import fresh_after, judge, lateness, peak, sent_early
 from sandbox.traffic import Arrival, Wait
 from tokenfleet.account import EventType
 

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from sandbox.server import SandboxServer
 from store.keys import Vault
 from tests.support.fleet import Fleet
+from tests.support.post_office import Office
 from tokenfleet.settings import Settings
 
 
@@ -25,3 +26,9 @@ def redis(redis_url: str) -> Iterator[Redis]:
     """An empty Redis, the broker among its duties."""
     with Redis.from_url(redis_url) as redis:
         yield redis
+
+
+@pytest.fixture
+def office(engine: Engine, vault: Vault, settings: Settings) -> Office:
+    """Endpoints and events, nobody delivering."""
+    return Office(engine, vault, settings)

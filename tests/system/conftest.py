@@ -12,7 +12,9 @@ from sandbox.config import SandboxConfig
 from sandbox.server import SandboxServer
 from store.keys import Vault
 from tests.support.fleet import Fleet
+from tests.support.post_office import Office
 from tests.support.processes import Processes, processes
+from tests.support.webhook_receiver import Receiver
 from tokenfleet.settings import Settings
 
 
@@ -46,3 +48,16 @@ def run(fleet: Fleet, environ: dict[str, str], tmp_path: Path) -> Iterator[Proce
     logs.mkdir()
     with processes(environ, logs) as started:
         yield started
+
+
+@pytest.fixture
+def office(engine: Engine, vault: Vault, settings: Settings) -> Office:
+    """Webhook endpoints and events in the fleet's database."""
+    return Office(engine, vault, settings)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of webhooks on loopback. It ends after the processes do."""
+    with Receiver() as receiver:
+        yield receiver

@@ -35,7 +35,9 @@ from store.journal import Journal, segments
 from tests.support.altering_proxy import AlteringProxy
 from tests.support.builders import answer
 from tests.support.fleet import Fleet, eventually
+from tests.support.post_office import Office
 from tests.support.processes import SCHEDULER, SHORT_LADDER, WORKER, Processes
+from tests.support.webhook_receiver import Answer, Receiver
 from tokenfleet.jobs import REFRESH_QUEUE, REFRESH_TASK, AccountId
 from tokenfleet_client.secret import Secret
 
@@ -242,6 +244,9 @@ COMMANDS = (
     "keys status --json",
     "providers show sandbox --json",
     "db check",
+    "webhooks list",
+    "webhooks list --json",
+    "webhooks deliveries --attempts --json",
 )
 
 
@@ -272,6 +277,8 @@ def test_no_secret_surfaces_anywhere(
     redis_url: str,
     servers: dict[str, str],
     environ: dict[str, str],
+    office: Office,
+    receiver: Receiver,
 ) -> None:
     home = Path(environ["TOKENFLEET_HOME"])
     keys = json.loads((home / "keys.json").read_text())
@@ -296,7 +303,11 @@ def test_no_secret_surfaces_anywhere(
         Redis.from_url(redis_url) as redis,
     ):
         damage_a_journal(fleet)
-        members = run.fleet(SCHEDULER, WORKER, log_level="debug", **SHORT_LADDER)
+        endpoint = office.add(receiver.url)
+        sentinels["the secret of a webhook"] = office.secrets[endpoint].reveal().removeprefix("whsec_")
+        members = run.fleet(
+            SCHEDULER, WORKER, log_level="debug", allow_private_webhooks="true", **SHORT_LADDER
+        )
         for kind in FAULTS:
             fleet.server.add_faults(FaultRule(kind=kind, prefix=kind))
         ids = fleet.connect("well", "moved", "echoed", "refused", *FAULTS)
@@ -327,6 +338,9 @@ def test_no_secret_surfaces_anywhere(
         fleet.make_due(ids[2])
         eventually(lambda: "refresh.undescribed" in fleet.events(ids[2]), what="all that was sent is echoed")
         proxy.answer = None
+        receiver.answer = lambda request: Answer(500, (("X-Echo", request.headers["webhook-signature"]),))
+        office.tell(ids[0])
+        eventually(lambda: len(receiver.received) > 1, what="webhooks were sent")
         fleet.register(Secret(WRONG_SECRET))
         fleet.make_due(ids[0])
         eventually(lambda: fleet.current_app().held_since is not None, what="the app is held")
@@ -363,6 +377,8 @@ def test_no_secret_surfaces_anywhere(
     assert b"journal.damaged" in found["log of 1-worker"]
     assert b"record.refused" in found["log of 1-worker"]
     assert b"authentication_error" in found["table tokenfleet.outbox"]
+    assert b"http_500" in found["table tokenfleet.webhook_attempts"]
+    assert receiver.url.encode() in found["tokenfleet webhooks list"]
     assert b"UPDATE tokenfleet.token_sets" in found["log of Postgres"]
     assert b"Failing row contains" in found["log of Postgres"]
     [sealed] = fleet.column(
@@ -372,7 +388,11 @@ def test_no_secret_surfaces_anywhere(
     assert b"tokenfleet.refresh_schedule" in found["statements at work"]
     assert b"sandbox" in found["tokenfleet apps list --json"]
     # And a search that finds nothing where everything is would prove nothing.
-    everything = {"the proxy": b"\n".join(proxy.seen), "the key file": (home / "keys.json").read_bytes()}
+    everything = {
+        "the proxy": b"\n".join(proxy.seen),
+        "the key file": (home / "keys.json").read_bytes(),
+        "the command that added it": sentinels["the secret of a webhook"].encode(),
+    }
     assert {leak.partition(" in ")[0] for leak in leaks(sentinels, everything)} == set(sentinels)
     assert leaks(sentinels, found) == []
     ours = {place: content for place, content in found.items() if not place.startswith("table")}

@@ -32,7 +32,9 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 def test_the_names_on_the_wire_are_these() -> None:
     assert jobs.REFRESH_TASK == "tokenfleet.refresh"
     assert jobs.REFRESH_QUEUE == "refresh"
-    assert jobs.QUEUES == ("refresh",)
+    assert jobs.DELIVER_TASK == "tokenfleet.deliver_webhooks"
+    assert jobs.WEBHOOK_QUEUE == "webhooks"
+    assert jobs.QUEUES == ("refresh", "webhooks")
 
 
 @given(job=refresh_jobs)

@@ -29,6 +29,7 @@ from tokenfleet.policy import (
     BACKOFF_FLOOR,
     DOUBT_DELAYS,
     LEARNED_LIFETIME_CAP,
+    OVERDUE_FLOOR,
     QUARANTINE_BASE,
     QUARANTINE_DELAY,
     READERS_MARGIN,
@@ -308,8 +309,7 @@ def test_a_throttled_app_pauses_for_as_long_as_the_provider_says() -> None:
 @pytest.mark.parametrize(
     ("retry_after", "pause"),
     [
-        pytest.param(timedelta(0), ONE_SECOND, id="zero"),
-        pytest.param(timedelta(days=-1), ONE_SECOND, id="in the past"),
+        pytest.param(timedelta(milliseconds=1), ONE_SECOND, id="hardly any"),
         pytest.param(timedelta(days=400), THROTTLE_CAP, id="absurd"),
         pytest.param(timedelta.max, THROTTLE_CAP, id="the largest there is"),
     ],
@@ -318,6 +318,15 @@ def test_an_unreasonable_pause_is_made_reasonable(retry_after: timedelta | None,
     assert decide(Throttled("http_429", retry_after), known(), now=NOW, chance=0) == PauseApp(
         NOW + pause, "http_429"
     )
+
+
+@pytest.mark.parametrize("retry_after", [timedelta(0), timedelta(days=-1)], ids=["zero", "in the past"])
+def test_a_moment_that_is_over_names_no_length_and_the_pauses_grow(retry_after: timedelta) -> None:
+    for throttles, seconds in ((0, 5), (3, 40)):
+        decision = decide(
+            Throttled("http_429", retry_after), replace(known(), throttles=throttles), now=NOW, chance=0
+        )
+        assert decision == PauseApp(NOW + timedelta(seconds=seconds), "http_429", throttles + 1)
 
 
 def test_a_connection_that_is_throttled_for_itself_waits_alone() -> None:
@@ -367,7 +376,14 @@ def test_no_backoff_steps_past_the_moment_at_which_readers_are_owed_a_new_token(
     if left > timedelta(0):
         assert wait <= max(left / 2, ONE_SECOND)
     else:
-        assert wait == backoff(attempts, chance)
+        assert wait == min(backoff(attempts, chance), max(OVERDUE_FLOOR, -left))
+
+
+def test_an_outage_that_has_just_outlasted_a_token_is_not_answered_by_minutes_of_silence() -> None:
+    just_owed = replace(known(attempts=9), expires_at=NOW + READERS_MARGIN)
+    decision = decide(Unavailable("http_403"), just_owed, now=NOW, chance=0.999)
+    assert isinstance(decision, RetryLater)
+    assert decision.at - NOW <= OVERDUE_FLOOR
 
 
 # Our own faults, and what nobody has described

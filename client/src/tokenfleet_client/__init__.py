@@ -1,4 +1,4 @@
-"""The published language of Tokenfleet: names, sealed values, and a string that does not print."""
+"""The published language of Tokenfleet: names, sealed values, webhooks, and a string that does not print."""
 
 from tokenfleet_client.contract import (
     ACCESS_KEYS_VIEW,
@@ -16,8 +16,16 @@ from tokenfleet_client.envelope import (
     access_token_binding,
     unwrap_ring,
 )
-from tokenfleet_client.errors import EnvelopeError, KeyMaterialError, TokenfleetError, UnknownKey
+from tokenfleet_client.errors import (
+    EnvelopeError,
+    KeyMaterialError,
+    TokenfleetError,
+    UnknownKey,
+    WebhookError,
+)
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.webhooks import EventType, Webhook
+from tokenfleet_client.webhooks import verify as verify_webhook
 
 __all__ = [
     "ACCESS_KEYS_VIEW",
@@ -28,13 +36,17 @@ __all__ = [
     "Binding",
     "DataKeys",
     "EnvelopeError",
+    "EventType",
     "KeyEncryptionKey",
     "KeyMaterialError",
     "Ring",
     "Secret",
     "TokenfleetError",
     "UnknownKey",
+    "Webhook",
+    "WebhookError",
     "WrappedKey",
     "access_token_binding",
     "unwrap_ring",
+    "verify_webhook",
 ]

@@ -3,7 +3,8 @@
 TokenfleetError
  ├── EnvelopeError          a sealed value cannot be opened
  │    └── UnknownKey        ... because this process does not hold its key
- └── KeyMaterialError       a configured key is malformed
+ ├── KeyMaterialError       a configured key is malformed
+ └── WebhookError           a webhook is not to be believed
 """
 
 from __future__ import annotations
@@ -30,3 +31,7 @@ class UnknownKey(EnvelopeError):
 
 class KeyMaterialError(TokenfleetError):
     """A key-encryption key is not 32 bytes of base64, or its id is malformed."""
+
+
+class WebhookError(TokenfleetError):
+    """A webhook was altered, is too old or too new, or was signed by somebody else: it must not be acted upon."""
