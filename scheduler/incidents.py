@@ -29,10 +29,11 @@ def take_turns(connection: Connection) -> list[Incident]:
     return incidents.take_due(connection, spacing=SAMPLE_EVERY)
 
 
-def give_back(connection: Connection, turns: Sequence[Incident]) -> bool:
-    """Go on with what is resolved; True when something is left for the next tick."""
-    left = [parking.settle(connection, each, actor=ACTOR) for each in turns if each.resolved_at is not None]
-    return any(left)
+def give_back(connection: Connection, turns: Sequence[Incident]) -> None:
+    """Go on with what is resolved; what is left has its turn at the next tick."""
+    for each in turns:
+        if each.resolved_at is not None:
+            parking.settle(connection, each, actor=ACTOR)
 
 
 def sampled(turns: Sequence[Incident], *, but: Collection[AppId] = ()) -> dict[AppId, Incident]:

@@ -47,7 +47,8 @@ _FAILING = text(f"""
 """)
 
 _SWEEP = text(f"""
-    WITH silent AS MATERIALIZED (
+    -- Silent is not materialized, so that it is read only until enough are found: it may be a million.
+    WITH silent AS NOT MATERIALIZED (
         SELECT s.account_id FROM tokenfleet.refresh_schedule s
         WHERE s.app_id = ANY (CAST(:app_ids AS bigint[])) AND s.next_refresh_at <= now() AND NOT s.expiry_told
         UNION ALL

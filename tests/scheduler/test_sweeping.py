@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from redis import Redis
 from sqlalchemy import text
@@ -102,9 +104,12 @@ def test_an_app_behind_an_open_circuit_is_gated_too_and_a_sweep_tells_a_bounded_
         assert gated_apps(known, now) == frozenset()
         gated = gated_apps(known, now, circuits_open={fleet.app.app_id, AppId(999)})
         assert gated == {fleet.app.app_id}
-        # A sweep that was full is followed by another one at once; then there is a pause.
-        assert [sweep.run(connection, gated, now) for _ in range(2)] == [2, 1]
+        assert sweep.run(connection, gated, now) == 2
+        # One that was full is followed by another one as soon as it has rested; then there is a pause.
+        assert sweep.run(connection, gated, now) == 0
+        later = now + timedelta(minutes=5)
+        assert sweep.run(connection, gated, later) == 1
         execute_more = "UPDATE tokenfleet.refresh_schedule SET expiry_told = false"
         connection.exec_driver_sql(execute_more)
-        assert sweep.run(connection, gated, now) == 0
-        assert sweep.run(connection, gated, now + EVERY) == 2
+        assert not sweep.is_due(later + EVERY / 2)
+        assert sweep.run(connection, gated, later + timedelta(minutes=5)) == 2
