@@ -134,7 +134,10 @@ _LOCK_MEMBERS = text("""
 """)
 
 _STILL_MEMBERS = text("""
-    SELECT s.account_id, s.last_error FROM tokenfleet.refresh_schedule s
+    SELECT s.account_id, s.last_error,
+           -- A worker of the release before saved its answer, and does not know the mark.
+           a.status = 'active' AND s.next_refresh_at IS NOT NULL AND s.failing_since IS NULL AS is_well
+    FROM tokenfleet.refresh_schedule s JOIN tokenfleet.accounts a ON a.id = s.account_id
     WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.incident_id = :incident_id
     ORDER BY s.account_id
 """)
@@ -267,6 +270,8 @@ def _flip(connection: Connection, incident: Incident, *, actor: str) -> None:
     moves = [
         Move(AccountId(row.account_id), reason=row.last_error or incident.code, code=incident.code)
         for row in rows
+        if not row.is_well
     ]
+    connection.execute(_UNMARK, {"account_ids": [row.account_id for row in rows if row.is_well]})
     transitions.apply_each(connection, Trigger.GRANT_REJECTED, moves, actor=actor)
     transitions.unschedule(connection, [move.account_id for move in moves])

@@ -501,3 +501,24 @@ def test_who_is_flipped_by_an_operators_word_is_told_what_the_provider_said_of_t
     take_samples(engine)
     reasons = set(column(engine, "SELECT status_reason FROM tokenfleet.accounts"))
     assert reasons == {"invalid_grant"}
+
+
+def test_confirming_does_not_flip_who_was_refreshed_by_a_worker_of_the_release_before(
+    engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    """That one saves a sample's answer and leaves the incident's mark, of which it does not know."""
+    ids = people(engine, vault, app_id, 25)
+    incident_id = provoke(engine, ids)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now() + interval '1 hour', "
+                "failing_since = NULL, last_error = NULL, attempts = 0 WHERE account_id = :id"
+            ),
+            {"id": ids[0]},
+        )
+    resolve(engine, incident_id, Resolution.CONFIRMED)
+    take_samples(engine)
+    assert statuses(engine, app_id) == {"active": 1, "needs_reauth": 24}
+    assert place_of(engine, ids[0]) == Place(is_due=False, is_scheduled=True, incident_id=None)
+    assert told_about(engine, ids[0]) == []
