@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AppFacts:
     """What is known of an app beside its registration. ``circuit`` is None while it is closed."""
 
     slack: float | None = None
@@ -64,7 +64,7 @@ class AppView:
     updated_at: datetime
 
 
-def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> AppView:
+def view_of(app: App, *, accounts: int, now: datetime, facts: AppFacts) -> AppView:
     """Return ``app`` as it stands at ``now``; ``accounts`` use it."""
     view = AppView(
         app_id=app.app_id,
@@ -74,8 +74,8 @@ def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> Ap
         level=level_of(app.environment, app.name).value,
         client_id=app.client_id,
         has_client_secret=app.client_secret is not None,
-        spare_secrets=len(standing.spares),
-        refused_secrets=sum(each.refused_at is not None for each in standing.spares),
+        spare_secrets=len(facts.spares),
+        refused_secrets=sum(each.refused_at is not None for each in facts.spares),
         variables=app.variables,
         accounts=accounts,
         state="ready",
@@ -83,9 +83,9 @@ def view_of(app: App, *, accounts: int, now: datetime, standing: Standing) -> Ap
         held_code=app.held_code,
         probe_at=app.probe_at,
         paused_until=app.paused_until if app.paused_until is not None and app.paused_until > now else None,
-        slack=standing.slack,
-        incidents=standing.incidents,
-        circuit=standing.circuit,
+        slack=facts.slack,
+        incidents=facts.incidents,
+        circuit=facts.circuit,
         created_at=app.created_at,
         updated_at=app.updated_at,
     )
@@ -127,9 +127,9 @@ def rate_left_text(app: AppView) -> str:
     return "" if app.slack is None or app.slack < 0 else f"{percent(app.slack)} or more in the coming hour"
 
 
-def standings(
+def facts_of(
     connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
-) -> dict[AppId, Standing]:
+) -> dict[AppId, AppFacts]:
     """Return what is known of these apps beside their registrations; circuits that nobody can read are told of."""
     from cli.probes import circuits
     from store import app_secrets
@@ -141,7 +141,7 @@ def standings(
     by_app = {each.app_id: each for each in opened or ()}
     slack, incidents = slacks(connection), open_incidents(connection)
     return {
-        app_id: Standing(
+        app_id: AppFacts(
             slack.get(app_id),
             incidents.get(app_id, ()),
             by_app.get(app_id),

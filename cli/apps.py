@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 from cli.app_place import app_options
-from cli.app_view import level_text, rate_left_text, spares_text, standings, state_text, view_of, wrong_with
+from cli.app_view import facts_of, level_text, rate_left_text, spares_text, state_text, view_of, wrong_with
 from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
 
 if TYPE_CHECKING:
@@ -197,13 +197,13 @@ def list_apps(as_json: bool) -> None:
     with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
         registered = registrations.all_apps(connection)
-        known = standings(connection, settings, [app.app_id for app in registered], now)
+        known = facts_of(connection, settings, [app.app_id for app in registered], now)
         found = [
             view_of(
                 app,
                 accounts=registrations.count_accounts(connection, app.app_id),
                 now=now,
-                standing=known[app.app_id],
+                facts=known[app.app_id],
             )
             for app in registered
         ]
@@ -253,8 +253,8 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
         now = database_now(connection)
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
-        standing = standings(connection, settings, [found.app_id], now)[found.app_id]
-    app = view_of(found, accounts=tied, now=now, standing=standing)
+        facts = facts_of(connection, settings, [found.app_id], now)[found.app_id]
+    app = view_of(found, accounts=tied, now=now, facts=facts)
     if as_json:
         print_json(app)
         return

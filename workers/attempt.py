@@ -59,9 +59,9 @@ from workers.candidates import Candidates
 from workers.flushing import Flusher
 from workers.governor import CLAIM_EXPIRED, Governor, Sent, was_too_late
 from workers.pacing import NotNow
+from workers.reputation import Reputation
 from workers.results import AppAnswered, AppPaused, AppRecovered, AppUnthrottled, Result
 from workers.settling import KINDS, Asking, Judged, results, unknown_answers
-from workers.standing import Standing
 from workers.writer import GroupWriter
 
 APP_FAULTS: Final = frozenset({"client_secret_missing"})
@@ -86,7 +86,7 @@ class Asker:
         self._candidates = candidates
         self._flusher = flusher
         self._governor = governor
-        self._standing = Standing()
+        self._reputation = Reputation()
         self._chance = random.SystemRandom().random
 
     async def perform(self, asking: Asking, attempt: Attempt) -> NotNow | None:
@@ -304,7 +304,7 @@ class Asker:
             segment = self._journal.append(answer)
             self._flusher.note()
         added = self._writer.add(*written, segment=segment)
-        self._standing.succeeded(asking.app)
+        self._reputation.succeeded(asking.app)
         return added
 
     async def _report(self, asking: Asking, answer: SavedTokens, saved: asyncio.Future[bool]) -> None:
@@ -334,7 +334,7 @@ class Asker:
     ) -> None:
         """Write an attempt that brought no token, then say so."""
         kind = KINDS[type(judged.outcome)]
-        weighed = self._standing.weigh(asking.app, results(asking, attempt, judged))
+        weighed = self._reputation.weigh(asking.app, results(asking, attempt, judged))
         await self._writer.add(*weighed, *pause)
         telemetry.REFRESHES.labels(asking.provider.name, kind).inc()
         fields = {

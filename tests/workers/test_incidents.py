@@ -24,7 +24,7 @@ from tests.support.incidents import (
 from tokenfleet.guard import SAMPLES
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet_client.secret import Secret
-from workers.standing import DIFFERENT_ACCOUNTS
+from workers.reputation import DIFFERENT_ACCOUNTS
 
 LIMIT = 20
 

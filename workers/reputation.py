@@ -33,7 +33,7 @@ class _Heard:
     since_rejection: bool = False
 
 
-class Standing:
+class Reputation:
     """One per worker process; used on its event loop."""
 
     def __init__(self) -> None:
