@@ -136,6 +136,9 @@ def values(redis: Redis) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for key in redis.scan_iter():
         kind: Any = redis.type(key)
+        if kind == b"none":
+            # It has expired meanwhile.
+            continue
         found[f"Redis key {key!r}"] = repr(readers[kind.decode()](key)).encode()
     return found
 

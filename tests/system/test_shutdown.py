@@ -22,7 +22,7 @@ from store.journal import Journal, JournalUnwritable
 from store.schedule import Attempt
 from tests.support.fleet import Fleet, eventually
 from tests.support.processes import PLAIN_WORKER, SCHEDULER, SHORT_LADDER, WORKER, Member, Processes
-from tests.support.racing import in_background, wait_until_blocked
+from tests.support.racing import in_background
 from tokenfleet.jobs import REFRESH_QUEUE, RefreshJob
 from tokenfleet.settings import Tunables
 from workers.room import ROOM_SECONDS
@@ -267,7 +267,12 @@ def test_a_scheduler_told_to_stop_in_mid_claim_sends_what_it_has_claimed(
     with fleet.engine.connect() as blocker:
         blocker.execute(text("LOCK TABLE tokenfleet.refresh_schedule IN SHARE MODE"))
         execute(fleet, pause + "NULL")
-        wait_until_blocked(fleet.engine)
+        # Not just blocked: while the app is paused, what waits for the lock may be the sweep for expired tokens.
+        claiming = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND wait_event_type = 'Lock' AND query LIKE '%WITH allowance AS%'"
+        )
+        eventually(lambda: fleet.column(claiming) == [1], what="the scheduler is in the middle of a claim")
         scheduler.process.terminate()
         blocker.rollback()
     assert scheduler.wait() == 0, scheduler.text()
