@@ -76,7 +76,8 @@ def _variables(spec: ProviderSpec, allow_http: bool) -> Iterator[Finding]:
 
 
 def _templates(spec: ProviderSpec) -> Iterator[tuple[Location, str, bool]]:
-    yield ("refresh", "endpoint"), spec.refresh.endpoint, True
+    if spec.refresh.endpoint is not None:
+        yield ("refresh", "endpoint"), spec.refresh.endpoint, True
     for name, text in spec.refresh.parameters.items():
         yield ("refresh", "parameters", name), text, False
     for name, text in spec.refresh.headers.items():
@@ -89,6 +90,10 @@ def _templates(spec: ProviderSpec) -> Iterator[tuple[Location, str, bool]]:
 
 def _request(spec: ProviderSpec) -> Iterator[Finding]:
     refresh = spec.refresh
+    if refresh.endpoint is None and refresh.grant != "none":
+        yield ("refresh", "endpoint"), "is missing: without one, grant has to be 'none'"
+    if refresh.endpoint is not None and refresh.grant == "none":
+        yield ("refresh", "endpoint"), "has no meaning when the grant is 'none'"
     if refresh.method == "GET" and "body" in refresh.model_fields_set:
         yield ("refresh", "body"), "has no meaning for a GET request, whose parameters are in its query"
     names: dict[str, str] = {}

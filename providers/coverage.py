@@ -15,7 +15,7 @@ from typing import Final
 from providers.paths import MAX_ELEMENTS
 from providers.patterns import Pattern
 from providers.rules import scalar_text, statuses_of
-from providers.spec import ErrorRule
+from providers.spec_answers import ErrorRule
 
 _ANYTHING_ELSE: Final = "\N{NULL}"
 """Stands for a star's run of characters: only another star matches it."""

@@ -11,7 +11,8 @@ from typing import Final
 
 from providers.loading import validate_paths
 from providers.registry import Provider
-from providers.spec import Condition, ErrorRule, ProviderSpec
+from providers.spec import ProviderSpec
+from providers.spec_answers import Condition, ErrorRule
 from tokenfleet.lifetimes import UNKNOWN_LIFETIME_INTERVAL, warning_period
 from tokenfleet.tokens import Margins
 

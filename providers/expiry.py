@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from providers.fields import TEN_YEARS_SECONDS
 from providers.paths import Path, first
-from providers.spec import Duration, Moment
+from providers.spec_answers import Duration, Moment
 
 SHORTEST_LIFE: Final = timedelta(seconds=1)
 LONGEST_LIFE: Final = timedelta(seconds=TEN_YEARS_SECONDS)

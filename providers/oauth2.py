@@ -84,10 +84,12 @@ class RefreshRequests:
         self._send_scope = refresh.send_scope
         self._is_get = refresh.method == "GET"
         self._is_json = refresh.body == "json" and not self._is_get
-        self._endpoint = url_template(refresh.endpoint, self._rules, allow_http=allow_http)
+        self._endpoint = url_template(refresh.endpoint or "", self._rules, allow_http=allow_http)
         parameters = {name: text_template(text, self._rules) for name, text in refresh.parameters.items()}
         headers = {name: text_template(text, self._rules) for name, text in refresh.headers.items()}
-        self._constants = {refresh.names.grant_type: refresh.grant_type} | _constant(parameters)
+        self._constants = {refresh.names.grant_type: refresh.grant_type or "refresh_token"} | _constant(
+            parameters
+        )
         self._form_prefix = _form(self._constants) + f"&{quote_plus(refresh.names.refresh_token)}="
         self._varying_parameters = _varying(parameters)
         self._varying_headers = _varying(headers)

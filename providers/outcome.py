@@ -21,7 +21,8 @@ from providers.expiry import ExpiryReader, jwt_expiry
 from providers.paths import Path, first
 from providers.rules import DEFAULT_STATUSES, CompiledRule, condition_test, scalar_text
 from providers.shapes import error_word, shape_of
-from providers.spec import ProviderSpec, RefreshOutcome
+from providers.spec import ProviderSpec
+from providers.spec_answers import RefreshOutcome
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,

@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import Final
 
 from providers.exchange import Exchange, Failure, TokenRequest
-from providers.spec import Probe, ProviderSpec
+from providers.spec import ProviderSpec
+from providers.spec_requests import Probe
 from providers.templates import CLIENT_ID, url_template
 from tokenfleet_client.secret import Secret
 

@@ -26,10 +26,21 @@ from providers.spec import ProviderSpec
 from tokenfleet.errors import DefinitionError, UserError
 from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import Outcome, Throttled
+from tokenfleet.presented import Presented
 from tokenfleet.tokens import EARLIEST_MARGIN, LATEST_MARGIN, Margins
 from tokenfleet_client.secret import Secret
 
 CATALOG: Final = Path(__file__).parent / "catalog"
+
+PRESENTED: Final[Mapping[str, Presented]] = {
+    "refresh_token": Presented.REFRESH_TOKEN,
+    "token_exchange": Presented.SUBJECT_TOKEN,
+    "access_token": Presented.ACCESS_TOKEN,
+    "client_credentials": Presented.NOTHING,
+    "jwt_bearer": Presented.NOTHING,
+    "none": Presented.NOTHING,
+}
+"""What each grant presents of an account."""
 
 DEFAULT_MAX_OUTSTANDING: Final = 2000
 """Claims of one app that may be out at once where a definition says nothing: a provider that hangs for the
@@ -57,6 +68,10 @@ class Provider:
     """How long a replaced refresh token still works; None when it is spent at once, or never replaced."""
     max_live: int | None
     """How many refresh tokens can be alive at once before the oldest dies; None when unlimited, or never replaced."""
+    presents: Presented = field(repr=False)
+    """What of an account a renewal presents."""
+    renews: bool = field(repr=False)
+    """Whether access tokens are renewed at all; one that is not lives as long as its probes say."""
     endpoint_varies: bool
     """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
     _quota: QuotaHeaders = field(repr=False, compare=False)
@@ -82,7 +97,9 @@ class Provider:
             rotates=spec.rotation.policy != "never",
             replay_grace=timedelta(seconds=grace) if grace else None,
             max_live=spec.rotation.max_live if spec.rotation.policy != "never" else None,
-            endpoint_varies="{" in spec.refresh.endpoint,
+            presents=PRESENTED[spec.refresh.grant],
+            renews=spec.refresh.grant != "none",
+            endpoint_varies="{" in (spec.refresh.endpoint or ""),
             _quota=QuotaHeaders(rate),
             _requests=RefreshRequests(spec, allow_http=allow_http),
             _answers=AnswerReader(spec, allow_http=allow_http),

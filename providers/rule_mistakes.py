@@ -12,7 +12,7 @@ from typing import Final
 from providers.coverage import Coverage
 from providers.problems import Location
 from providers.rules import scalar_text
-from providers.spec import ErrorRule
+from providers.spec_answers import ErrorRule
 
 BODILESS: Final = frozenset({204, 304})
 """Statuses whose answers end with their head (RFC 9110 section 6.4.1)."""

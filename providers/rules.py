@@ -12,7 +12,7 @@ from typing import Final
 
 from providers.paths import Path
 from providers.patterns import Pattern
-from providers.spec import Condition, ErrorRule, RefreshOutcome
+from providers.spec_answers import Condition, ErrorRule, RefreshOutcome
 
 MAX_CODE_CHARACTERS: Final = 64
 

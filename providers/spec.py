@@ -13,45 +13,30 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from providers.fields import (
     TEN_YEARS_SECONDS,
-    Code,
     HeaderName,
-    HeaderValue,
     Link,
     Name,
-    ParameterName,
     Paths,
     PathText,
     Patterns,
-    Scalars,
     Seconds,
-    Statuses,
-    StatusNumbers,
-    Template,
     Text,
     Texts,
     VariableName,
-    from_path,
     listed,
 )
 from providers.patterns import Pattern
+from providers.spec_answers import AnswerFields, ErrorRule
+from providers.spec_part import Part
+from providers.spec_requests import Assertion, Client, Computations, Probe, Refresh, Revoke, Step
 from providers.templates import CLIENT_ID, VariableKind, VariableRule
 
 MINIMUM_MARGIN_SECONDS: Final = 30
 """A token in the database always has this long to live (DESIGN section 1, G1)."""
-
-RefreshOutcome = Literal[
-    "grant_rejected", "client_rejected", "throttled", "unavailable", "request_rejected", "undescribed"
-]
-
-
-class Part(BaseModel):
-    """A table of a definition: strict types, no unknown keys, immutable."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Variable(Part):
@@ -69,111 +54,6 @@ class Variable(Part):
     """Where each answer states it, if it is captured from answers."""
 
 
-class Client(Part):
-    """How our client authenticates to the token endpoint, by registered names (RFC 7591 section 2)."""
-
-    authentication: Literal["client_secret_basic", "client_secret_post", "none"]
-
-
-class ParameterNames(Part):
-    """What this provider calls the parameters of RFC 6749 section 6."""
-
-    grant_type: ParameterName = "grant_type"
-    refresh_token: ParameterName = "refresh_token"
-    scope: ParameterName = "scope"
-    client_id: ParameterName = "client_id"
-    client_secret: ParameterName = "client_secret"
-
-
-class Refresh(Part):
-    """The refresh request (RFC 6749 section 6)."""
-
-    endpoint: Template
-    """Token endpoint: an https URL over declared variables."""
-    grant: Literal["refresh_token"] = "refresh_token"
-    grant_type: Annotated[str, Field(min_length=1, max_length=200)] = "refresh_token"
-    """What is sent as grant type."""
-    method: Literal["POST", "GET"] = "POST"
-    body: Literal["form", "json"] = "form"
-    """Format of the body; a GET request has its parameters in the query instead."""
-    names: ParameterNames = ParameterNames()
-    parameters: dict[ParameterName, Annotated[str, Field(max_length=1000)]] = {}
-    """Further parameters, templates over variables."""
-    headers: dict[HeaderName, HeaderValue] = {}
-    """Further headers, templates over variables."""
-    send_scope: bool = False
-    """Whether the scope that was granted is asked for again."""
-
-
-class Duration(Part):
-    """A lifetime in the answer, counted from when we received it."""
-
-    path: Paths
-    unit: Literal["seconds", "milliseconds", "minutes", "hours", "days"] = "seconds"
-
-
-class Moment(Part):
-    """An absolute expiry in the answer."""
-
-    path: Paths
-    format: Literal["epoch_seconds", "epoch_milliseconds", "iso8601"]
-
-
-class Condition(Part):
-    """Something that must hold of an answer.
-
-    It holds when a value at ``path`` is one of ``value``, or fits one of ``pattern``, or when ``absent`` is
-    set and nothing stands there (no member, null, empty text). With none of the three, anything will do.
-    """
-
-    path: Paths
-    value: Scalars = ()
-    pattern: Patterns = ()
-    absent: bool = False
-
-
-Conditions = Annotated[
-    tuple[Condition, ...], BeforeValidator(listed, json_schema_input_type=Condition | list[Condition])
-]
-DurationField = Annotated[
-    Duration, BeforeValidator(from_path, json_schema_input_type=PathText | list[PathText] | Duration)
-]
-
-
-class AnswerFields(Part):
-    """Where a token response (RFC 6749 section 5.1) has what, as paths; several are tried in order."""
-
-    access_token: Paths = ("access_token",)
-    refresh_token: Paths = ("refresh_token",)
-    token_type: Paths = ("token_type",)
-    scope: Paths = ("scope",)
-    expires_in: DurationField = Duration(path=("expires_in",))
-    expires_at: Moment | None = None
-    refresh_token_expires_in: DurationField = Duration(path=("refresh_token_expires_in",))
-    refresh_token_expires_at: Moment | None = None
-    success: Conditions = (Condition(path=("error",), value=(False, 0), absent=True),)
-    """What makes a 2xx answer a success, besides an access token. All must hold."""
-
-
-class ErrorRule(Part):
-    """An error of this provider and what it means. Rules are tried in order, the first that fits counts."""
-
-    outcome: RefreshOutcome
-    status: Statuses = ()
-    """Statuses or classes of statuses; none means 2xx and 4xx. 429 only counts where it is named."""
-    path: Paths = ()
-    value: Scalars = ()
-    pattern: Patterns = ()
-    code: Code | None = None
-    """Machine word for history and metrics; without one, the value that matched."""
-    meaning: Text | None = None
-    """What it means, for people."""
-    affects: Literal["connection", "app"] | None = None
-    """Whom it concerns: this connection alone, or everybody of the app. Without it, as the outcome says: a rejected
-    client and throttling concern the app, all else the connection. An outage (5xx) that concerns one connection, on a
-    host of its own say, does not count as the provider's."""
-
-
 class Rotation(Part):
     """What becomes of a refresh token when it is used (RFC 9700 section 4.14)."""
 
@@ -183,6 +63,8 @@ class Rotation(Part):
     """How long the replaced one still works; 0 when it is spent at once."""
     family_revocation: bool = False
     """Whether presenting a replaced one ends the whole grant."""
+    grace_until_first_use: bool = False
+    """Whether the replaced one works until the new access token is used for the first time."""
     max_live: Annotated[int, Field(ge=1)] | None = None
     """How many refresh tokens can be alive at once before the oldest dies."""
     max_live_per: Text | None = None
@@ -201,6 +83,8 @@ class Lifetimes(Part):
     """Access tokens live until they are revoked: they are only kept alive and probed."""
     earliest_refresh_seconds: Seconds | None = None
     """A refresh longer than this before the access token expires is refused."""
+    minimum_age_seconds: Seconds | None = None
+    """A refresh of an access token that is younger than this is refused."""
     margin_earliest_seconds: Seconds | None = None
     margin_latest_seconds: Annotated[int, Field(ge=MINIMUM_MARGIN_SECONDS, le=TEN_YEARS_SECONDS)] | None = (
         None
@@ -220,31 +104,13 @@ class Rate(Part):
     reset_format: Literal["seconds", "epoch_seconds", "epoch_milliseconds", "iso8601"] = "seconds"
 
 
-class Probe(Part):
-    """A cheap request with the access token that tells whether it works."""
+class TokenSet(Part):
+    """One of the token sets that an installation brings; each is an account of its own, with a chain of its own."""
 
-    endpoint: Template
-    method: Literal["GET", "POST"] = "GET"
-    alive_status: StatusNumbers
-    """Statuses that mean: the token works."""
-    dead_status: StatusNumbers = (401,)
-    """Statuses that mean: it does not; a refresh follows, and only its outcome decides."""
-    every_seconds: Seconds = 21_600
-    """How often a token is probed that is not refreshed sooner."""
-    needs_scope: Text | None = None
-
-
-class Revoke(Part):
-    """The revocation request (RFC 7009)."""
-
-    endpoint: Template
-    method: Literal["POST", "DELETE"] = "POST"
-    body: Literal["form", "json"] = "form"
-    parameter: ParameterName = "token"
-    token: Literal["refresh_token", "access_token"] = "refresh_token"
-    """Which token is presented; the grant ends with it."""
-    authentication: Literal["client_secret_basic", "client_secret_post", "none"] | None = None
-    """How the client authenticates there, if not as to the token endpoint."""
+    at: PathText | None = None
+    """Under which member of the answer it stands, in the shape of ``answer``; without it, at the top."""
+    external_id: PathText | None = None
+    """Where, from the top, the answer says whose it is; added to the installation's external id after a /."""
 
 
 class ProviderSpec(Part):
@@ -262,8 +128,14 @@ class ProviderSpec(Part):
     notes: Text | None = None
     variables: dict[VariableName, Variable] = {}
     client: Client
-    refresh: Refresh
+    refresh: Refresh = Refresh()
+    assertion: Assertion | None = None
+    computed: Computations = {}
     answer: AnswerFields = AnswerFields()
+    steps: Annotated[tuple[Step, ...], BeforeValidator(listed, json_schema_input_type=list[Step])] = ()
+    """What follows a good answer, in order, before readers have their token."""
+    connect: dict[Name, TokenSet] = {}
+    """The token sets of the answer that connects an account, by name, if it brings more than one."""
     errors: Annotated[
         tuple[ErrorRule, ...], BeforeValidator(listed, json_schema_input_type=list[ErrorRule])
     ] = ()

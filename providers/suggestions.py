@@ -15,7 +15,8 @@ from typing import Final
 from providers.coverage import Coverage
 from providers.paths import Path
 from providers.shapes import CODE_PATHS
-from providers.spec import ErrorRule, ProviderSpec, RefreshOutcome
+from providers.spec import ProviderSpec
+from providers.spec_answers import ErrorRule, RefreshOutcome
 
 NUMBER_PATHS: Final = (
     "errcode", "code", "error_code", "errorCode", "error_codes[]", "error.code", "errors[].code", "error", "status",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from providers import Answer, Failure, FailureKind, Provider
 from providers.rule_mistakes import rule_mistakes
-from providers.spec import ErrorRule, RefreshOutcome
+from providers.spec_answers import ErrorRule, RefreshOutcome
 from tests.providers.definitions import provider
 from tokenfleet.lifetimes import UNKNOWN_LIFETIME_INTERVAL
 from tokenfleet.outcome import (

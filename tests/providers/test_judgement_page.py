@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from providers.rule_mistakes import rule_mistakes
-from providers.spec import ErrorRule, RefreshOutcome
+from providers.spec_answers import ErrorRule, RefreshOutcome
 from providers.suggestions import suggest
 from tests.providers.test_rule_mistakes import MISTAKES
 

@@ -10,11 +10,15 @@ import pytest
 from providers import load_registry
 from providers.describe import validate_paths
 from providers.loading import read_directory
-from providers.spec import Refresh, RefreshOutcome
+from providers.spec_answers import RefreshOutcome
+from providers.spec_requests import Refresh
 from tests.providers.definitions import toml
 from tokenfleet.errors import DefinitionError
 
-AUTHENTICATIONS = "client_secret_basic, client_secret_post, none"
+AUTHENTICATIONS = (
+    "client_secret_basic, client_secret_post, client_secret_as_user, private_key_jwt, signed_secret, "
+    "bearer_assertion, none"
+)
 STATUS = "must be a status such as 400, or a class such as '4xx'"
 PATH = "write names joined by dots, [0] for an element, [] for every element"
 
@@ -273,7 +277,7 @@ CONTRADICTIONS = {
         "rotation.max_live_per has no meaning without max_live",
     ),
     "grant we cannot do": (
-        {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "jwt_bearer"'},
+        {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "password"'},
         "",
         "refresh.grant must be one of refresh_token",
     ),

@@ -19,7 +19,7 @@ from providers import Answer, ClientCredentials, Grant, load_registry
 from providers.describe import describe, duration_text, validate_paths
 from providers.registry import CATALOG, DEFAULT_MAX_OUTSTANDING, Provider
 from providers.schema import SCHEMA_FILE, schema_text
-from providers.spec import AnswerFields
+from providers.spec_answers import AnswerFields
 from providers.templates import VariableKind
 from tests.providers.definitions import provider, toml
 from tokenfleet.errors import UserError

@@ -14,7 +14,7 @@ from providers.coverage import Coverage
 from providers.problems import key_text
 from providers.rule_mistakes import rule_mistakes
 from providers.rules import CompiledRule
-from providers.spec import ErrorRule
+from providers.spec_answers import ErrorRule
 
 
 def mistakes(text: str) -> list[str]:
