@@ -279,8 +279,10 @@ CONTRADICTIONS = {
     "grant we cannot do": (
         {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "password"'},
         "",
-        "refresh.grant must be one of refresh_token, client_credentials, jwt_bearer, token_exchange, access_token, "
-        "none",
+        (
+            "refresh.grant must be one of refresh_token, client_credentials, jwt_bearer, token_exchange, access_token, "
+            "none"
+        ),
     ),
 }
 
