@@ -55,14 +55,18 @@ def merge(
     refresh_token: Secret | None,
     refresh_token_expires_at: datetime | None,
     scope: str | None,
+    access_token: Secret | None = None,
 ) -> TokenSet:
     """Return the token set after ``answer``; what it does not return is kept (RFC 6749 section 6).
 
+    ``access_token`` is the one that we have, for an answer without one, which renews it where it is.
     A new refresh token replaces the old one and its absolute expiry; an omitted one, or the same one again,
     keeps both, unless the answer states a new expiry for it.
     """
+    access_token = answer.access_token or access_token
+    assert access_token is not None, "an answer without an access token keeps ours"
     return TokenSet(
-        access_token=answer.access_token,
+        access_token=access_token,
         refresh_token=answer.refresh_token or refresh_token,
         token_type=answer.token_type,
         scope=answer.scope if answer.scope is not None else scope,
