@@ -52,16 +52,16 @@ class Margins:
 def merge(
     answer: TokenAnswer,
     *,
-    access_token: Secret | None = None,
     refresh_token: Secret | None,
     refresh_token_expires_at: datetime | None,
     scope: str | None,
+    access_token: Secret | None = None,
 ) -> TokenSet:
     """Return the token set after ``answer``; what it does not return is kept (RFC 6749 section 6).
 
+    ``access_token`` is the one that we have, for an answer without one, which renews it where it is.
     A new refresh token replaces the old one and its absolute expiry; an omitted one, or the same one again,
-    keeps both, unless the answer states a new expiry for it. ``access_token`` is the one we have, for answers that
-    let it live on.
+    keeps both, unless the answer states a new expiry for it.
     """
     return TokenSet(
         access_token=answer.access_token or access_token,
