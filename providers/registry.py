@@ -26,6 +26,7 @@ from providers.spec import ProviderSpec
 from tokenfleet.errors import DefinitionError, UserError
 from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import Outcome, Throttled
+from tokenfleet.policy import ENDLESS_GRACE
 from tokenfleet.presented import Presented
 from tokenfleet.tokens import EARLIEST_MARGIN, LATEST_MARGIN, Margins
 from tokenfleet_client.secret import Secret
@@ -65,7 +66,8 @@ class Provider:
     rotates: bool
     """Whether an answer may carry a new refresh token that replaces the one presented."""
     replay_grace: timedelta | None
-    """How long a replaced refresh token still works; None when it is spent at once, or never replaced."""
+    """How long a replaced refresh token still works, ``ENDLESS_GRACE`` for as long as its answer is missing; None when
+    it is spent at once, or never replaced."""
     max_live: int | None
     """How many refresh tokens can be alive at once before the oldest dies; None when unlimited, or never replaced."""
     presents: Presented = field(repr=False)
@@ -82,7 +84,7 @@ class Provider:
     @classmethod
     def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
         """Return the provider that ``spec`` describes; ``spec`` has passed ``providers.contradictions``."""
-        rate, grace = spec.rate, spec.rotation.grace_seconds
+        rate, rotates = spec.rate, spec.rotation.policy != "never"
         burst = rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
         return cls(
             name=spec.name,
@@ -94,9 +96,9 @@ class Provider:
             rate_per_second=rate.requests_per_second,
             burst=burst,
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
-            rotates=spec.rotation.policy != "never",
-            replay_grace=timedelta(seconds=grace) if grace else None,
-            max_live=spec.rotation.max_live if spec.rotation.policy != "never" else None,
+            rotates=rotates,
+            replay_grace=_replay_grace(spec),
+            max_live=spec.rotation.max_live if rotates else None,
             presents=PRESENTED[spec.refresh.grant],
             renews=spec.refresh.grant != "none",
             endpoint_varies="{" in (spec.refresh.endpoint or ""),
@@ -219,12 +221,21 @@ def _lifetimes(spec: ProviderSpec) -> Lifetimes:
         return None if seconds is None else timedelta(seconds=seconds)
 
     return Lifetimes(
+        renews=spec.refresh.grant != "none",
         access_never_expires=life.access_never_expires,
         earliest_refresh=duration(life.earliest_refresh_seconds),
+        minimum_age=duration(life.minimum_age_seconds),
         refresh_idle=duration(life.refresh_idle_seconds),
         refresh_absolute=duration(life.refresh_absolute_seconds),
         probe_every=duration(spec.probe.every_seconds) if spec.probe else None,
     )
+
+
+def _replay_grace(spec: ProviderSpec) -> timedelta | None:
+    rotation = spec.rotation
+    if rotation.grace_until_first_use:
+        return ENDLESS_GRACE
+    return timedelta(seconds=rotation.grace_seconds) if rotation.grace_seconds else None
 
 
 def _margins(lifetimes: LifetimesSpec) -> Margins:
@@ -234,6 +245,9 @@ def _margins(lifetimes: LifetimesSpec) -> Margins:
     if lifetimes.earliest_refresh_seconds is not None:
         # Drawn within the window in which the provider allows a refresh, not all of them at its opening.
         earliest_margin = min(earliest_margin, timedelta(seconds=lifetimes.earliest_refresh_seconds))
+    if lifetimes.minimum_age_seconds is not None and lifetimes.access_seconds is not None:
+        window = lifetimes.access_seconds - lifetimes.minimum_age_seconds
+        earliest_margin = min(earliest_margin, timedelta(seconds=window))
     if latest is None:
         latest_margin = min(latest_margin, earliest_margin)
     return Margins(earliest=max(earliest_margin, latest_margin), latest=latest_margin)
