@@ -182,7 +182,7 @@ def _form(parameters: Mapping[str, str]) -> str:
 
 
 def _constant(templates: Mapping[str, Template]) -> dict[str, str]:
-    return {name: template.text for name, template in templates.items() if not template.names}
+    return {name: template.expand({}) for name, template in templates.items() if not template.names}
 
 
 def _varying(templates: Mapping[str, Template]) -> dict[str, Template]:
