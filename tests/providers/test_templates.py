@@ -125,7 +125,7 @@ def test_a_brace_that_is_meant_is_written_twice(text: str, sent: str) -> None:
 
 @pytest.mark.parametrize("text", ["{ viewer }", "{{tenant}", "{tenant}}", "}"])
 def test_a_lone_brace_is_told_how_it_is_written(text: str) -> None:
-    with pytest.raises(ValueError, match="write {{ and }} for braces"):
+    with pytest.raises(ValueError, match=r"write \{\{ and \}\} for braces"):
         text_template(text, RULES)
 
 
