@@ -22,7 +22,7 @@ from providers.outcome import AnswerReader
 from providers.probes import ProbeReading, ProbeRequests
 from providers.quota import QuotaHeaders
 from providers.spec import Lifetimes as LifetimesSpec
-from providers.spec import ProviderSpec
+from providers.spec import ProviderSpec, Rate
 from tokenfleet.errors import DefinitionError, UserError
 from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import Outcome, Throttled
@@ -85,16 +85,15 @@ class Provider:
     def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
         """Return the provider that ``spec`` describes; ``spec`` has passed ``providers.contradictions``."""
         rate, rotates = spec.rate, spec.rotation.policy != "never"
-        burst = rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
         return cls(
             name=spec.name,
             display_name=spec.display_name,
             spec=spec,
             origin=origin,
-            margins=_margins(spec.lifetimes),
+            margins=margins_of(spec.lifetimes),
             lifetimes=_lifetimes(spec),
             rate_per_second=rate.requests_per_second,
-            burst=burst,
+            burst=burst_of(rate),
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
             rotates=rotates,
             replay_grace=_replay_grace(spec),
@@ -214,6 +213,11 @@ def _compiled(directory: Path, *, allow_http: bool) -> tuple[dict[str, Provider]
     return {one.name: one for one in providers}, list(map(str, problems))
 
 
+def burst_of(rate: Rate) -> int:
+    """Return how many requests may leave at once; a second's worth where the definition says nothing."""
+    return rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
+
+
 def _lifetimes(spec: ProviderSpec) -> Lifetimes:
     life = spec.lifetimes
 
@@ -232,13 +236,15 @@ def _lifetimes(spec: ProviderSpec) -> Lifetimes:
 
 
 def _replay_grace(spec: ProviderSpec) -> timedelta | None:
+    """Return how long a replaced refresh token works; where both a time and the first use end it, the time."""
     rotation = spec.rotation
-    if rotation.grace_until_first_use:
-        return ENDLESS_GRACE
-    return timedelta(seconds=rotation.grace_seconds) if rotation.grace_seconds else None
+    if rotation.grace_seconds:
+        return timedelta(seconds=rotation.grace_seconds)
+    return ENDLESS_GRACE if rotation.grace_until_first_use else None
 
 
-def _margins(lifetimes: LifetimesSpec) -> Margins:
+def margins_of(lifetimes: LifetimesSpec) -> Margins:
+    """Return how long before its end an access token is renewed."""
     earliest, latest = lifetimes.margin_earliest_seconds, lifetimes.margin_latest_seconds
     latest_margin = LATEST_MARGIN if latest is None else timedelta(seconds=latest)
     earliest_margin = EARLIEST_MARGIN if earliest is None else timedelta(seconds=earliest)
