@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from providers.connect_mistakes import connect_mistakes
 from providers.problems import Location, close_matches, suggestion
 from providers.rule_mistakes import rule_mistakes
 from providers.spec import MINIMUM_MARGIN_SECONDS, ProviderSpec
@@ -44,6 +45,7 @@ def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
         *_lifetimes(spec),
         *_rate(spec),
         *_probe(spec),
+        *connect_mistakes(spec),
     ]
 
 
