@@ -190,7 +190,7 @@ def template_names(templates: Mapping[str, Template]) -> frozenset[str]:
 
 
 def _constant(templates: Mapping[str, Template]) -> dict[str, str]:
-    return {name: template.text for name, template in templates.items() if not template.names}
+    return {name: template.expand({}) for name, template in templates.items() if not template.names}
 
 
 def _varying(templates: Mapping[str, Template]) -> dict[str, Template]:

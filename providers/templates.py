@@ -24,7 +24,8 @@ CLIENT_ID: Final = "client_id"
 MAX_TEXT_CHARACTERS: Final = 512
 MAX_URL_CHARACTERS: Final = 2048
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z][A-Za-z0-9_]{0,63})\}")
+_BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z][A-Za-z0-9_]{0,63})\}")
+"""A doubled brace stands for one of the text itself, as a query language has them."""
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 _URL = re.compile(
@@ -104,7 +105,7 @@ class Template:
         Raises :class:`ValueError` when a URL that a path is to follow has a query.
         """
         if len(self.pieces) == 1:
-            return self.text
+            return self.pieces[0]
         parts = list(self.pieces)
         for position in range(1, len(parts), 2):
             value = values[parts[position]]
@@ -118,7 +119,7 @@ class Template:
 
 def placeholders(text: str) -> frozenset[str]:
     """Return the names between braces in ``text``, declared or not."""
-    return frozenset(_PLACEHOLDER.findall(text))
+    return frozenset(filter(None, _BRACES.findall(text)))
 
 
 def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:
@@ -202,13 +203,27 @@ def _check_rest(pieces: tuple[str, ...], variables: Mapping[str, VariableRule]) 
 
 
 def _split(text: str, variables: Mapping[str, VariableRule]) -> tuple[str, ...]:
-    pieces = tuple(_PLACEHOLDER.split(text))
-    if any("{" in literal or "}" in literal for literal in pieces[0::2]):
-        raise ValueError("has a brace that is not part of a {variable}")
+    pieces, end = [""], 0
+    for braces in _BRACES.finditer(text):
+        pieces[-1] += _without_brace(text[end : braces.start()])
+        end = braces.end()
+        if braces[1] is None:
+            pieces[-1] += braces[0][0]
+        else:
+            pieces += [braces[1], ""]
+    pieces[-1] += _without_brace(text[end:])
     for name in pieces[1::2]:
         if name not in variables:
             raise UndeclaredVariableError(name)
-    return pieces
+    return tuple(pieces)
+
+
+def _without_brace(literal: str) -> str:
+    if "{" in literal or "}" in literal:
+        raise ValueError(
+            "has a brace that is not part of a {variable}: write {{ and }} for braces themselves"
+        )
+    return literal
 
 
 class UndeclaredVariableError(ValueError):

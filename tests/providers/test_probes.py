@@ -105,6 +105,12 @@ def test_a_probe_is_the_definition_s_request_with_the_token_as_bearer() -> None:
             {"Content-Type": "application/json"},
             '{"auth": {"token": "the-token"}, "statement": "select 1"}',
         ),
+        (
+            'method = "POST"\nbody = "json"\nparameters = { query = "{{ viewer {{ id }} }}" }',
+            "",
+            {"Authorization": "Bearer the-token", "Content-Type": "application/json"},
+            '{"query": "{ viewer { id } }"}',
+        ),
         ('method = "POST"\nbody = "none"', "", {"Authorization": "Bearer the-token"}, ""),
         (
             'headers = { accept = "application/vnd.example+json" }',
@@ -113,7 +119,7 @@ def test_a_probe_is_the_definition_s_request_with_the_token_as_bearer() -> None:
             "",
         ),
     ],
-    ids=["scheme", "headers", "query", "form", "json", "no body", "accept"],
+    ids=["scheme", "headers", "query", "form", "json", "query language", "no body", "accept"],
 )
 def test_a_probe_carries_the_token_where_the_definition_puts_it(
     probe: str, url: str, headers: dict[str, str], body: str
