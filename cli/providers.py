@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import counted, duration, json_option, print_json, print_table, shown
+from cli.provider_trials import try_out
 from cli.unknowns import unknowns
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def providers() -> None:
 
 
 providers.add_command(unknowns)
+providers.add_command(try_out)
 
 
 @dataclass(frozen=True, slots=True)
