@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from conformance.clock import Clock
+from providers.credentials import APP_FAULTS, ClientCredentials, Grant, RequestBuildError
 from providers.exchange import Exchange
-from providers.oauth2 import ClientCredentials, Grant, RequestBuildError
 from providers.registry import Provider
 from providers.transport import Transport
-from tokenfleet.lifetimes import refresh_token_end
-from tokenfleet.outcome import Outcome, Refreshed, RequestRejected, TokenAnswer, Undescribed
+from tokenfleet.learning import refresh_token_end
+from tokenfleet.outcome import ClientRejected, Outcome, Refreshed, RequestRejected, TokenAnswer, Undescribed
 from tokenfleet.policy import (
     Decision,
     HoldApp,
@@ -31,7 +31,6 @@ from tokenfleet.policy import (
     decide,
 )
 from tokenfleet.tokens import TokenSet, merge
-from tokenfleet_client.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +80,12 @@ class Account:
         replayed = False
         presented = self.tokens.refresh_token
         try:
-            grant = Grant(presented or Secret(""), self.tokens.scope, self.variables)
-            request = self.provider.refresh_request(self.client, grant)
+            grant = Grant(presented, self.tokens.scope, self.variables, self.tokens.access_token)
+            request = self.provider.refresh_request(self.client, grant, now=self.clock.now)
         except RequestBuildError as error:
-            outcome: Outcome = RequestRejected(error.code)
+            outcome: Outcome = (
+                ClientRejected(error.code) if error.code in APP_FAULTS else RequestRejected(error.code)
+            )
             return self._settled(
                 Attempted(None, outcome, self._decide(outcome, False), False, self.clock.now)
             )
@@ -140,7 +141,7 @@ class Account:
     def _settled(self, attempted: Attempted) -> Attempted:
         self.trail.append(attempted)
         match attempted.decision:
-            case Save(next_refresh_at, expires_at, probing, grant_ends_at):
+            case Save(next_refresh_at, expires_at, probing, grant_ends_at, learned):
                 assert isinstance(attempted.outcome, Refreshed)
                 answer = attempted.outcome.answer
                 merged = merge(
@@ -148,11 +149,13 @@ class Account:
                     refresh_token=self.tokens.refresh_token,
                     refresh_token_expires_at=self.tokens.refresh_token_expires_at,
                     scope=self.tokens.scope,
+                    access_token=self.tokens.access_token,
                 )
                 self.tokens = replace(merged, expires_at=expires_at)
                 self.variables.update(answer.variables)
                 self.obtained_at = attempted.at
                 self.next_refresh_at, self.probing = next_refresh_at, probing
+                self.learned_lifetime = learned
                 self.told = self.told or grant_ends_at is not None
                 self.attempts = self.doubts = self.unanswered = self.throttles = 0
             case HoldApp():

@@ -19,7 +19,7 @@ from conformance.requests import Client
 from conformance.scenarios import SCENARIOS, Scenario
 from conformance.stage import Stage
 from conformance.trial import DoesNotApply, Mismatch, Trial
-from providers.oauth2 import ClientCredentials
+from providers.credentials import ClientCredentials
 from providers.registry import Provider
 from providers.spec import ProviderSpec
 from tokenfleet.tokens import TokenSet
@@ -83,7 +83,9 @@ class Kit:
                 stage=stage,
                 account=account(
                     provider,
-                    ClientCredentials(registration.client_id, registration.client_secret),
+                    ClientCredentials(
+                        registration.client_id, registration.client_secret, registration.certificate
+                    ),
                     self._detour,
                     clock,
                     tokens=_first_tokens(stage, scope),
@@ -127,9 +129,10 @@ def run_all(pairs: Iterable[tuple[Provider, ProviderSpec | None]]) -> list[Repor
 def _first_tokens(stage: Stage, scope: str) -> TokenSet:
     chain = stage.chain
     never = stage.spec.lifetimes.access_never_expires
+    presents = stage.spec.refresh.grant in ("refresh_token", "token_exchange")
     return TokenSet(
         access_token=chain.access_token,
-        refresh_token=chain.refresh_token,
+        refresh_token=chain.refresh_token if presents else None,
         token_type="Bearer",
         scope=scope,
         expires_at=None if never else datetime.fromtimestamp(chain.access_expires_at, UTC),

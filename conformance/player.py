@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from aiohttp import web
 
-from conformance.received import Received
+from conformance.received import CERTIFICATE, Received
 from conformance.stage import Delivery, Reply, Stage
 from sandbox.misbehaviour import reset
 
@@ -80,10 +80,6 @@ class Player:
             return await _deliver(request, reply)
         finally:
             stage.closed(reply, delivered=delivered)
-
-
-CERTIFICATE: Final = "conformance-client-certificate"
-"""The header by which the detour says that the connection would have carried the client's certificate."""
 
 
 async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:

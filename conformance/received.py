@@ -7,11 +7,13 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, unquote_plus
 
-FORM_TYPE = "application/x-www-form-urlencoded"
-JSON_TYPE = "application/json"
+CERTIFICATE: Final = "conformance-client-certificate"
+"""The header that says, on the way to the player, that the connection would carry the client's certificate."""
+FORM_TYPE: Final = "application/x-www-form-urlencoded"
+JSON_TYPE: Final = "application/json"
 
 
 class Malformed(ValueError):

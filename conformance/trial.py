@@ -19,6 +19,7 @@ from conformance.stage import Stage
 from providers.problems import Location
 from providers.registry import Provider
 from providers.spec import ProviderSpec
+from tokenfleet.learning import NEVER_EXPIRES
 from tokenfleet.lifetimes import Holding, must_present, next_visit
 from tokenfleet.outcome import Refreshed
 from tokenfleet.policy import HoldApp, PauseApp, Quarantine, RequireReauth, RetryLater, Save
@@ -105,6 +106,7 @@ class Trial:
                 granted_at=account.granted_at,
                 refresh_token_expires_at=account.tokens.refresh_token_expires_at,
                 told=account.told,
+                never_expires=account.learned_lifetime == NEVER_EXPIRES,
             )
             lifetimes, margins = self.provider.lifetimes, self.provider.margins
             if not account.probing or must_present(holding, lifetimes, margins, now=self.now):
