@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from providers.connect import ConnectReader
 from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
 from providers.oauth2 import ClientCredentials, Grant, RefreshRequests
@@ -78,6 +79,7 @@ class Provider:
     """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
     _quota: QuotaHeaders = field(repr=False, compare=False)
     _requests: RefreshRequests = field(repr=False, compare=False)
+    _allow_http: bool = field(repr=False, compare=False)
     _answers: AnswerReader = field(repr=False, compare=False)
     _probes: ProbeRequests | None = field(repr=False, compare=False)
 
@@ -103,6 +105,7 @@ class Provider:
             endpoint_varies="{" in (spec.refresh.endpoint or ""),
             _quota=QuotaHeaders(rate),
             _requests=RefreshRequests(spec, allow_http=allow_http),
+            _allow_http=allow_http,
             _answers=AnswerReader(spec, allow_http=allow_http),
             _probes=ProbeRequests(spec, spec.probe, allow_http=allow_http) if spec.probe else None,
         )
@@ -135,6 +138,10 @@ class Provider:
         if isinstance(outcome, Throttled) and outcome.retry_after is None and isinstance(exchange, Answer):
             return replace(outcome, retry_after=self._quota.resets_in(exchange, now))
         return outcome
+
+    def connect_reader(self) -> ConnectReader:
+        """Return a reader of the answers that connect accounts, which only imports need."""
+        return ConnectReader(self.spec, allow_http=self._allow_http)
 
     def used_up_for(self, exchange: Exchange, *, now: datetime) -> timedelta | None:
         """Return for how long the app may ask no more, as an answer's rate headers say. Total: never raises."""
