@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from providers.exchange import Answer
-from providers.oauth2 import FORM_TYPE
+from providers.parameters import FORM_TYPE
 
 Document = dict[str, Any] | list[Any]
 
@@ -62,7 +62,7 @@ def parse(answer: Answer) -> tuple[Document | None, bool]:
 
     A form that is called something else and JSON with something behind it are not: such a body may bring tokens,
     but its word against a grant does not count. Bytes that are not UTF become replacement characters: an accent
-    in an error description must not hide the error code beside it. ``providers.outcome`` takes no token with one.
+    in an error description must not hide the error code beside it. ``providers.token_fields`` takes no token with one.
     """
     text = answer.body.decode(json.detect_encoding(answer.body), "replace").strip()
     is_form = answer.headers.get("content-type", "").lower().startswith(FORM_TYPE)

@@ -39,7 +39,12 @@ from tokenfleet.tokens import Margins
 from tokenfleet_client.secret import Secret
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-CATALOG = {one.name: one for one in load_registry()} | {"example": provider()}
+KEEPS = provider(
+    '[answer]\nkeeps_access_token = true\nexpires_at = { path = "ends", format = "http_date" }\n'
+    'expires_in = { path = "expires_in", format = "hours_minutes_seconds", zero_is_never = true }\n'
+    'success = [{ path = "error", absent = true }, { path = "refresh_token" }]'
+)
+CATALOG = {one.name: one for one in load_registry()} | {"example": provider(), "keeps": KEEPS}
 FLAT = sorted(name for name, one in CATALOG.items() if "refresh_token" in one.spec.answer.refresh_token)
 """Definitions that find tokens where the standard puts them."""
 SENTINEL = "s3ntinel-RT-0123456789abcdef"

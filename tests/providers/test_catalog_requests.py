@@ -1,4 +1,4 @@
-"""What definitions of the catalogue put on the wire that differ from RFC 6749: a slip here asks for nothing that works."""
+"""What definitions of the catalogue send that differs from RFC 6749: one slip, and they ask for nothing that works."""
 
 from __future__ import annotations
 
