@@ -120,7 +120,7 @@ class Template:
 
 def placeholders(text: str) -> frozenset[str]:
     """Return the names between braces in ``text``, declared or not."""
-    return frozenset(_PLACEHOLDER.findall(text))
+    return frozenset(match[1] for match in _BRACES.finditer(text) if match[1])
 
 
 def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:

@@ -98,7 +98,7 @@ def _parameters(refresh: Refresh) -> Iterator[Fact]:
 
 
 def _assertion(assertion: Assertion) -> Fact:
-    subject = f"subject {assertion.subject}" if assertion.subject is not None else "no subject"
+    subject = f"subject {assertion.subject}" if assertion.subject else "no subject"
     text = (
         f"a JSON Web Token, signed with {assertion.algorithm} for each request: issuer {assertion.issuer}, {subject}, "
         f"audience {assertion.audience}, good for {exact_duration(assertion.lifetime_seconds)}"
