@@ -89,7 +89,7 @@ def list_providers(
     \b
     Examples:
       tokenfleet providers list
-      tokenfleet providers list google
+      tokenfleet providers list calendar
       tokenfleet providers list --grant client_credentials --category payments
     """
     from cli.session import load_offline_settings, load_providers
