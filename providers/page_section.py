@@ -105,8 +105,7 @@ def _renewal(spec: ProviderSpec) -> str:
 def _particulars(spec: ProviderSpec, doubts: Unconfirmed) -> Iterator[tuple[str, str]]:
     """Yield what is unusual about request and answer, in the words of the explanation."""
     parts: list[Fact] = [*setup_facts(spec), *request_facts(spec), *step_facts(spec)]
-    if spec.refresh.grant != "none":
-        parts += (fact for fact in answer_facts(spec) if fact not in _ORDINARY)
+    parts += (fact for fact in answer_facts(spec) if fact not in _ORDINARY)
     for fact in parts:
         if fact.label.partition(" ")[0] in ("Variable", "Connection") or fact.label in _TOLD_ELSEWHERE:
             continue
