@@ -88,7 +88,7 @@ of = "{client_id}:{access_token}"
 def test_a_signed_request_sends_what_is_computed_and_not_what_it_covers() -> None:
     asking = provider(
         SIGNED,
-        refresh='endpoint = "https://auth.example.com/token"\nbody = "none"\ngrant_type = ""',
+        refresh='endpoint = "https://auth.example.com/token"\nbody = "none"\ngrant = "client_credentials"',
         client='authentication = "none"',
     )
     client = ClientCredentials("client-1", Secret("hush"))

@@ -151,6 +151,17 @@ def test_a_credential_that_a_template_places_is_not_sent_under_its_own_name() ->
         assert b"hush" not in asked.body
 
 
+def test_a_token_that_a_digest_covers_is_presented_all_the_same() -> None:
+    extra = (
+        '[refresh.parameters]\nhash = "{covers}"\n'
+        '[computed.covers]\nkind = "{}"\nof = "{client_secret}|{refresh_token}"\n'
+    )
+    digest = dict(sent(request("", extra.replace("{}", "sha256"), authentication="client_secret_post")))
+    assert digest.keys() == {"grant_type", "hash", "refresh_token", "client_id"}
+    encoded = dict(sent(request("", extra.replace("{}", "base64"), authentication="client_secret_post")))
+    assert encoded.keys() == {"grant_type", "hash", "client_id"}
+
+
 def test_an_assertion_that_a_template_places_authenticates_there_alone() -> None:
     extra = ASSERTION + '[refresh.headers]\nX-App = "JWT {assertion}"\n'
     asked = request("", extra, authentication="bearer_assertion")
