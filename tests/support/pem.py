@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 SigningKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 LOOPBACK: Final = "127.0.0.1"
+AUTHORITY: Final = "authority"
 
 
 @cache
@@ -43,14 +44,17 @@ def private_pem(key: SigningKey, *, passphrase: str | None = None) -> str:
 def certificate_pem(
     key: SigningKey, *, subject: str = LOOPBACK, issuer: SigningKey | None = None, days: int = 1
 ) -> str:
-    """Return a certificate of ``key`` for loopback, signed by ``issuer`` or itself, valid for ``days`` from now."""
+    """Return a certificate of ``key`` for loopback that is valid for ``days`` from now.
+
+    It is signed by ``issuer``, the authority called :data:`AUTHORITY`, or by itself.
+    """
     now = datetime.now(UTC)
     end = now + timedelta(days=days)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
     return (
         x509.CertificateBuilder()
         .subject_name(name)
-        .issuer_name(name)
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AUTHORITY)]) if issuer else name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(min(now, end) - timedelta(days=1))
