@@ -112,13 +112,23 @@ class Provider:
         """Return the variables without default that an account must have to be refreshed."""
         return self._requests.required_variables
 
-    def refresh_request(self, client: ClientCredentials, grant: Grant) -> TokenRequest:
+    def check_variables(self, variables: Mapping[str, str]) -> None:
+        """Check what an account and its app say of the variables that a refresh needs.
+
+        Raises :class:`~providers.credentials.RequestBuildError` that names the variable at fault.
+        """
+        self._requests.check_variables(variables)
+
+    def refresh_request(
+        self, client: ClientCredentials, grant: Grant, *, now: datetime | None = None
+    ) -> TokenRequest:
         """Return the request that presents ``grant`` once.
 
-        Raises :class:`~providers.oauth2.RequestBuildError` when a variable or the client secret is missing or
+        ``now`` is the time of the wall clock; definitions that sign an assertion or stamp a request need it. Raises
+        :class:`~providers.credentials.RequestBuildError` when a variable, a token or something of the app is missing or
         malformed; nothing was sent then, and the account is not at fault.
         """
-        return self._requests.build(client, grant)
+        return self._requests.build(client, grant, now=now)
 
     def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
         """Return what ``exchange``, received at ``now``, means. Total: never raises."""

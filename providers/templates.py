@@ -116,6 +116,11 @@ class Template:
         return "".join(parts)
 
 
+def placeholders(text: str) -> frozenset[str]:
+    """Return the names between braces in ``text``, declared or not."""
+    return frozenset(_PLACEHOLDER.findall(text))
+
+
 def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:
     """Compile a parameter's or header's value. Raises :class:`ValueError` with the reason."""
     pieces = _split(text, variables)

@@ -230,8 +230,8 @@ CONTRADICTIONS = {
     ),
     "header of our own": (
         {},
-        '[refresh.headers]\nAuthorization = "Bearer x"',
-        "refresh.headers.Authorization is set by the request itself and cannot be set here",
+        '[refresh.headers]\nHost = "x"',
+        "refresh.headers.Host is set by the request itself and cannot be set here",
     ),
     "header over two lines": (
         {},
