@@ -6,31 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
+from providers.call_mistakes import call_mistakes
 from providers.connect_mistakes import connect_mistakes
-from providers.problems import Location, close_matches, suggestion
+from providers.problems import Location
+from providers.request_contradictions import request_mistakes
 from providers.rule_mistakes import rule_mistakes
 from providers.spec import MINIMUM_MARGIN_SECONDS, ProviderSpec
-from providers.templates import CLIENT_ID, UndeclaredVariableError, text_template, url_template
-
-OWN_HEADERS: Final = frozenset(
-    {
-        "accept-encoding",
-        "authorization",
-        "connection",
-        "content-length",
-        "content-type",
-        "cookie",
-        "expect",
-        "host",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-    }
-)
-"""Headers that the request or the transport sets itself."""
+from providers.template_contradictions import template_mistakes
 
 Finding = tuple[Location, str]
 
@@ -38,80 +21,15 @@ Finding = tuple[Location, str]
 def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
     """Return every contradiction in ``spec``: where it stands, and the reason in plain words."""
     return [
-        *_variables(spec, allow_http),
-        *_request(spec),
+        *template_mistakes(spec, allow_http=allow_http),
+        *request_mistakes(spec),
         *rule_mistakes(spec.errors),
         *_rotation(spec),
         *_lifetimes(spec),
         *_rate(spec),
-        *_probe(spec),
+        *call_mistakes(spec),
         *connect_mistakes(spec),
     ]
-
-
-def _variables(spec: ProviderSpec, allow_http: bool) -> Iterator[Finding]:
-    rules = spec.variable_rules()
-    used: set[str] = set()
-    for location, text, is_url in _templates(spec):
-        # Also of a template that does not compile: reporting its variables as unused would be a false alarm.
-        used.update(name for name in rules if f"{{{name}}}" in text)
-        try:
-            if is_url:
-                url_template(text, rules, allow_http=allow_http)
-            else:
-                text_template(text, rules)
-        except UndeclaredVariableError as error:
-            used.update(close_matches(error.name, list(rules)))
-            yield location, f"{error}{suggestion(error.name, list(rules))}"
-        except ValueError as error:
-            yield location, str(error)
-    for name, variable in spec.variables.items():
-        if name == CLIENT_ID:
-            yield ("variables", name), "is the app's own client id and needs no declaration"
-        elif name not in used and not variable.from_answer:
-            yield ("variables", name), "is declared but no template uses it and no answer states it"
-        if variable.default is not None:
-            try:
-                rules[name].check(variable.default, allow_http=allow_http)
-            except ValueError as error:
-                yield ("variables", name, "default"), str(error)
-
-
-def _templates(spec: ProviderSpec) -> Iterator[tuple[Location, str, bool]]:
-    if spec.refresh.endpoint is not None:
-        yield ("refresh", "endpoint"), spec.refresh.endpoint, True
-    for name, text in spec.refresh.parameters.items():
-        yield ("refresh", "parameters", name), text, False
-    for name, text in spec.refresh.headers.items():
-        yield ("refresh", "headers", name), text, False
-    if spec.probe:
-        yield ("probe", "endpoint"), spec.probe.endpoint, True
-    if spec.revoke:
-        yield ("revoke", "endpoint"), spec.revoke.endpoint, True
-
-
-def _request(spec: ProviderSpec) -> Iterator[Finding]:
-    refresh = spec.refresh
-    if refresh.endpoint is None and refresh.grant != "none":
-        yield ("refresh", "endpoint"), "is missing: without one, grant has to be 'none'"
-    if refresh.endpoint is not None and refresh.grant == "none":
-        yield ("refresh", "endpoint"), "has no meaning when the grant is 'none'"
-    if refresh.method == "GET" and "body" in refresh.model_fields_set:
-        yield ("refresh", "body"), "has no meaning for a GET request, whose parameters are in its query"
-    names: dict[str, str] = {}
-    for field in type(refresh.names).model_fields:
-        name = getattr(refresh.names, field)
-        if name in names:
-            yield ("refresh", "names", field), f"is {name!r}, which is the name of {names[name]} too"
-        names[name] = field
-    for name in refresh.parameters:
-        if name in names:
-            yield ("refresh", "parameters", name), f"is sent as {names[name]} already"
-    for name in refresh.headers:
-        if name.lower() in OWN_HEADERS:
-            yield ("refresh", "headers", name), "is set by the request itself and cannot be set here"
-    if spec.client.authentication == "none" and "client_secret" in refresh.names.model_fields_set:
-        yield ("refresh", "names", "client_secret"), "names a secret, but the client authenticates with none"
 
 
 def _rotation(spec: ProviderSpec) -> Iterator[Finding]:
@@ -187,11 +105,3 @@ def _rate(spec: ProviderSpec) -> Iterator[Finding]:
         )
     if "reset_format" in spec.rate.model_fields_set and spec.rate.reset_header is None:
         yield ("rate", "reset_format"), "has no meaning without reset_header"
-
-
-def _probe(spec: ProviderSpec) -> Iterator[Finding]:
-    if spec.probe and (both := sorted(set(spec.probe.alive_status) & set(spec.probe.dead_status))):
-        yield ("probe", "dead_status"), f"has {both[0]}, which means by alive_status that the token works"
-    for status in spec.probe.dead_status if spec.probe else ():
-        if status == 429 or not 400 <= status <= 499:
-            yield ("probe", "dead_status"), f"has {status}, which says nothing of a token"

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from providers.exchange import Answer
-from providers.oauth2 import FORM_TYPE
+from providers.parameters import FORM_TYPE
 
 Document = dict[str, Any] | list[Any]
 

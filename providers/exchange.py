@@ -11,19 +11,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tokenfleet_client.secret import Secret
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
     """One request, complete: sent as it is, exactly once.
 
     ``url`` carries secrets when the definition asks by GET, ``headers`` when the client authenticates by
-    Basic, ``body`` always; so ``repr`` shows the method and where the request goes, nothing else.
+    Basic, ``body`` always, ``certificate`` a private key; so ``repr`` shows the method and where the request goes,
+    nothing else.
     """
 
     method: str
     url: str
     headers: Mapping[str, str]
     body: bytes
+    certificate: Secret | None = None
+    """The client certificate, its chain and its key as PEM, that the connection has to present (RFC 8705)."""
 
     def __repr__(self) -> str:
         return f"TokenRequest({self.method} {self.url.partition('?')[0]})"

@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import Final
 
 from providers.connect import ConnectReader
+from providers.credentials import ClientCredentials, Grant
 from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
-from providers.oauth2 import ClientCredentials, Grant, RefreshRequests
+from providers.oauth2 import RefreshRequests
 from providers.outcome import AnswerReader
 from providers.probes import ProbeReading, ProbeRequests
 from providers.quota import QuotaHeaders
+from providers.revocation import RevocationReading, RevocationRequests
 from providers.spec import Lifetimes as LifetimesSpec
-from providers.spec import ProviderSpec
+from providers.spec import ProviderSpec, Rate
 from tokenfleet.errors import DefinitionError, UserError
 from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import Outcome, Throttled
+from tokenfleet.policy import ENDLESS_GRACE
 from tokenfleet.presented import Presented
 from tokenfleet.tokens import EARLIEST_MARGIN, LATEST_MARGIN, Margins
-from tokenfleet_client.secret import Secret
 
 CATALOG: Final = Path(__file__).parent / "catalog"
 
@@ -66,7 +68,8 @@ class Provider:
     rotates: bool
     """Whether an answer may carry a new refresh token that replaces the one presented."""
     replay_grace: timedelta | None
-    """How long a replaced refresh token still works; None when it is spent at once, or never replaced."""
+    """How long a replaced refresh token still works, ``ENDLESS_GRACE`` for as long as its answer is missing; None when
+    it is spent at once, or never replaced."""
     max_live: int | None
     """How many refresh tokens can be alive at once before the oldest dies; None when unlimited, or never replaced."""
     presents: Presented = field(repr=False)
@@ -80,25 +83,25 @@ class Provider:
     _allow_http: bool = field(repr=False, compare=False)
     _answers: AnswerReader = field(repr=False, compare=False)
     _probes: ProbeRequests | None = field(repr=False, compare=False)
+    _revocations: RevocationRequests | None = field(repr=False, compare=False)
 
     @classmethod
     def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
         """Return the provider that ``spec`` describes; ``spec`` has passed ``providers.contradictions``."""
-        rate, grace = spec.rate, spec.rotation.grace_seconds
-        burst = rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
+        rate, rotates = spec.rate, spec.rotation.policy != "never"
         return cls(
             name=spec.name,
             display_name=spec.display_name,
             spec=spec,
             origin=origin,
-            margins=_margins(spec.lifetimes),
+            margins=margins_of(spec.lifetimes),
             lifetimes=_lifetimes(spec),
             rate_per_second=rate.requests_per_second,
-            burst=burst,
+            burst=burst_of(rate),
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
-            rotates=spec.rotation.policy != "never",
-            replay_grace=timedelta(seconds=grace) if grace else None,
-            max_live=spec.rotation.max_live if spec.rotation.policy != "never" else None,
+            rotates=rotates,
+            replay_grace=_replay_grace(spec),
+            max_live=spec.rotation.max_live if rotates else None,
             presents=PRESENTED[spec.refresh.grant],
             renews=spec.refresh.grant != "none",
             endpoint_varies="{" in (spec.refresh.endpoint or ""),
@@ -107,19 +110,32 @@ class Provider:
             _allow_http=allow_http,
             _answers=AnswerReader(spec, allow_http=allow_http),
             _probes=ProbeRequests(spec, spec.probe, allow_http=allow_http) if spec.probe else None,
+            _revocations=RevocationRequests(spec, spec.revoke, allow_http=allow_http)
+            if spec.revoke
+            else None,
         )
 
     def required_variables(self) -> frozenset[str]:
         """Return the variables without default that an account must have to be refreshed."""
         return self._requests.required_variables
 
-    def refresh_request(self, client: ClientCredentials, grant: Grant) -> TokenRequest:
+    def check_variables(self, variables: Mapping[str, str]) -> None:
+        """Check what an account and its app say of the variables that a refresh needs.
+
+        Raises :class:`~providers.credentials.RequestBuildError` that names the variable at fault.
+        """
+        self._requests.check_variables(variables)
+
+    def refresh_request(
+        self, client: ClientCredentials, grant: Grant, *, now: datetime | None = None
+    ) -> TokenRequest:
         """Return the request that presents ``grant`` once.
 
-        Raises :class:`~providers.oauth2.RequestBuildError` when a variable or the client secret is missing or
+        ``now`` is the time of the wall clock; definitions that sign an assertion or stamp a request need it. Raises
+        :class:`~providers.credentials.RequestBuildError` when a variable, a token or something of the app is missing or
         malformed; nothing was sent then, and the account is not at fault.
         """
-        return self._requests.build(client, grant)
+        return self._requests.build(client, grant, now=now)
 
     def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
         """Return what ``exchange``, received at ``now``, means. Total: never raises."""
@@ -136,18 +152,32 @@ class Provider:
         """Return for how long the app may ask no more, as an answer's rate headers say. Total: never raises."""
         return self._quota.used_up_for(exchange, now) if isinstance(exchange, Answer) else None
 
-    def probe_request(
-        self, client_id: str, access_token: Secret, scope: str | None, variables: Mapping[str, str]
-    ) -> TokenRequest | None:
-        """Return the request that tells whether ``access_token`` works; None when this account cannot be probed."""
-        if self._probes is None:
-            return None
-        return self._probes.build(client_id, access_token, scope, variables)
+    def probe_request(self, client: ClientCredentials, grant: Grant, *, now: datetime) -> TokenRequest | None:
+        """Return the request that tells whether the access token of ``grant`` works; None when it cannot be probed."""
+        return self._probes.build(client, grant, now) if self._probes is not None else None
 
     def read_probe(self, exchange: Exchange) -> ProbeReading:
         """Return what the answer to a probe says of the token. Total: never raises."""
         assert self._probes is not None
         return self._probes.read(exchange)
+
+    @property
+    def revokes(self) -> bool:
+        """Whether a grant can be ended by a request."""
+        return self._revocations is not None
+
+    def revocation_request(self, client: ClientCredentials, grant: Grant, *, now: datetime) -> TokenRequest:
+        """Return the request that ends ``grant`` (RFC 7009), which there is where ``revokes`` says so.
+
+        Raises :class:`~providers.credentials.RequestBuildError`.
+        """
+        assert self._revocations is not None
+        return self._revocations.build(client, grant, now)
+
+    def read_revocation(self, exchange: Exchange) -> RevocationReading:
+        """Return what the answer to a revocation request says. Total: never raises."""
+        assert self._revocations is not None
+        return self._revocations.read(exchange)
 
 
 class Registry:
@@ -209,6 +239,11 @@ def _compiled(directory: Path, *, allow_http: bool) -> tuple[dict[str, Provider]
     return {one.name: one for one in providers}, list(map(str, problems))
 
 
+def burst_of(rate: Rate) -> int:
+    """Return how many requests may leave at once; a second's worth where the definition says nothing."""
+    return rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
+
+
 def _lifetimes(spec: ProviderSpec) -> Lifetimes:
     life = spec.lifetimes
 
@@ -216,21 +251,35 @@ def _lifetimes(spec: ProviderSpec) -> Lifetimes:
         return None if seconds is None else timedelta(seconds=seconds)
 
     return Lifetimes(
+        renews=spec.refresh.grant != "none",
         access_never_expires=life.access_never_expires,
         earliest_refresh=duration(life.earliest_refresh_seconds),
+        minimum_age=duration(life.minimum_age_seconds),
         refresh_idle=duration(life.refresh_idle_seconds),
         refresh_absolute=duration(life.refresh_absolute_seconds),
         probe_every=duration(spec.probe.every_seconds) if spec.probe else None,
     )
 
 
-def _margins(lifetimes: LifetimesSpec) -> Margins:
+def _replay_grace(spec: ProviderSpec) -> timedelta | None:
+    """Return how long a replaced refresh token works; where both a time and the first use end it, the time."""
+    rotation = spec.rotation
+    if rotation.grace_seconds:
+        return timedelta(seconds=rotation.grace_seconds)
+    return ENDLESS_GRACE if rotation.grace_until_first_use else None
+
+
+def margins_of(lifetimes: LifetimesSpec) -> Margins:
+    """Return how long before its end an access token is renewed."""
     earliest, latest = lifetimes.margin_earliest_seconds, lifetimes.margin_latest_seconds
     latest_margin = LATEST_MARGIN if latest is None else timedelta(seconds=latest)
     earliest_margin = EARLIEST_MARGIN if earliest is None else timedelta(seconds=earliest)
     if lifetimes.earliest_refresh_seconds is not None:
         # Drawn within the window in which the provider allows a refresh, not all of them at its opening.
         earliest_margin = min(earliest_margin, timedelta(seconds=lifetimes.earliest_refresh_seconds))
+    if lifetimes.minimum_age_seconds is not None and lifetimes.access_seconds is not None:
+        window = lifetimes.access_seconds - lifetimes.minimum_age_seconds
+        earliest_margin = min(earliest_margin, timedelta(seconds=window))
     if latest is None:
         latest_margin = min(latest_margin, earliest_margin)
     return Margins(earliest=max(earliest_margin, latest_margin), latest=latest_margin)

@@ -50,7 +50,8 @@ class Client(Part):
     certificate: bool = False
     """Whether the connection carries the app's own certificate (RFC 8705), whatever else authenticates."""
     send_id: bool | None = None
-    """Whether the client id is sent as a parameter; without it, as the authentication and the grant ask for."""
+    """Whether the client id is sent as a parameter. Without it, it is where nothing else says who asks: not with Basic
+    or a bearer assertion, and without authentication not for the grants jwt_bearer and access_token."""
 
 
 class ParameterNames(Part):
@@ -73,7 +74,8 @@ class Assertion(Part):
 
     algorithm: Literal["RS256", "PS256", "ES256", "HS256"]
     issuer: Template = "{client_id}"
-    subject: Template | None = "{client_id}"
+    subject: Annotated[str, Field(max_length=1000)] = "{client_id}"
+    """For whom it asks; empty for nobody in particular."""
     audience: Template
     lifetime_seconds: Annotated[int, Field(ge=1, le=15_777_000)] = 300
     backdate_seconds: Annotated[int, Field(ge=0, le=300)] = 0
@@ -87,15 +89,17 @@ class Assertion(Part):
 class Computed(Part):
     """A value that is computed for each request, for templates of parameters and headers.
 
-    ``of`` and ``key`` are templates over variables and, because a digest gives nothing away, over ``client_secret``,
-    ``refresh_token``, ``access_token`` and the values computed before it.
+    ``of`` and ``key`` are templates over variables, ``client_secret``, ``refresh_token``, ``access_token`` and the
+    values computed before it; text is taken as UTF-8. A ``random`` one has 16 bytes.
     """
 
     kind: Literal["sha256", "hmac_sha256", "base64", "timestamp", "random"]
     of: Template | None = None
+    """What is hashed or encoded."""
     key: Template | None = None
     """What ``hmac_sha256`` is keyed with."""
     encoding: Literal["hex", "base64", "base64url"] = "hex"
+    """How bytes are written; base64url without padding. ``base64`` is base64, or base64url where this says so."""
     unit: Literal["seconds", "milliseconds"] = "seconds"
     """Of a ``timestamp``."""
 
@@ -104,7 +108,8 @@ class Refresh(Part):
     """The request that brings the next access token.
 
     A credential that a template of ``parameters`` or ``headers`` places ({client_secret}, {refresh_token},
-    {access_token}, {assertion}), or that a value computed for one of them covers, is not sent under its own name too.
+    {access_token}, {assertion}) is not sent under its own name too, and the client's secret neither where a digest
+    covers it.
     """
 
     endpoint: Template | None = None

@@ -11,6 +11,7 @@ Promises, each one tested against raw sockets:
   the socket is read first: a process that was stopped and goes on (``SIGCONT`` interrupts the polling of
   sockets) runs its timers before it has looked at what came in meanwhile.
 * An answer belongs to its request: a connection on which anything arrived unasked is not used again.
+* A request that carries a client certificate goes over connections of that certificate (``providers.channels``).
 * Whatever a server sends, an answer takes little more memory than :data:`MAX_BODY_BYTES`.
 
 Proxies, netrc and cookies are not for token endpoints: ``HTTP_PROXY`` and ``~/.netrc`` are ignored, cookies
@@ -26,24 +27,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ssl
 from functools import lru_cache
 from typing import Final
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
-from providers.connections import (
-    MAX_HEADER_BYTES,
-    MAX_HEADERS,
-    AnswerHead,
-    Ask,
-    Body,
-    Connector,
-    asking,
-    boottime,
-)
+from providers.certificates import CertificateError
+from providers.channels import Channels, MakeContext
+from providers.connections import Ask, Body, asking, boottime
 from providers.content_encoding import decoded
 from providers.exchange import Answer, Failure, FailureKind, TokenRequest
 
@@ -61,19 +53,21 @@ class Transport:
     """Asks token endpoints. Bound to the event loop that first uses it."""
 
     def __init__(
-        self, *, timeout_seconds: float, max_connections: int, tls: ssl.SSLContext | None = None
+        self,
+        *,
+        timeout_seconds: float,
+        max_connections: int,
+        make_context: MakeContext = httpx.create_ssl_context,
     ) -> None:
         """Allow each exchange ``timeout_seconds`` in total, over at most ``max_connections`` at once.
 
         ``max_connections`` is the number of requests that the caller has in flight: one that waits for a
-        connection is using up its time. ``tls`` replaces the default context, for private authorities.
+        connection is using up its time. ``make_context`` makes the TLS contexts, for private authorities.
         """
         self._timeout_seconds = timeout_seconds
-        self._max_connections = max_connections
-        self._tls = tls or httpx.create_ssl_context()
+        self._channels = Channels(max_connections=max_connections, make_context=make_context)
         self.asking = 0
         """How many exchanges are under way. Whoever ends this process before it is 0 may lose an answer."""
-        self._http = AiohttpTransport(verify=self._tls, client=self._open_session)
 
     async def ask(
         self, request: TokenRequest, *, send_before: float | None = None, timeout_seconds: float | None = None
@@ -86,8 +80,10 @@ class Transport:
         ask = Ask(min(timeout_seconds or self._timeout_seconds, self._timeout_seconds), send_before)
         token = asking.set(ask)
         self.asking += 1
+        channel = None
         try:
-            response = await self._http.handle_async_request(_http_request(request, ask))
+            channel = self._channels.take(request.certificate)
+            response = await channel.http.handle_async_request(_http_request(request, ask))
             body, flaw = await _read(response, ask)
         except Exception as error:  # noqa: BLE001
             # Whatever it was, only whether the request left decides what happens next, and only we know that.
@@ -98,6 +94,8 @@ class Transport:
         finally:
             self.asking -= 1
             ask.finish()
+            if channel is not None:
+                self._channels.give_back(channel)
             asking.reset(token)
         headers = {
             name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers.raw
@@ -108,17 +106,7 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close every connection. Exchanges in flight come back as failures."""
-        await self._http.aclose()
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=Connector(max_connections=self._max_connections, tls=self._tls),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            response_class=AnswerHead,
-            max_field_size=MAX_HEADER_BYTES,
-            max_headers=MAX_HEADERS,
-            trust_env=False,
-        )
+        await self._channels.aclose()
 
 
 def _http_request(request: TokenRequest, ask: Ask) -> httpx.Request:
@@ -161,6 +149,8 @@ def _code(error: Exception, ask: Ask) -> str:
     if ask.left:
         return "garbled_answer" if isinstance(cause, aiohttp.ClientResponseError) else "connection_lost"
     match cause:
+        case CertificateError():
+            return "client_certificate_unusable"
         case aiohttp.ClientConnectorDNSError():
             return "dns_failed"
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():

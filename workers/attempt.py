@@ -18,17 +18,16 @@ import contextlib
 import random
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
 
+from providers.credentials import APP_FAULTS, Grant, RequestBuildError
 from providers.exchange import TokenRequest
-from providers.oauth2 import Grant, RequestBuildError
 from providers.transport import boottime
 from store.answers import SavedTokens
 from store.journal import Journal, JournalUnwritable
 from store.keys import Vault
 from store.schedule import Attempt
 from tokenfleet import telemetry
-from tokenfleet.lifetimes import refresh_token_end
+from tokenfleet.learning import refresh_token_end
 from tokenfleet.outcome import (
     ClientRejected,
     Outcome,
@@ -63,9 +62,6 @@ from workers.reputation import Reputation
 from workers.results import AppAnswered, AppPaused, AppRecovered, AppUnthrottled, Result
 from workers.settling import KINDS, Asking, Judged, results, unknown_answers
 from workers.writer import GroupWriter
-
-APP_FAULTS: Final = frozenset({"client_secret_missing"})
-"""Why a request could not be built that no account is to blame for: the registration is incomplete."""
 
 
 class Asker:
@@ -185,7 +181,7 @@ class Asker:
         variables = {**asking.app.variables, **attempt.variables}
         grant = Grant(refresh_token, attempt.scope, variables)
         try:
-            return asking.provider.refresh_request(asking.client, grant), refresh_token
+            return asking.provider.refresh_request(asking.client, grant, now=now), refresh_token
         except RequestBuildError as error:
             outcome = ClientRejected(error.code) if error.code in APP_FAULTS else RequestRejected(error.code)
             return Judged(outcome, self._decide(outcome, asking, attempt, False, now), False, 0)
@@ -262,6 +258,7 @@ class Asker:
         generation = attempt.generation + 1
         account_id = attempt.account_id
         assert tokens.refresh_token is not None
+        assert tokens.access_token is not None
         return SavedTokens(
             account_id=account_id,
             epoch=attempt.epoch,

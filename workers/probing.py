@@ -21,6 +21,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from providers.credentials import Grant
 from providers.exchange import TokenRequest
 from providers.probes import PROBE_TIMEOUT_SECONDS, ProbeReading, Verdict
 from providers.transport import boottime
@@ -29,11 +30,11 @@ from store.keys import Vault
 from store.schedule import Attempt
 from store.visits import Visited
 from tokenfleet import telemetry
+from tokenfleet.learning import learned_lifetime
 from tokenfleet.lifetimes import (
     Holding,
     Visit,
     announced_end,
-    learned_lifetime,
     must_present,
     next_visit,
     refresh_opens,
@@ -212,11 +213,12 @@ class Prober:
             return None
         telemetry.UNSEALED.labels("probe").inc()
         variables = {**asking.app.variables, **attempt.variables}
-        return asking.provider.probe_request(asking.client.client_id, access_token, attempt.scope, variables)
+        grant = Grant(None, attempt.scope, variables, access_token)
+        return asking.provider.probe_request(asking.client, grant, now=asking.now(attempt))
 
 
 def _is_early(asking: Asking, attempt: Attempt) -> bool:
-    opens = refresh_opens(attempt.expires_at, asking.provider.lifetimes)
+    opens = refresh_opens(attempt.obtained_at, attempt.expires_at, asking.provider.lifetimes)
     return opens is not None and asking.now(attempt) < opens
 
 

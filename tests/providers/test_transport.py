@@ -669,7 +669,9 @@ def test_certificates_are_checked(run: Run, tmp_path: Path) -> None:
             assert await http.ask(request) == not_sent("tls_failed")
         assert ledger.requests == []
         trusting = Transport(
-            timeout_seconds=5, max_connections=2, tls=ssl.create_default_context(cafile=str(certificate))
+            timeout_seconds=5,
+            max_connections=2,
+            make_context=lambda: ssl.create_default_context(cafile=str(certificate)),
         )
         for _ in range(3):
             answer = await trusting.ask(request)
