@@ -205,7 +205,6 @@ def _rules(provider: Provider) -> ProviderRules:
         check_variables,
         provider.lifetimes,
         presents=provider.presents,
-        renews=provider.renews,
         connect=provider.connect_reader().read,
     )
 
