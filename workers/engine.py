@@ -44,6 +44,7 @@ from workers.pacing import LONGEST_WAIT_SECONDS
 from workers.probing import Prober
 from workers.refresh import Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
+from workers.revoke import Revoker
 from workers.room import STRAGGLER_SECONDS
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
 
@@ -226,6 +227,7 @@ class Engine:
             tunables=tunables,
             consult=self._consult,
             prober=prober,
+            revoker=Revoker(self._engine, governor, self._vault, self._writer),
         )
         await self._adopt()
         self._postgres_away = False

@@ -39,12 +39,14 @@ from tokenfleet.guard import SAMPLES
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
+from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.attempt import Asker
 from workers.governor import Governor
 from workers.probing import Going, Prober
 from workers.results import Unasked
+from workers.revoke import Revoker
 from workers.room import Room, Seats
 from workers.settling import Asking
 from workers.writer import GroupWriter
@@ -89,6 +91,7 @@ class Refresher:
         tunables: Tunables,
         consult: Callable[[Mapping[AccountId, int]], Awaitable[frozenset[AccountId]]],
         prober: Prober,
+        revoker: Revoker,
     ) -> None:
         """``consult`` writes the answers that any process here has, dead or alive, for accounts at these generations,
         and returns whose they were.
@@ -99,6 +102,7 @@ class Refresher:
         self._leases = leases
         self._asker = asker
         self._prober = prober
+        self._revoker = revoker
         self._writer = writer
         self._journal = journal
         self._governor = governor
@@ -255,10 +259,15 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            going = await self._prober.visit(asking, attempt)
-            not_now = (
-                await self._asker.perform(going.asking, going.attempt) if isinstance(going, Going) else going
-            )
+            if attempt.status is AccountStatus.REVOKED:
+                not_now = await self._revoker.visit(asking, attempt)
+            else:
+                going = await self._prober.visit(asking, attempt)
+                not_now = (
+                    await self._asker.perform(going.asking, going.attempt)
+                    if isinstance(going, Going)
+                    else going
+                )
             if not_now is not None:
                 await self._writer.add(Unasked(attempt.account_id, attempt.epoch, not_now.seconds))
         except Exception as error:  # noqa: BLE001

@@ -43,6 +43,7 @@ from workers.governor import Governor
 from workers.probing import Prober
 from workers.refresh import SAVING_SECONDS, Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
+from workers.revoke import Revoker
 from workers.writer import GroupWriter
 
 if TYPE_CHECKING:
@@ -254,6 +255,7 @@ class WorkerProcess:
                 claim=timedelta(seconds=world.tunables.claim_seconds),
                 reserve_seconds=reserve_seconds(world.tunables),
             ),
+            revoker=Revoker(database, governor, world.vault, self.writer),
         )
         self._start(self._open())
 
