@@ -75,7 +75,8 @@ class RefreshRequest:
         if account.schedule is not None and account.schedule.attempts:
             # A probe found the token dead, and its refresh is tried until it succeeds.
             return None
-        opens = refresh_opens(account.token.expires_at, self._registry.get(account.provider).lifetimes)
+        token, lifetimes = account.token, self._registry.get(account.provider).lifetimes
+        opens = refresh_opens(token.obtained_at, token.expires_at, lifetimes)
         return opens if opens is not None and opens > account.database_now else None
 
     def wait(self, engine: Engine, results: Sequence[Result], *, deadline: float) -> list[Result]:

@@ -133,6 +133,9 @@ def _revoke(spec: ProviderSpec, revoke: Revoke) -> Iterator[Finding]:
         yield ("token",), f"is 'refresh_token', but accounts of the grant {grant} have none"
     elif not revoke.parameter:
         carried = placed | ({ACCESS_TOKEN} if revoke.authentication == "bearer" else set())
+        if placed & spec.variables.keys():
+            # The connection is named, not shown: an account's number at the provider.
+            return
         if not carried & {ACCESS_TOKEN, REFRESH_TOKEN}:
             yield ("parameter",), "is empty, and nothing else carries the token: nothing would be revoked"
         elif revoke.token not in carried:

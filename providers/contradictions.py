@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from providers.call_mistakes import call_mistakes
+from providers.connect_mistakes import connect_mistakes
 from providers.problems import Location
 from providers.request_contradictions import request_mistakes
 from providers.rule_mistakes import rule_mistakes
@@ -27,6 +28,7 @@ def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
         *_lifetimes(spec),
         *_rate(spec),
         *call_mistakes(spec),
+        *connect_mistakes(spec),
     ]
 
 

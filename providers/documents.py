@@ -62,7 +62,7 @@ def parse(answer: Answer) -> tuple[Document | None, bool]:
 
     A form that is called something else and JSON with something behind it are not: such a body may bring tokens,
     but its word against a grant does not count. Bytes that are not UTF become replacement characters: an accent
-    in an error description must not hide the error code beside it. ``providers.outcome`` takes no token with one.
+    in an error description must not hide the error code beside it. ``providers.token_fields`` takes no token with one.
     """
     text = answer.body.decode(json.detect_encoding(answer.body), "replace").strip()
     is_form = answer.headers.get("content-type", "").lower().startswith(FORM_TYPE)

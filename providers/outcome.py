@@ -10,19 +10,18 @@ came is never thrown away for what came beside it: what else is odd about an ans
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from providers.documents import Document, Repeated, parse
+from providers.documents import Document, parse
 from providers.exchange import Answer, Exchange, Failure, FailureKind
-from providers.expiry import ExpiryReader, jwt_expiry
-from providers.paths import Path, first
-from providers.rules import DEFAULT_STATUSES, CompiledRule, condition_test, scalar_text
+from providers.rules import DEFAULT_STATUSES, CompiledRule
 from providers.shapes import error_word, shape_of
 from providers.spec import ProviderSpec
-from providers.spec_answers import RefreshOutcome
+from providers.spec_answers import AnswerFields, RefreshOutcome
+from providers.token_fields import TokenFields
 from tokenfleet.outcome import (
     ClientRejected,
     GrantRejected,
@@ -35,7 +34,6 @@ from tokenfleet.outcome import (
     Unavailable,
     Undescribed,
 )
-from tokenfleet_client.secret import Secret
 
 RFC6749_ERRORS: Final[Mapping[str, RefreshOutcome]] = {
     "invalid_grant": "grant_rejected",
@@ -60,47 +58,24 @@ BROKEN_OFF: Final = frozenset({"timeout", "answer_cut"})
 """Flaws of an answer that ended before its time, as a lost connection does: the provider's outage. One that came
 whole and cannot be read (too large, an encoding that nobody knows) is not."""
 
-MAX_TEXT_CHARACTERS: Final = 10_000
-
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 class AnswerReader:
     """Reads the answers of one definition. Immutable; safe in any thread."""
 
-    __slots__ = (
-        "_access_lifetime",
-        "_access_token",
-        "_allow_http",
-        "_captured",
-        "_expiry",
-        "_refresh_expiry",
-        "_refresh_token",
-        "_rules",
-        "_scope",
-        "_success",
-        "_token_type",
-    )
+    __slots__ = ("_fields", "_rules")
 
-    def __init__(self, spec: ProviderSpec, *, allow_http: bool) -> None:
-        """Compile ``spec``, which has passed ``providers.contradictions``."""
-        fields, lifetimes, variables = spec.answer, spec.lifetimes, spec.variable_rules()
-        self._allow_http = allow_http
-        self._access_token = _paths(fields.access_token)
-        self._refresh_token = _paths(fields.refresh_token)
-        self._token_type = _paths(fields.token_type)
-        self._scope = _paths(fields.scope)
-        self._expiry = ExpiryReader(fields.expires_in, fields.expires_at)
-        self._refresh_expiry = ExpiryReader(fields.refresh_token_expires_in, fields.refresh_token_expires_at)
-        access = lifetimes.access_seconds
-        self._access_lifetime = None if access is None else timedelta(seconds=access)
-        self._success: tuple[Callable[[object], bool], ...] = tuple(map(condition_test, fields.success))
-        self._rules = tuple(map(CompiledRule, spec.errors))
-        self._captured = tuple(
-            (variables[name], _paths(variable.from_answer))
-            for name, variable in spec.variables.items()
-            if variable.from_answer
+    def __init__(self, spec: ProviderSpec, fields: AnswerFields | None = None, *, allow_http: bool) -> None:
+        """Compile ``spec``, which has passed ``providers.contradictions``.
+
+        ``fields`` says where answers have what, if not as those of the token endpoint do: a step's.
+        """
+        presents_refresh_tokens = spec.refresh.grant == "refresh_token"
+        self._fields = TokenFields(
+            spec, fields, allow_http=allow_http, takes_refresh_tokens=presents_refresh_tokens
         )
+        self._rules = tuple(map(CompiledRule, spec.errors))
 
     def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
         """Return the outcome of ``exchange``, which was received at ``now``. Never raises."""
@@ -110,56 +85,32 @@ class AnswerReader:
             return OutcomeUnknown(exchange.code, outage=True)
         document, is_whole = (None, False) if exchange.flaw else parse(exchange)
         if isinstance(document, dict) and 200 <= exchange.status < 300:
-            tokens = self._tokens(document, now)
-            if tokens is not None:
+            tokens = self._fields.read(document, now)
+            if tokens is not None and (
+                tokens.access_token is not None
+                or self._is_success(tokens, exchange.status, document, is_whole)
+            ):
                 return Refreshed(tokens)
-            if is_whole and self._contradicts_itself(document):
+            if is_whole and self._fields.brings_both(document):
+                # Then no error in it is a definite word.
                 return self._undescribed(exchange.status, document)
         return self._error(exchange, document if is_whole else None, now)
 
-    def _contradicts_itself(self, document: dict[str, Any]) -> bool:
-        """Answer whether an answer that is no success brings both tokens: then no error in it is a definite word."""
-        paths = (self._access_token, self._refresh_token)
-        return all(_token(first(path, document)) is not None for path in paths)
+    def _is_success(self, tokens: TokenAnswer, status: int, document: dict[str, Any], is_whole: bool) -> bool:
+        """Answer whether an answer that renews our access token and brings none is to be believed.
+
+        With nothing in it that only a success has, it must be whole, and no rule may know it for an error.
+        """
+        if not is_whole and tokens.refresh_token is None:
+            return False
+        return all(rule.code_for(status, document) is None for rule in self._rules)
 
     def _undescribed(self, status: int, document: Document, code: str | None = None) -> Undescribed:
         word, shape = code or error_word(document) or _status_code(status), shape_of(status, document)
         successor = None
         if isinstance(document, dict) and 200 <= status < 300:
-            successor = _token(first(self._refresh_token, document))
-        return Undescribed(word, shape, Secret(successor) if successor else None)
-
-    def _tokens(self, document: dict[str, Any], now: datetime) -> TokenAnswer | None:
-        """Return the tokens of a 2xx answer, or None when it is not a success."""
-        access_token = _sendable(_token(first(self._access_token, document)))
-        if access_token is None or not all(holds(document) for holds in self._success):
-            return None
-        refresh_token = _token(first(self._refresh_token, document))
-        expires_at = self._expiry.read(document, now) or jwt_expiry(access_token, now)
-        if expires_at is None and self._access_lifetime is not None:
-            expires_at = now + self._access_lifetime
-        return TokenAnswer(
-            access_token=Secret(access_token),
-            token_type=_text(first(self._token_type, document)),
-            expires_at=expires_at,
-            refresh_token=None if refresh_token is None else Secret(refresh_token),
-            refresh_token_expires_at=self._refresh_expiry.read(document, now),
-            scope=_scope(first(self._scope, document)),
-            variables=self._variables(document) if self._captured else {},
-        )
-
-    def _variables(self, document: dict[str, Any]) -> dict[str, str]:
-        """Return captured variables; a value that its declaration does not permit is not captured."""
-        captured: dict[str, str] = {}
-        for rule, paths in self._captured:
-            value = scalar_text(first(paths, document))
-            if value is None:
-                continue
-            try:
-                captured[rule.name] = rule.check(value, allow_http=self._allow_http)
-            except ValueError:
-                continue
-        return captured
+            successor = self._fields.refresh_token(document)
+        return Undescribed(word, shape, successor)
 
     def _error(self, answer: Answer, document: Document | None, now: datetime) -> Outcome:
         status = answer.status
@@ -223,42 +174,6 @@ def _outcome(
             return Unavailable(code, outage=whole_app and _is_outage(answer))
         case "undescribed":
             return Undescribed(code, shape_of(answer.status, document))
-
-
-def _paths(texts: tuple[str, ...]) -> tuple[Path, ...]:
-    return tuple(Path.compile(text) for text in texts)
-
-
-def _token(value: object) -> str | None:
-    """Return ``value`` if it can be a token: text that survives being stored."""
-    if isinstance(value, Repeated):
-        return next(filter(None, map(_token, reversed(value.values))), None)
-    if not isinstance(value, str) or not value:
-        return None
-    if value.isascii():
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return None
-    return None if "\N{REPLACEMENT CHARACTER}" in value else value
-
-
-def _sendable(access_token: str | None) -> str | None:
-    """Return the token as a header carries it (RFC 6750 section 2.1), or None: readers could do nothing with it."""
-    access_token = access_token and access_token.strip()
-    return access_token if access_token and access_token.isprintable() else None
-
-
-def _text(value: object) -> str | None:
-    return _token(value) if isinstance(value, str) and len(value) <= MAX_TEXT_CHARACTERS else None
-
-
-def _scope(value: object) -> str | None:
-    """Return the scope string of RFC 6749 section 3.3, also from the list that some servers send."""
-    if isinstance(value, list):
-        value = " ".join([element for element in value if isinstance(element, str)])
-    return _text(value)
 
 
 def _retry_after(answer: Answer, now: datetime) -> timedelta | None:

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from providers.connect import ConnectReader
 from providers.credentials import ClientCredentials, Grant
 from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
@@ -24,10 +25,11 @@ from providers.probes import ProbeReading, ProbeRequests
 from providers.quota import QuotaHeaders
 from providers.revocation import RevocationReading, RevocationRequests
 from providers.spec import Lifetimes as LifetimesSpec
-from providers.spec import ProviderSpec
+from providers.spec import ProviderSpec, Rate
 from tokenfleet.errors import DefinitionError, UserError
 from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import Outcome, Throttled
+from tokenfleet.policy import ENDLESS_GRACE
 from tokenfleet.presented import Presented
 from tokenfleet.tokens import EARLIEST_MARGIN, LATEST_MARGIN, Margins
 
@@ -66,7 +68,8 @@ class Provider:
     rotates: bool
     """Whether an answer may carry a new refresh token that replaces the one presented."""
     replay_grace: timedelta | None
-    """How long a replaced refresh token still works; None when it is spent at once, or never replaced."""
+    """How long a replaced refresh token still works, ``ENDLESS_GRACE`` for as long as its answer is missing; None when
+    it is spent at once, or never replaced."""
     max_live: int | None
     """How many refresh tokens can be alive at once before the oldest dies; None when unlimited, or never replaced."""
     presents: Presented = field(repr=False)
@@ -77,6 +80,7 @@ class Provider:
     """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
     _quota: QuotaHeaders = field(repr=False, compare=False)
     _requests: RefreshRequests = field(repr=False, compare=False)
+    _allow_http: bool = field(repr=False, compare=False)
     _answers: AnswerReader = field(repr=False, compare=False)
     _probes: ProbeRequests | None = field(repr=False, compare=False)
     _revocations: RevocationRequests | None = field(repr=False, compare=False)
@@ -84,26 +88,26 @@ class Provider:
     @classmethod
     def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
         """Return the provider that ``spec`` describes; ``spec`` has passed ``providers.contradictions``."""
-        rate, grace = spec.rate, spec.rotation.grace_seconds
-        burst = rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
+        rate, rotates = spec.rate, spec.rotation.policy != "never"
         return cls(
             name=spec.name,
             display_name=spec.display_name,
             spec=spec,
             origin=origin,
-            margins=_margins(spec.lifetimes),
+            margins=margins_of(spec.lifetimes),
             lifetimes=_lifetimes(spec),
             rate_per_second=rate.requests_per_second,
-            burst=burst,
+            burst=burst_of(rate),
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
-            rotates=spec.rotation.policy != "never",
-            replay_grace=timedelta(seconds=grace) if grace else None,
-            max_live=spec.rotation.max_live if spec.rotation.policy != "never" else None,
+            rotates=rotates,
+            replay_grace=_replay_grace(spec),
+            max_live=spec.rotation.max_live if rotates else None,
             presents=PRESENTED[spec.refresh.grant],
             renews=spec.refresh.grant != "none",
             endpoint_varies="{" in (spec.refresh.endpoint or ""),
             _quota=QuotaHeaders(rate),
             _requests=RefreshRequests(spec, allow_http=allow_http),
+            _allow_http=allow_http,
             _answers=AnswerReader(spec, allow_http=allow_http),
             _probes=ProbeRequests(spec, spec.probe, allow_http=allow_http) if spec.probe else None,
             _revocations=RevocationRequests(spec, spec.revoke, allow_http=allow_http)
@@ -139,6 +143,10 @@ class Provider:
         if isinstance(outcome, Throttled) and outcome.retry_after is None and isinstance(exchange, Answer):
             return replace(outcome, retry_after=self._quota.resets_in(exchange, now))
         return outcome
+
+    def connect_reader(self) -> ConnectReader:
+        """Return a reader of the answers that connect accounts, which only imports need."""
+        return ConnectReader(self.spec, allow_http=self._allow_http)
 
     def used_up_for(self, exchange: Exchange, *, now: datetime) -> timedelta | None:
         """Return for how long the app may ask no more, as an answer's rate headers say. Total: never raises."""
@@ -231,6 +239,11 @@ def _compiled(directory: Path, *, allow_http: bool) -> tuple[dict[str, Provider]
     return {one.name: one for one in providers}, list(map(str, problems))
 
 
+def burst_of(rate: Rate) -> int:
+    """Return how many requests may leave at once; a second's worth where the definition says nothing."""
+    return rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
+
+
 def _lifetimes(spec: ProviderSpec) -> Lifetimes:
     life = spec.lifetimes
 
@@ -238,21 +251,35 @@ def _lifetimes(spec: ProviderSpec) -> Lifetimes:
         return None if seconds is None else timedelta(seconds=seconds)
 
     return Lifetimes(
+        renews=spec.refresh.grant != "none",
         access_never_expires=life.access_never_expires,
         earliest_refresh=duration(life.earliest_refresh_seconds),
+        minimum_age=duration(life.minimum_age_seconds),
         refresh_idle=duration(life.refresh_idle_seconds),
         refresh_absolute=duration(life.refresh_absolute_seconds),
         probe_every=duration(spec.probe.every_seconds) if spec.probe else None,
     )
 
 
-def _margins(lifetimes: LifetimesSpec) -> Margins:
+def _replay_grace(spec: ProviderSpec) -> timedelta | None:
+    """Return how long a replaced refresh token works; where both a time and the first use end it, the time."""
+    rotation = spec.rotation
+    if rotation.grace_seconds:
+        return timedelta(seconds=rotation.grace_seconds)
+    return ENDLESS_GRACE if rotation.grace_until_first_use else None
+
+
+def margins_of(lifetimes: LifetimesSpec) -> Margins:
+    """Return how long before its end an access token is renewed."""
     earliest, latest = lifetimes.margin_earliest_seconds, lifetimes.margin_latest_seconds
     latest_margin = LATEST_MARGIN if latest is None else timedelta(seconds=latest)
     earliest_margin = EARLIEST_MARGIN if earliest is None else timedelta(seconds=earliest)
     if lifetimes.earliest_refresh_seconds is not None:
         # Drawn within the window in which the provider allows a refresh, not all of them at its opening.
         earliest_margin = min(earliest_margin, timedelta(seconds=lifetimes.earliest_refresh_seconds))
+    if lifetimes.minimum_age_seconds is not None and lifetimes.access_seconds is not None:
+        window = lifetimes.access_seconds - lifetimes.minimum_age_seconds
+        earliest_margin = min(earliest_margin, timedelta(seconds=window))
     if latest is None:
         latest_margin = min(latest_margin, earliest_margin)
     return Margins(earliest=max(earliest_margin, latest_margin), latest=latest_margin)

@@ -30,9 +30,9 @@ class Duration(Part):
     path: Paths
     unit: Literal["seconds", "milliseconds", "minutes", "hours", "days"] = "seconds"
     format: Literal["number", "days_hours_minutes", "hours_minutes_seconds"] = "number"
-    """A number of units, or three numbers between colons."""
+    """A number of units, or three numbers between colons, of which the last two stay below the next larger unit."""
     zero_is_never: bool = False
-    """Whether 0 means that the token lives until it is revoked."""
+    """Whether 0 means that the token lives until it is revoked, where the answer states no end of it elsewhere."""
 
 
 class Moment(Part):
@@ -68,7 +68,8 @@ class AnswerFields(Part):
 
     access_token: Paths = ("access_token",)
     keeps_access_token: bool = False
-    """Whether a success may state no access token, and the one that we have goes on living from then."""
+    """Whether a success may state no access token, and the one that we have goes on living from then. Such an answer
+    has to be whole, hold what ``success`` asks for and be nothing that a rule of ``errors`` knows."""
     refresh_token: Paths = ("refresh_token",)
     token_type: Paths = ("token_type",)
     scope: Paths = ("scope",)

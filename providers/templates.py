@@ -4,6 +4,8 @@ Invariant: an expanded URL never leaves the host that its definition allows, wha
 Variables are checked against their kind and patterns when a request is built; in a path or query they are
 percent-encoded; in a host they can only be host characters; the end of a literal host can be completed
 only by values that the definition lists. RFC 3986 sections 3.2 to 3.4.
+
+Braces that are meant as such, in a GraphQL query say, are written twice: ``{{ viewer {{ id }} }}``.
 """
 
 from __future__ import annotations
@@ -24,8 +26,7 @@ CLIENT_ID: Final = "client_id"
 MAX_TEXT_CHARACTERS: Final = 512
 MAX_URL_CHARACTERS: Final = 2048
 
-_BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z][A-Za-z0-9_]{0,63})\}")
-"""A doubled brace stands for one of the text itself, as a query language has them."""
+_BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z][A-Za-z0-9_]{0,63})\}|[{}]")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 _URL = re.compile(
@@ -119,7 +120,7 @@ class Template:
 
 def placeholders(text: str) -> frozenset[str]:
     """Return the names between braces in ``text``, declared or not."""
-    return frozenset(filter(None, _BRACES.findall(text)))
+    return frozenset(match[1] for match in _BRACES.finditer(text) if match[1])
 
 
 def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:
@@ -203,27 +204,23 @@ def _check_rest(pieces: tuple[str, ...], variables: Mapping[str, VariableRule]) 
 
 
 def _split(text: str, variables: Mapping[str, VariableRule]) -> tuple[str, ...]:
-    pieces, end = [""], 0
-    for braces in _BRACES.finditer(text):
-        pieces[-1] += _without_brace(text[end : braces.start()])
-        end = braces.end()
-        if braces[1] is None:
-            pieces[-1] += braces[0][0]
+    """Return literal text and variable names in turn, literal first and last."""
+    pieces = [""]
+    end = 0
+    for found in _BRACES.finditer(text):
+        pieces[-1] += text[end : found.start()]
+        end = found.end()
+        if found[1]:
+            pieces += [found[1], ""]
+        elif len(found[0]) == 1:
+            raise ValueError("has a brace that is not part of a {variable}: write {{ and }} for braces")
         else:
-            pieces += [braces[1], ""]
-    pieces[-1] += _without_brace(text[end:])
+            pieces[-1] += found[0][0]
+    pieces[-1] += text[end:]
     for name in pieces[1::2]:
         if name not in variables:
             raise UndeclaredVariableError(name)
     return tuple(pieces)
-
-
-def _without_brace(literal: str) -> str:
-    if "{" in literal or "}" in literal:
-        raise ValueError(
-            "has a brace that is not part of a {variable}: write {{ and }} for braces themselves"
-        )
-    return literal
 
 
 class UndeclaredVariableError(ValueError):

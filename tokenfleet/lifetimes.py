@@ -7,6 +7,7 @@ it is time to see whether the access token still works; and when the customer ha
 * A token whose end is known is never visited later than its latest margin before that end (G1), whatever else the
   visit is for; a probe that would come shortly before a refresh gives way to it.
 * No refresh token is presented before the provider's window opens, where it refuses early refreshes.
+* Where access tokens are never renewed, nothing is ever presented: they are probed, and their end is announced.
 * A visit is never sooner than :data:`SOONEST` from now, whatever a provider states: no answer makes a busy loop.
 """
 
@@ -18,9 +19,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from tokenfleet.outcome import TokenAnswer
-from tokenfleet.tokens import Margins, refresh_due, refresh_token_expiry
-from tokenfleet_client.secret import Secret
+from tokenfleet.tokens import LATEST_MARGIN, Margins, refresh_due
 
 SOONEST: Final = timedelta(seconds=1)
 
@@ -44,12 +43,6 @@ ROOM_FOR_PROBE: Final = timedelta(seconds=60)
 LONGEST_REST: Final = timedelta(days=30)
 """An account with nothing to do is looked at so often nevertheless: its definition may have changed."""
 
-LEARNED_LIFETIME_FLOOR: Final = timedelta(minutes=1)
-
-JUDGED_AFTER: Final = timedelta(seconds=5)
-"""Two statements of when a refresh token ends are compared only when so long lies between them: they are rounded to
-seconds."""
-
 
 class Purpose(StrEnum):
     """What a visit is for."""
@@ -72,12 +65,16 @@ class Lifetimes:
     """What a definition says of how long things live; None where it says nothing.
 
     ``refresh_idle`` is how long a refresh token lives unused, ``refresh_absolute`` how long a grant lives after
-    consent, however busy. A refresh longer than ``earliest_refresh`` before the access token's end is refused.
-    ``probe_every`` is how often a token is probed that is not refreshed sooner; None when there is no probe.
+    consent, however busy. A refresh longer than ``earliest_refresh`` before the access token's end is refused, and so
+    is one while the access token is younger than ``minimum_age``. ``probe_every`` is how often a token is probed that
+    is not refreshed sooner; None when there is no probe. ``renews`` is False where access tokens are never renewed:
+    keys, and tokens that live long and end for good.
     """
 
+    renews: bool = True
     access_never_expires: bool = False
     earliest_refresh: timedelta | None = None
+    minimum_age: timedelta | None = None
     refresh_idle: timedelta | None = None
     refresh_absolute: timedelta | None = None
     probe_every: timedelta | None = None
@@ -92,6 +89,7 @@ class Holding:
 
     ``obtained_at`` is when the tokens came, so when the refresh token's predecessor was used. ``end_is_fixed`` says
     that ``refresh_token_expires_at`` does not move with use. ``told`` says that the end of this grant was announced.
+    ``never_expires`` is the provider's word that the access token lives until it is revoked.
     """
 
     obtained_at: datetime
@@ -100,6 +98,7 @@ class Holding:
     refresh_token_expires_at: datetime | None = None
     end_is_fixed: bool = False
     told: bool = False
+    never_expires: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +123,21 @@ def next_visit(
     )
     visits: list[Visit] = []
     if presenting is not None:
-        opens = refresh_opens(holding.expires_at, lifetimes)
+        opens = refresh_opens(holding.obtained_at, holding.expires_at, lifetimes)
         at = presenting.at if opens is None else max(presenting.at, opens)
         visits.append(Visit(at, presenting.purpose))
-    end = _consent_end(holding, lifetimes)
-    if end is not None and not holding.told:
-        visits.append(Visit(end - warning_period(lifetimes.refresh_absolute), Purpose.WARNING))
+    if not holding.told:
+        visits += [Visit(end - ahead, Purpose.WARNING) for end, ahead in _known_ends(holding, lifetimes)]
     every = _probe_interval(holding, lifetimes)
     # What is refreshed within the whole interval needs no probe; the jitter only brings a probe forward.
     if every is not None and (presenting is None or now + every + ROOM_FOR_PROBE <= visits[0].at):
         visits.append(Visit(now + every * (0.75 + chance / 4), Purpose.PROBE))
-    visit = _first(visits) or Visit(now + LONGEST_REST, Purpose.PROBE)
+        if not lifetimes.renews and holding.expires_at is not None and holding.expires_at > now:
+            # It is to end then, and nothing else would notice before the next probe.
+            visits.append(Visit(holding.expires_at, Purpose.PROBE))
+    if not lifetimes.renews or not visits:
+        visits.append(Visit(now + LONGEST_REST, Purpose.PROBE))
+    visit = min(visits, key=lambda each: each.at)
     return Visit(max(visit.at, now + SOONEST), visit.purpose)
 
 
@@ -149,11 +152,19 @@ def first_visit(
 ) -> Visit:
     """Return the first visit of an account that was just imported.
 
-    A token that is not there, has ended, or is of unknown age and lifetime is renewed at once.
+    A token that is not there, has ended, or is of unknown age and lifetime is renewed at once. One that is never
+    renewed is tried out at once, if there is a probe.
     """
     expires_at = holding.expires_at
-    is_unknown = expires_at is None and not lifetimes.access_never_expires
-    if not has_access_token or is_unknown or (expires_at is not None and expires_at <= now):
+    if not lifetimes.renews:
+        if has_access_token and lifetimes.probe_every is not None:
+            return Visit(now, Purpose.PROBE)
+        return next_visit(holding, lifetimes, margins, now=now, chance=chance)
+    if (
+        not has_access_token
+        or _is_unknown(holding, lifetimes)
+        or (expires_at is not None and expires_at <= now)
+    ):
         return Visit(now, Purpose.REFRESH)
     return next_visit(holding, lifetimes, margins, now=now, chance=chance)
 
@@ -165,16 +176,25 @@ def visit_after_unclear_probe(
 
     A token of unknown lifetime has nothing but probes to tell its end: without a clear word it is renewed instead.
     """
-    if holding.expires_at is None and not lifetimes.access_never_expires:
+    if _is_unknown(holding, lifetimes):
         return Visit(now + UNKNOWN_LIFETIME_INTERVAL * (0.75 + chance / 4), Purpose.REFRESH)
     return next_visit(holding, lifetimes, margins, now=now, chance=chance)
 
 
-def refresh_opens(expires_at: datetime | None, lifetimes: Lifetimes) -> datetime | None:
-    """Return before when the provider refuses a refresh; None when it never does."""
-    if expires_at is None or lifetimes.earliest_refresh is None:
-        return None
-    return expires_at - lifetimes.earliest_refresh
+def refresh_opens(
+    obtained_at: datetime, expires_at: datetime | None, lifetimes: Lifetimes
+) -> datetime | None:
+    """Return before when the provider refuses a refresh of the access token; None when it never does.
+
+    The token came ``obtained_at``: one that was imported may be older, so its age is not waited for beyond its end.
+    """
+    bounds: list[datetime] = []
+    if expires_at is not None and lifetimes.earliest_refresh is not None:
+        bounds.append(expires_at - lifetimes.earliest_refresh)
+    if lifetimes.minimum_age is not None:
+        of_age = obtained_at + lifetimes.minimum_age
+        bounds.append(of_age if expires_at is None else min(of_age, expires_at - LATEST_MARGIN))
+    return max(bounds, default=None)
 
 
 def must_present(holding: Holding, lifetimes: Lifetimes, margins: Margins, *, now: datetime) -> bool:
@@ -182,7 +202,7 @@ def must_present(holding: Holding, lifetimes: Lifetimes, margins: Margins, *, no
 
     So it is when it comes late, or when who planned it did not know of probes.
     """
-    opens = refresh_opens(holding.expires_at, lifetimes)
+    opens = refresh_opens(holding.obtained_at, holding.expires_at, lifetimes)
     if opens is not None and now < opens:
         return False
     # The earliest moment of a refresh: its window has begun. The latest one of a keepalive: there is no hurry.
@@ -193,17 +213,16 @@ def must_present(holding: Holding, lifetimes: Lifetimes, margins: Margins, *, no
 def announced_end(holding: Holding, lifetimes: Lifetimes, *, now: datetime) -> datetime | None:
     """Return the end of the grant if it is time to tell the customer, None if not, or if that was told already.
 
-    Counted from consent as the definition says, or stated by answers and not moved by use.
+    Counted from consent as the definition says, or stated by answers and not moved by use; or the access token's own,
+    where none follows it.
     """
     if holding.told:
         return None
-    ends: list[datetime] = []
-    consent, stated = _consent_end(holding, lifetimes), _fixed_end(holding)
-    if consent is not None and consent - warning_period(lifetimes.refresh_absolute) <= now:
-        ends.append(consent)
-    if stated is not None and stated - _warning_of(holding, stated) <= now:
-        ends.append(stated)
-    return min(ends, default=None)
+    known = list(_known_ends(holding, lifetimes))
+    stated = _fixed_end(holding)
+    if stated is not None and lifetimes.renews:
+        known.append((stated, _warning_of(holding, stated)))
+    return min((end for end, ahead in known if end - ahead <= now), default=None)
 
 
 def warning_period(life: timedelta | None) -> timedelta:
@@ -211,51 +230,22 @@ def warning_period(life: timedelta | None) -> timedelta:
     return WARNING_PERIOD if life is None else min(WARNING_PERIOD, life * WARNING_SHARE)
 
 
-def refresh_token_end(
-    answer: TokenAnswer | None,
-    presented: Secret | None,
-    before: datetime | None,
-    *,
-    elapsed: timedelta,
-    lifetimes: Lifetimes,
-) -> tuple[datetime | None, bool]:
-    """Return when the refresh token expires that we hold after ``answer``, and whether that end is fixed.
-
-    Fixed means that it stayed where it was, ``before``, although the token was used and ``elapsed`` has passed since
-    we were told. An end that this answer did not state is an old idle limit where the definition says that there is
-    one. Without an answer nothing has changed.
-    """
-    after = before if answer is None else refresh_token_expiry(answer, presented, before)
-    if answer is None or before is None or after is None or elapsed < JUDGED_AFTER:
-        return after, False
-    if answer.refresh_token_expires_at is None and lifetimes.refresh_idle is not None:
-        return after, False
-    return after, after - before < elapsed / 2
-
-
-def learned_lifetime(obtained_at: datetime, alive_at: datetime | None, *, now: datetime) -> timedelta:
-    """Return how long a token certainly lived that came at ``obtained_at`` and was found dead ``now``.
-
-    Until a probe last found it alive; half its age if none ever did, so that the next one dies later than we think.
-    """
-    lived = (
-        alive_at - obtained_at if alive_at is not None and alive_at > obtained_at else (now - obtained_at) / 2
-    )
-    return max(lived, LEARNED_LIFETIME_FLOOR)
-
-
 def _refreshes(holding: Holding, lifetimes: Lifetimes, margins: Margins, chance: float) -> Iterator[Visit]:
     """Yield when the access token is renewed before its end."""
+    if not lifetimes.renews:
+        return
     if holding.expires_at is not None:
         due = refresh_due(holding.expires_at, now=holding.obtained_at, margins=margins, chance=chance)
         yield Visit(due, Purpose.REFRESH)
-    elif not lifetimes.access_never_expires and lifetimes.probe_every is None:
+    elif _is_unknown(holding, lifetimes) and lifetimes.probe_every is None:
         interval = UNKNOWN_LIFETIME_INTERVAL * (0.75 + chance / 4)
         yield Visit(holding.obtained_at + interval, Purpose.REFRESH)
 
 
 def _keepalives(holding: Holding, lifetimes: Lifetimes, chance: float) -> Iterator[Visit]:
     """Yield when the refresh token is used before it dies of disuse, or its fixed end is announced."""
+    if not lifetimes.renews:
+        return
     share = KEEPALIVE_EARLIEST + (KEEPALIVE_LATEST - KEEPALIVE_EARLIEST) * chance
     limits: list[timedelta] = []
     if lifetimes.refresh_idle is not None:
@@ -274,15 +264,23 @@ def _keepalives(holding: Holding, lifetimes: Lifetimes, chance: float) -> Iterat
 
 def _probe_interval(holding: Holding, lifetimes: Lifetimes) -> timedelta | None:
     every = lifetimes.probe_every
-    if every is None or holding.expires_at is not None or lifetimes.access_never_expires:
+    if every is None or not _is_unknown(holding, lifetimes):
         return every
     return min(every, UNKNOWN_LIFETIME_INTERVAL)
 
 
-def _consent_end(holding: Holding, lifetimes: Lifetimes) -> datetime | None:
-    if holding.granted_at is None or lifetimes.refresh_absolute is None:
-        return None
-    return holding.granted_at + lifetimes.refresh_absolute
+def _is_unknown(holding: Holding, lifetimes: Lifetimes) -> bool:
+    """Answer whether nobody knows when the access token ends, and a new one can be had."""
+    is_endless = lifetimes.access_never_expires or holding.never_expires
+    return holding.expires_at is None and lifetimes.renews and not is_endless
+
+
+def _known_ends(holding: Holding, lifetimes: Lifetimes) -> Iterator[tuple[datetime, timedelta]]:
+    """Yield each end that no request can move or confirm, and how long before it the customer is told."""
+    if holding.granted_at is not None and lifetimes.refresh_absolute is not None:
+        yield holding.granted_at + lifetimes.refresh_absolute, warning_period(lifetimes.refresh_absolute)
+    if not lifetimes.renews and holding.expires_at is not None:
+        yield holding.expires_at, _warning_of(holding, holding.expires_at)
 
 
 def _fixed_end(holding: Holding) -> datetime | None:

@@ -21,14 +21,17 @@ from tokenfleet_client.secret import Secret
 class TokenAnswer:
     """A successful token response (RFC 6749 section 5.1), read into our own terms.
 
-    ``expires_at`` is None when neither the answer nor the definition tells it. ``refresh_token`` is None
-    when the provider returned none, which means: keep the old one (RFC 6749 section 6). ``variables`` are
-    values that the definition captures from the answer (an API base that moves, say).
+    ``access_token`` is None only for providers whose definition says so: the one that we have lives on from now.
+    ``expires_at`` is None when neither the answer nor the definition tells it; with ``never_expires`` because the
+    answer says that the token lives until it is revoked, so that nothing else may be believed or learned.
+    ``refresh_token`` is None when the provider returned none, which means: keep the old one (RFC 6749 section 6).
+    ``variables`` are values that the definition captures from the answer (an API base that moves, say).
     """
 
-    access_token: Secret
+    access_token: Secret | None
     token_type: str | None = None
     expires_at: datetime | None = None
+    never_expires: bool = False
     refresh_token: Secret | None = None
     refresh_token_expires_at: datetime | None = None
     scope: str | None = None
@@ -37,7 +40,7 @@ class TokenAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """2xx, passes the definition's success test, has an access token."""
+    """2xx, passes the definition's success test, has an access token or keeps the one that we have."""
 
     answer: TokenAnswer
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, assert_never
 
+from tokenfleet.learning import NEVER_EXPIRES
 from tokenfleet.lifetimes import NOTHING_SAID, Holding, Lifetimes, announced_end, next_visit
 from tokenfleet.outcome import (
     ClientRejected,
@@ -39,6 +40,9 @@ READERS_MARGIN: Final = timedelta(seconds=30)
 """What a token in the database still has to live, as readers are promised (DESIGN section 1, G1)."""
 
 REPLAYS_IN_GRACE: Final = 3
+ENDLESS_GRACE: Final = timedelta.max
+"""Of a replaced refresh token that works for as long as nobody has used what replaced it: a missing answer is used by
+nobody."""
 
 THROTTLE_FIRST: Final = timedelta(seconds=5)
 THROTTLE_LONGEST: Final = timedelta(minutes=15)
@@ -71,13 +75,14 @@ class Known:
     counts earlier presentations of this same refresh token whose answer was lost, in this attempt or an earlier one.
     ``replayed`` says that this attempt has presented it a second time. ``last_lifetime`` is how long the previous
     token lived. ``rotates`` is False when the provider never replaces refresh tokens, so that none can be lost;
-    ``replay_grace`` is how long a replaced one still works, None when it is spent at once; ``max_live`` is how many can
-    be alive at once. ``expires_at`` is when the access token that readers have expires. ``throttles`` counts the app's
-    pauses in a row whose length the provider did not say.
+    ``replay_grace`` is how long a replaced one still works, :data:`ENDLESS_GRACE` for as long as the answer is missing,
+    None when it is spent at once; ``max_live`` is how many can be alive at once. ``expires_at`` is when the access
+    token that readers have expires. ``throttles`` counts the app's pauses in a row whose
+    length the provider did not say.
 
     Of the grant: when the customer consented, whether its end was announced, when the refresh token that we hold
     after this answer expires, and whether that end is fixed. ``learned_lifetime`` is how long a token lived that did
-    not say so and was found dead.
+    not say so and was found dead, :data:`~tokenfleet.learning.NEVER_EXPIRES` after one that was said to have no end.
     """
 
     attempts: int
@@ -106,7 +111,7 @@ class Save:
     ``expires_at`` is what the answer says, else what the previous token's life taught; None when unknown.
     ``probing`` says that the visit will not present the refresh token. ``grant_ends_at`` is the end that the customer
     has to be told of now, None when there is nothing to tell. ``learned_lifetime`` is what ``expires_at`` was taken
-    from, when it was that.
+    from, when it was that, or that the answer states no end.
     """
 
     next_refresh_at: datetime
@@ -202,6 +207,14 @@ def decide(outcome: Outcome, known: Known, *, now: datetime, chance: float) -> D
             assert_never(outcome)
 
 
+def doubt_delay(doubts: int, chance: float) -> timedelta:
+    """Return how long an account is left alone after its doubt number ``doubts`` + 1.
+
+    Jittered, so that a crowd that was answered oddly at once does not come back at once.
+    """
+    return DOUBT_DELAYS[min(doubts, len(DOUBT_DELAYS) - 1)] * (0.75 + chance / 2)
+
+
 def backoff(attempts: int, chance: float) -> timedelta:
     """Return the wait before try number ``attempts`` + 2: exponential, capped, full jitter, 1 s at least."""
     ceiling = min(BACKOFF_CAP, BACKOFF_BASE * _doublings(attempts))
@@ -238,7 +251,10 @@ def _may_replay(known: Known) -> bool:
 
 def _save(answer: TokenAnswer, known: Known, now: datetime, chance: float) -> Save:
     lifetimes = known.lifetimes
-    guesses = answer.expires_at is None and not lifetimes.access_never_expires
+    # The last word on the life of such tokens was that they have no end.
+    said_never = known.learned_lifetime == NEVER_EXPIRES and known.last_lifetime is None
+    never = answer.expires_at is None and (answer.never_expires or said_never)
+    guesses = answer.expires_at is None and not never and not lifetimes.access_never_expires
     expires_at = _learned_expiry(known, now) if guesses else answer.expires_at
     holding = Holding(
         obtained_at=now,
@@ -247,12 +263,13 @@ def _save(answer: TokenAnswer, known: Known, now: datetime, chance: float) -> Sa
         refresh_token_expires_at=known.refresh_token_expires_at,
         end_is_fixed=known.end_is_fixed,
         told=known.reauth_told,
+        never_expires=never,
     )
     grant_ends_at = announced_end(holding, lifetimes, now=now)
     if grant_ends_at is not None:
         holding = replace(holding, told=True)
     visit = next_visit(holding, lifetimes, known.margins, now=now, chance=chance)
-    learned = known.learned_lifetime if guesses else None
+    learned = NEVER_EXPIRES if never else known.learned_lifetime if guesses else None
     return Save(visit.at, expires_at, not visit.presents, grant_ends_at, learned)
 
 
@@ -285,8 +302,7 @@ def _credible(retry_after: timedelta) -> timedelta:
 
 def _doubtful(code: str, doubts: int, now: datetime, chance: float) -> RetryLater | Quarantine:
     if doubts < len(DOUBT_DELAYS):
-        # Jittered, so that a crowd that was answered oddly at once does not come back at once.
-        return RetryLater(now + DOUBT_DELAYS[doubts] * (0.75 + chance / 2), code, in_doubt=True)
+        return RetryLater(now + doubt_delay(doubts, chance), code, in_doubt=True)
     return Quarantine(now + _quarantine(doubts - len(DOUBT_DELAYS)), code)
 
 

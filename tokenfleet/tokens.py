@@ -26,7 +26,7 @@ SHORT_LIFE_LATEST: Final = 2 / 3
 class TokenSet:
     """What we hold for one account after an answer, in the clear and therefore short-lived."""
 
-    access_token: Secret
+    access_token: Secret | None
     refresh_token: Secret | None
     token_type: str | None
     scope: str | None
@@ -55,14 +55,16 @@ def merge(
     refresh_token: Secret | None,
     refresh_token_expires_at: datetime | None,
     scope: str | None,
+    access_token: Secret | None = None,
 ) -> TokenSet:
     """Return the token set after ``answer``; what it does not return is kept (RFC 6749 section 6).
 
+    ``access_token`` is the one that we have, for an answer without one, which renews it where it is.
     A new refresh token replaces the old one and its absolute expiry; an omitted one, or the same one again,
     keeps both, unless the answer states a new expiry for it.
     """
     return TokenSet(
-        access_token=answer.access_token,
+        access_token=answer.access_token or access_token,
         refresh_token=answer.refresh_token or refresh_token,
         token_type=answer.token_type,
         scope=answer.scope if answer.scope is not None else scope,

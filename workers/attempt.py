@@ -27,7 +27,7 @@ from store.journal import Journal, JournalUnwritable
 from store.keys import Vault
 from store.schedule import Attempt
 from tokenfleet import telemetry
-from tokenfleet.lifetimes import refresh_token_end
+from tokenfleet.learning import refresh_token_end
 from tokenfleet.outcome import (
     ClientRejected,
     Outcome,
@@ -258,6 +258,7 @@ class Asker:
         generation = attempt.generation + 1
         account_id = attempt.account_id
         assert tokens.refresh_token is not None
+        assert tokens.access_token is not None
         return SavedTokens(
             account_id=account_id,
             epoch=attempt.epoch,

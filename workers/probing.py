@@ -30,11 +30,11 @@ from store.keys import Vault
 from store.schedule import Attempt
 from store.visits import Visited
 from tokenfleet import telemetry
+from tokenfleet.learning import learned_lifetime
 from tokenfleet.lifetimes import (
     Holding,
     Visit,
     announced_end,
-    learned_lifetime,
     must_present,
     next_visit,
     refresh_opens,
@@ -218,7 +218,7 @@ class Prober:
 
 
 def _is_early(asking: Asking, attempt: Attempt) -> bool:
-    opens = refresh_opens(attempt.expires_at, asking.provider.lifetimes)
+    opens = refresh_opens(attempt.obtained_at, attempt.expires_at, asking.provider.lifetimes)
     return opens is not None and asking.now(attempt) < opens
 
 

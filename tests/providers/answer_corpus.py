@@ -2,8 +2,9 @@
 
 ``body`` is text, or a list of parts: text, ``{text, times}``, ``{hex, times}``. ``charset`` encodes the text,
 ``encoding`` packs the whole (gzip, deflate) and says so in a header. ``provider`` names the definition that reads it,
-a plain one unless given. Under ``expect`` stand the outcome and whatever of it matters; ``outage = true`` where the
-provider's circuit counts it, which nothing else may.
+a plain one unless given; ``definition`` adds ``extra`` tables to the plain one, or replaces its tables by name.
+Under ``expect`` stand the outcome and whatever of it matters; ``outage = true`` where the provider's circuit counts
+it, which nothing else may.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Case:
     headers: Mapping[str, str]
     body: bytes
     provider: str | None
+    definition: Mapping[str, str] | None
     expect: Mapping[str, Any]
 
     @property
@@ -88,6 +90,7 @@ def _read(file: Path) -> Case:
         headers=headers,
         body=body,
         provider=document.get("provider"),
+        definition=document.get("definition"),
         expect=document["expect"],
     )
 

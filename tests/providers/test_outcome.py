@@ -132,6 +132,15 @@ MOMENT = datetime(2026, 3, 1, 13, 0, 0, tzinfo=UTC)
         ("iso8601", "2026-03-01T13:00:00Z"),
         ("iso8601", "2026-03-01T14:00:00+01:00"),
         ("iso8601", "2026-03-01T13:00:00"),
+        ("iso8601", "2026-03-01T08:30:00-0430"),
+        ("iso8601", "2026-03-01T14:00:00+01"),
+        ("iso8601", "2026-03-01 13:00:00 UTC"),
+        ("iso8601", " 2026-03-01t13:00:00z "),
+        ("iso8601", "20260301T130000Z"),
+        ("http_date", "Sun, 01 Mar 2026 13:00:00 GMT"),
+        ("http_date", "Sunday, 01-Mar-26 13:00:00 GMT"),
+        ("http_date", "Sun Mar  1 13:00:00 2026"),
+        ("http_date", "Sun, 01 Mar 2026 14:00:00 +0100"),
     ],
 )
 def test_absolute_expiry_is_read_in_its_format(form: str, told: object) -> None:
@@ -139,11 +148,22 @@ def test_absolute_expiry_is_read_in_its_format(form: str, told: object) -> None:
     assert tokens({"ends": told}, by).expires_at == MOMENT
 
 
-@pytest.mark.parametrize("form", ["epoch_seconds", "epoch_milliseconds", "iso8601"])
+@pytest.mark.parametrize("digits", range(1, 10))
+def test_a_moment_may_have_one_to_nine_digits_of_a_second(digits: int) -> None:
+    by = provider('[answer]\nexpires_at = { path = "ends", format = "iso8601" }')
+    told = tokens({"ends": f"2026-03-01T13:00:00.{'5'.ljust(digits, '0')}Z"}, by).expires_at
+    assert told == MOMENT + timedelta(milliseconds=500)
+
+
+@pytest.mark.parametrize("form", ["epoch_seconds", "epoch_milliseconds", "iso8601", "http_date"])
 @pytest.mark.parametrize(
     "told",
-    [0, -1, 1e300, "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "2026-03-01T11:59:59Z", "x", []],
-)
+    [
+        0, -1, 1e300, "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "2026-03-01T11:59:59Z", "x", [],
+        "Fri, 31 Dec 9999 23:59:59 -2359", "Mon, 01 Jan 0001 00:00:00 +2359", "Sun, 01 Mar 2026 11:59:59 GMT",
+        ",", "9" * 65,
+    ],
+)  # fmt: skip
 def test_an_unbelievable_moment_is_not_told(form: str, told: object) -> None:
     by = provider(f'[answer]\nexpires_at = {{ path = "ends", format = "{form}" }}')
     assert tokens({"ends": told}, by).expires_at is None
@@ -157,6 +177,63 @@ def test_lifetimes_have_units(unit: str, told: object) -> None:
     by = provider(f'[answer]\nexpires_in = {{ path = ["life.left", "expires"], unit = "{unit}" }}')
     assert tokens({"life": {"left": told}}, by).expires_at == NOW + timedelta(hours=1)
     assert tokens({"expires": told}, by).expires_at == NOW + timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("form", "told", "life"),
+    [
+        ("days_hours_minutes", "177:05:38", timedelta(days=177, hours=5, minutes=38)),
+        ("days_hours_minutes", "0:1:00", timedelta(hours=1)),
+        ("hours_minutes_seconds", "177:05:38", timedelta(hours=177, minutes=5, seconds=38)),
+        ("hours_minutes_seconds", " 00:00:01 ", timedelta(seconds=1)),
+    ],
+)
+def test_a_lifetime_may_be_three_numbers_between_colons(form: str, told: str, life: timedelta) -> None:
+    by = provider(f'[answer]\nexpires_in = {{ path = "left", format = "{form}" }}')
+    assert tokens({"left": told}, by).expires_at == NOW + life
+
+
+@pytest.mark.parametrize("form", ["days_hours_minutes", "hours_minutes_seconds"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "00:00:00", "1:60:00", "1:00:60", "-1:00:00", "1:00", "1:00:00:00", "999999:00:00", "9999999:0:0", 3600,
+        None, "\N{ARABIC-INDIC DIGIT NINE}:00:00", "1::1", [1, 0, 0],
+    ],
+)  # fmt: skip
+def test_what_is_no_such_lifetime_is_not_told(form: str, told: object) -> None:
+    by = provider(f'[answer]\nexpires_in = {{ path = "left", format = "{form}" }}')
+    assert tokens({"left": told}, by).expires_at is None
+
+
+NEVER = '[answer]\nexpires_in = { path = "expires_in", zero_is_never = true }\n'
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, "0", " 0 "])
+def test_zero_for_never_is_believed_before_a_jwt_and_the_definition(zero: object) -> None:
+    by = provider(
+        NEVER + 'expires_at = { path = "ends", format = "epoch_seconds" }\n[lifetimes]\naccess_seconds = 40'
+    )
+    token = jwt(exp=int(NOW.timestamp()) + 30)
+    never = tokens({"expires_in": zero, "access_token": token}, by)
+    assert (never.expires_at, never.never_expires) == (None, True)
+    ends = tokens({"expires_in": zero, "ends": int(NOW.timestamp()) + 20}, by)
+    assert (ends.expires_at, ends.never_expires) == (NOW + timedelta(seconds=20), False), (
+        "an end that is stated"
+    )
+
+
+@pytest.mark.parametrize("told", [None, "", False, -1, "soon", [], 0.5, 315_360_001])
+def test_nothing_but_zero_means_never(told: object) -> None:
+    assert not tokens({"expires_in": told}, provider(NEVER)).never_expires
+    assert not tokens({"expires_in": 0}).never_expires, "only where the definition says so"
+
+
+def test_a_clock_of_zeros_means_never_too() -> None:
+    by = provider(
+        '[answer]\nexpires_in = { path = "left", format = "days_hours_minutes", zero_is_never = true }'
+    )
+    assert tokens({"left": "0:00:00"}, by).never_expires
 
 
 def jwt(**claims: object) -> str:
@@ -429,6 +506,50 @@ def test_a_successor_beside_an_error_is_kept_whether_a_rule_calls_it_undescribed
         assert read(answer(body), by) == Undescribed(
             "odd", "200 {error:word,refresh_token:text}", Secret("rt-2")
         )
+
+
+KEEPS = '[answer]\nkeeps_access_token = true\nsuccess = [{ path = "code", value = 0 }]'
+
+
+def test_a_success_without_access_token_keeps_ours_only_where_the_definition_says_so() -> None:
+    assert read(answer({"code": 0}), provider(KEEPS)) == Refreshed(TokenAnswer(access_token=None))
+    rotated = read(answer({"code": 0, "refresh_token": "rt-2"}), provider(KEEPS))
+    assert rotated == Refreshed(TokenAnswer(access_token=None, refresh_token=Secret("rt-2")))
+    without = provider(KEEPS.replace("true", "false"))
+    assert read(answer({"code": 0}), without) == Undescribed("http_200", "200 {code:number}")
+    mistaken = read(answer({"code": 0, "refresh_token": "rt-2"}), without)
+    assert isinstance(mistaken, Undescribed)
+    assert mistaken.refresh_token == Secret("rt-2")
+
+
+@pytest.mark.parametrize("unusable", ["a\x01b", 7, [], " "])
+def test_an_access_token_that_nobody_can_send_is_not_the_same_as_none(unusable: object) -> None:
+    outcome = read(answer({"code": 0, "access_token": unusable, "refresh_token": "rt-2"}), provider(KEEPS))
+    assert isinstance(outcome, Undescribed)
+    assert outcome.refresh_token == Secret("rt-2")
+
+
+@pytest.mark.parametrize(
+    "exchange", [answer(b""), answer(b'{"code": 0} '[:-3]), answer(b'{"code": 0} x'), answer([])]
+)
+def test_what_cannot_be_read_whole_keeps_no_access_token(exchange: Answer) -> None:
+    assert isinstance(read(exchange, provider(KEEPS)), OutcomeUnknown | Undescribed)
+
+
+@pytest.mark.parametrize("grant", ["client_credentials", "token_exchange", "access_token"])
+def test_a_grant_that_presents_no_refresh_token_takes_none_from_an_answer(grant: str) -> None:
+    refresh = (
+        f'endpoint = "https://auth.example.com/token"\ngrant = "{grant}"\n'
+        'parameters = { subject_token_type = "urn:ietf:params:oauth:token-type:jwt" }'
+    )
+    by = provider(refresh=refresh, rotation='policy = "never"')
+    brought = {"refresh_token": "rt-2", "refresh_token_expires_in": 60}
+    assert tokens(brought, by) == TokenAnswer(access_token=Secret("at-1"))
+    failed = read(answer({"error": "odd", "refresh_token": "rt-2"}), by)
+    assert isinstance(failed, Undescribed)
+    assert failed.refresh_token is None
+    both = read(answer({"error": "invalid_grant", "access_token": "at-1", "refresh_token": "rt-2"}), by)
+    assert isinstance(both, Undescribed), "an answer that contradicts itself has no definite word"
 
 
 def test_a_rule_for_throttling_hears_retry_after() -> None:

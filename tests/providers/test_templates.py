@@ -103,11 +103,31 @@ def test_values_are_put_in_their_place(text: str, values: dict[str, str], expect
         ("{base}/{tenant}", "must go on"),
         ("https://a.example/{", "a brace"),
         ("https://a.example/{a-b}", "a brace"),
+        ("https://a.example/{{tenant}}", "cannot have unencoded"),
+        ("https://{{tenant}}.example/", "host that is not made of"),
     ],
 )
 def test_templates_that_could_leave_their_host_are_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         compiled(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("{{ viewer {{ id }} }}", "{ viewer { id } }"),
+        ("{{{tenant}}}", "{acme}"),
+        ("{{tenant}} is {tenant}", "{tenant} is acme"),
+    ],
+)
+def test_a_brace_that_is_meant_is_written_twice(text: str, sent: str) -> None:
+    assert text_template(text, RULES).expand({"tenant": "acme"}) == sent
+
+
+@pytest.mark.parametrize("text", ["{ viewer }", "{{tenant}", "{tenant}}", "}"])
+def test_a_lone_brace_is_told_how_it_is_written(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write \{\{ and \}\} for braces"):
+        text_template(text, RULES)
 
 
 def test_an_undeclared_variable_is_named() -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tokenfleet.learning import LEARNED_LIFETIME_FLOOR, learned_lifetime, refresh_token_end
 from tokenfleet.lifetimes import (
     KEEPALIVE_EARLIEST,
     KEEPALIVE_LATEST,
-    LEARNED_LIFETIME_FLOOR,
     LONGEST_REST,
     SOONEST,
     UNKNOWN_LIFETIME_INTERVAL,
@@ -21,11 +21,9 @@ from tokenfleet.lifetimes import (
     Purpose,
     announced_end,
     first_visit,
-    learned_lifetime,
     must_present,
     next_visit,
     refresh_opens,
-    refresh_token_end,
     visit_after_unclear_probe,
     warning_period,
 )
@@ -50,6 +48,7 @@ any_lifetimes = st.builds(
     Lifetimes,
     access_never_expires=st.booleans(),
     earliest_refresh=st.none() | durations(),
+    minimum_age=st.none() | durations(),
     refresh_idle=st.none() | durations(),
     refresh_absolute=st.none() | durations(),
     probe_every=st.none() | durations(),
@@ -68,6 +67,7 @@ def holdings(draw: st.DrawFn) -> Holding:
         refresh_token_expires_at=None if ends is None else obtained_at + ends,
         end_is_fixed=draw(st.booleans()),
         told=draw(st.booleans()),
+        never_expires=draw(st.booleans()),
     )
 
 
@@ -91,7 +91,7 @@ def test_a_token_is_visited_before_its_latest_margin_whatever_else_there_is_to_d
 ) -> None:
     assume(held.expires_at is not None)
     assert held.expires_at is not None
-    opens = refresh_opens(held.expires_at, lifetimes)
+    opens = refresh_opens(held.obtained_at, held.expires_at, lifetimes)
     _, latest = MARGINS.for_lifetime(held.expires_at - held.obtained_at)
     due = max(held.expires_at - latest, opens or NOW, NOW + SOONEST)
     visit = next_visit(held, lifetimes, MARGINS, now=NOW, chance=chance)
@@ -102,7 +102,7 @@ def test_a_token_is_visited_before_its_latest_margin_whatever_else_there_is_to_d
 def test_no_refresh_token_is_presented_before_the_window_opens(
     held: Holding, lifetimes: Lifetimes, chance: float
 ) -> None:
-    opens = refresh_opens(held.expires_at, lifetimes)
+    opens = refresh_opens(held.obtained_at, held.expires_at, lifetimes)
     visit = next_visit(held, lifetimes, MARGINS, now=NOW, chance=chance)
     if visit.presents and opens is not None:
         assert visit.at >= opens
@@ -259,3 +259,38 @@ def test_a_token_is_not_replayed_beyond_what_the_provider_keeps_alive(
     known = Known(attempts=0, unanswered=lost, replayed=False, margins=MARGINS, max_live=max_live)
     decision = decide(OutcomeUnknown("timeout"), known, now=NOW, chance=0.5)
     assert isinstance(decision, Replay) is replays
+
+
+@given(
+    obtained=st.timedeltas(timedelta(0), 10 * DAY),
+    lives=durations(90 * DAY).filter(lambda lives: lives > 2 * HOUR),
+    chance=chances,
+)
+def test_a_token_that_has_to_be_of_age_is_renewed_between_that_and_its_end(
+    obtained: timedelta, lives: timedelta, chance: float
+) -> None:
+    """Also one that was imported shortly before its end, whose age nobody knows."""
+    lifetimes = Lifetimes(minimum_age=DAY)
+    held = Holding(NOW, NOW + lives, granted_at=NOW)
+    visit = next_visit(held, lifetimes, MARGINS, now=NOW, chance=chance)
+    assert visit.purpose is Purpose.REFRESH
+    assert visit.at >= NOW + min(DAY, lives - 60 * SECOND)
+    assert visit.at < NOW + lives
+    assert not must_present(held, lifetimes, MARGINS, now=visit.at - SECOND) or lives > DAY
+
+
+def test_the_later_of_two_bounds_counts() -> None:
+    both = Lifetimes(minimum_age=DAY, earliest_refresh=HOUR)
+    assert refresh_opens(NOW, NOW + 2 * DAY, both) == NOW + 2 * DAY - HOUR
+    assert refresh_opens(NOW, NOW + DAY + 60 * SECOND, both) == NOW + DAY
+    assert refresh_opens(NOW, None, both) == NOW + DAY
+    assert refresh_opens(NOW, None, Lifetimes(earliest_refresh=HOUR)) is None
+
+
+def test_a_token_that_is_said_to_have_no_end_is_probed_and_not_renewed_for_nothing() -> None:
+    endless = replace(holding(None), never_expires=True)
+    probed = next_visit(endless, Lifetimes(probe_every=6 * HOUR), MARGINS, now=NOW, chance=0.999)
+    assert (probed.purpose, probed.at > NOW + 5 * HOUR) == (Purpose.PROBE, True)
+    assert next_visit(endless, Lifetimes(), MARGINS, now=NOW, chance=0.5).at == NOW + LONGEST_REST
+    unclear = visit_after_unclear_probe(endless, Lifetimes(probe_every=HOUR), MARGINS, now=NOW, chance=0.5)
+    assert unclear.purpose is Purpose.PROBE

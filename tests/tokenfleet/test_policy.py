@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenfleet.learning import NEVER_EXPIRES
 from tokenfleet.lifetimes import UNKNOWN_LIFETIME_INTERVAL
 from tokenfleet.outcome import (
     ClientRejected,
@@ -28,6 +29,7 @@ from tokenfleet.policy import (
     BACKOFF_CAP,
     BACKOFF_FLOOR,
     DOUBT_DELAYS,
+    ENDLESS_GRACE,
     LEARNED_LIFETIME_CAP,
     OVERDUE_FLOOR,
     QUARANTINE_BASE,
@@ -224,6 +226,16 @@ def test_without_a_lost_answer_and_after_the_grace_a_failure_waits_as_ever(
     )
     decision = decide(Unavailable("http_503"), what_we_know, now=NOW, chance=chance)
     assert decision == RetryLater(NOW + backoff(attempts, chance), "http_503")
+
+
+@given(attempts=st.integers(0, 10**6), unanswered=st.integers(0, 100), chance=chances)
+def test_a_grace_without_end_makes_no_wait_without_end(attempts: int, unanswered: int, chance: float) -> None:
+    endless = replace(
+        known(attempts=attempts, unanswered=unanswered, replayed=True), replay_grace=ENDLESS_GRACE
+    )
+    decision = decide(OutcomeUnknown("cut"), endless, now=NOW, chance=chance)
+    assert isinstance(decision, RetryLater)
+    assert decision.at - NOW == backoff(attempts, chance) <= BACKOFF_CAP
 
 
 @given(what_we_know=knowns, now=moments, chance=chances)
@@ -480,3 +492,22 @@ def test_a_token_that_was_imported_expired_teaches_no_lifetime(lifetime: timedel
 def test_an_unknown_lifetime_is_never_taken_to_mean_for_ever(chance: float) -> None:
     moment = saved(None, chance=chance)
     assert UNKNOWN_LIFETIME_INTERVAL * 0.75 <= moment - NOW <= UNKNOWN_LIFETIME_INTERVAL
+
+
+def test_what_is_said_to_have_no_end_is_remembered_until_something_else_is_said() -> None:
+    never = Refreshed(TokenAnswer(Secret("example"), never_expires=True))
+    silent = Refreshed(TokenAnswer(Secret("example")))
+    for outcome, what_we_know in (
+        (never, known()),
+        (never, known(last_lifetime=timedelta(hours=2))),
+        (silent, replace(known(), learned_lifetime=NEVER_EXPIRES)),
+    ):
+        decision = decide(outcome, what_we_know, now=NOW, chance=0)
+        assert isinstance(decision, Save)
+        assert (decision.expires_at, decision.learned_lifetime) == (None, NEVER_EXPIRES)
+        assert decision.probing
+    # A life of two hours that came after the word is the newer one.
+    what_we_know = replace(known(last_lifetime=timedelta(hours=2)), learned_lifetime=NEVER_EXPIRES)
+    decision = decide(silent, what_we_know, now=NOW, chance=0)
+    assert isinstance(decision, Save)
+    assert decision.expires_at == NOW + timedelta(hours=2)
