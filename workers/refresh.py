@@ -37,12 +37,15 @@ from tokenfleet.guard import SAMPLES
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
+from tokenfleet_client.contract import AccountStatus
 from workers.attempt import Asker
 from workers.credentials import open_credentials
 from workers.governor import Governor
 from workers.key_renewal import KeyRenewal
+from workers.pacing import NotNow
 from workers.probing import Going, Prober
 from workers.results import Unasked
+from workers.revoke import Revoker
 from workers.room import Room, Seats
 from workers.settling import Asking, Judged
 from workers.takeover import Lookout
@@ -89,6 +92,7 @@ class Refresher:
         lookout: Lookout,
         key_renewal: KeyRenewal,
         prober: Prober,
+        revoker: Revoker,
     ) -> None:
         self._engine = engine
         self._registry = registry
@@ -96,6 +100,7 @@ class Refresher:
         self._leases = leases
         self._asker = asker
         self._prober = prober
+        self._revoker = revoker
         self._writer = writer
         self._journal = journal
         self._governor = governor
@@ -257,14 +262,11 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            going = await self._prober.visit(asking, attempt)
-            if isinstance(going, Going):
-                last_look = self._lookout.last_look(attempt)
-                going = await self._asker.perform(going.asking, going.attempt, last_look)
-            if isinstance(going, Judged):
-                await self._asker.settle(asking, attempt, going)
-            elif going is not None:
-                await self._writer.add(Unasked(attempt.account_id, attempt.epoch, going.seconds))
+            ended = await self._visit(asking, attempt)
+            if isinstance(ended, Judged):
+                await self._asker.settle(asking, attempt, ended)
+            elif ended is not None:
+                await self._writer.add(Unasked(attempt.account_id, attempt.epoch, ended.seconds))
         except Exception as error:  # noqa: BLE001
             # A fault of ours. The account waits longer each time; the alarm brings a person.
             name = f"{attempt.account_id}-{attempt.epoch}"
@@ -274,6 +276,15 @@ class Refresher:
             self._busy.discard(attempt.account_id)
             telemetry.IN_FLIGHT.dec()
             await self._room.leave(asking.app.app_id, 1)
+
+    async def _visit(self, asking: Asking, attempt: Attempt) -> Judged | NotNow | None:
+        """Make the visit that ``attempt`` is for; return what is left to settle, or when it is worth another try."""
+        if attempt.status is AccountStatus.REVOKED:
+            return await self._revoker.visit(asking, attempt)
+        going = await self._prober.visit(asking, attempt)
+        if not isinstance(going, Going):
+            return going
+        return await self._asker.perform(going.asking, going.attempt, self._lookout.last_look(attempt))
 
     async def _postpone_after(self, job: RefreshJob, count: int, wait: timedelta) -> RefreshJob:
         """Return the ``count`` most urgent accounts of ``job``; the others are postponed."""
