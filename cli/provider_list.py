@@ -24,11 +24,6 @@ GRANTS: Final[Mapping[str, str]] = {
     "none": "never renewed",
 }
 """What is presented, for people."""
-_ROTATION: Final[Mapping[str, str]] = {
-    "never": "stays",
-    "sometimes": "may be replaced",
-    "always": "replaced each time",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +37,8 @@ class ProviderSummary:
     client_authentication: str
     rotation: str
     access_lifetime_seconds: int | None
+    access_never_expires: bool
+    """Whether access tokens live until they are revoked."""
     required_variables: tuple[str, ...]
     confidence: str
     checked: str
@@ -83,13 +80,13 @@ def list_providers(
 ) -> None:
     """List the providers that this fleet can serve; those with WORD in their name, if one is given.
 
-    The grant is what a renewal presents. --json counts what it lists by grant, rotation, client authentication,
-    confidence and category.
+    The grant is what a renewal presents; tokens that live "as answered" have no usual life. --json counts what it
+    lists by grant, rotation, client authentication, confidence and category.
 
     \b
     Examples:
       tokenfleet providers list
-      tokenfleet providers list google
+      tokenfleet providers list calendar
       tokenfleet providers list --grant client_credentials --category payments
     """
     from cli.session import load_offline_settings, load_providers
@@ -114,7 +111,7 @@ def list_providers(
         click.echo("No provider is like that; 'tokenfleet providers list' shows all of them.")
         return
     print_table(
-        ("name", "category", "grant", "refresh token", "access token lives", "confidence", "checked"),
+        ("name", "category", "grant", "rotates", "lives", "confidence", "checked"),
         (_row(each) for each in found),
     )
     grants = ", ".join(f"{number} {GRANTS[name]}" for name, number in counts.grant.items())
@@ -132,6 +129,7 @@ def summary(provider: Provider) -> ProviderSummary:
         client_authentication=spec.client.authentication,
         rotation=spec.rotation.policy,
         access_lifetime_seconds=spec.lifetimes.access_seconds,
+        access_never_expires=spec.lifetimes.access_never_expires,
         required_variables=tuple(sorted(provider.required_variables())),
         confidence=spec.confidence,
         checked=spec.checked.isoformat(),
@@ -157,13 +155,18 @@ def counts_of(found: Sequence[ProviderSummary]) -> Counts:
 
 
 def _row(each: ProviderSummary) -> tuple[str, ...]:
-    seconds = each.access_lifetime_seconds
     return (
         each.name,
         each.category.replace("_", " "),
         GRANTS[each.grant],
-        _ROTATION[each.rotation] if each.grant == "refresh_token" else "",
-        "as answered" if seconds is None else duration(timedelta(seconds=seconds)),
+        each.rotation if each.grant == "refresh_token" else "",
+        _life(each),
         each.confidence,
         each.checked,
     )
+
+
+def _life(each: ProviderSummary) -> str:
+    if each.access_lifetime_seconds is not None:
+        return duration(timedelta(seconds=each.access_lifetime_seconds))
+    return "until revoked" if each.access_never_expires or each.grant == "none" else "as answered"

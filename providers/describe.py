@@ -19,6 +19,7 @@ from providers.explanation.unconfirmed import Unconfirmed
 from providers.loading import validate_paths
 from providers.registry import Provider
 from providers.spec import ProviderSpec
+from providers.spec_answers import AnswerFields
 
 __all__ = [
     "CONFIDENCE",
@@ -68,16 +69,24 @@ def head(spec: ProviderSpec, origin: str) -> list[str]:
 
 def explain(spec: ProviderSpec) -> list[Section]:
     """Return everything that ``spec`` says beside its head, by section; sections without a fact are left out."""
+    renews = spec.refresh.grant != "none"
     sections = (
         Section("What it needs", tuple(setup_facts(spec))),
         Section("What is sent", (*request_facts(spec), *step_facts(spec))),
-        Section("What comes back", tuple(answer_facts(spec)) if spec.refresh.grant != "none" else ()),
-        Section("What errors mean", tuple(error_facts(spec)) if spec.refresh.grant != "none" else ()),
+        Section(*_answer(spec)),
+        Section("What errors mean", tuple(error_facts(spec)) if renews or spec.errors else ()),
         Section("How long things live", (*lifetime_facts(spec), *rotation_facts(spec), *pace_facts(spec))),
         Section("Trying out and ending", (*probe_facts(spec), *revoke_facts(spec))),
         Section("How sure this is", tuple(_doubts(spec))),
     )
     return [section for section in sections if section.facts]
+
+
+def _answer(spec: ProviderSpec) -> tuple[str, tuple[Fact, ...]]:
+    """Return the facts of answers under their title; what is never renewed has one at most, when it is connected."""
+    if spec.refresh.grant != "none":
+        return "What comes back", tuple(answer_facts(spec))
+    return "What comes back at connect", tuple(answer_facts(spec)) if spec.answer != AnswerFields() else ()
 
 
 def _doubts(spec: ProviderSpec) -> Iterator[Fact]:

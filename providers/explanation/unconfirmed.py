@@ -40,44 +40,56 @@ class Topic(StrEnum):
 
 _ALONE: Final[Sequence[tuple[str, Collection[Topic]]]] = (
     (r"not complete", ()),
-    (r"revocation|revoke request", {Topic.REVOKE}),
-    (r"\bprobe|userinfo|still answers", {Topic.PROBE}),
+    (r"revocation|revoke request|deauthoriz|revoking an", {Topic.REVOKE}),
+    (r"\bprobe|userinfo|still (answers|serves)|API accepts|\bmissing_|in headers of every", {Topic.PROBE}),
 )
 """Words that settle what a statement is about, whatever else it mentions."""
 _WORDS: Final = (
     (r"\blifetimes\b|how long tokens live", {Topic.ACCESS_LIFE, Topic.IDLE, Topic.ABSOLUTE}),
     (
-        r"access tokens?('s)? (exact )?(life|lives?|lifetime|expir)|life of (an|the) access",
+        (
+            r"access tokens?('s)? (exact )?(life|lives?|lifetime|expir|never end)"
+            r"|life of (an|the) access|the same token|the old token"
+        ),
         {Topic.ACCESS_LIFE},
     ),
     (r"expiry|expires_in|as a moment|tells its end", {Topic.ANSWER}),
-    (r"without use|unused|idle|inactiv", {Topic.IDLE}),
+    (r"without use|unused|each use starts|idle|inactiv", {Topic.IDLE}),
     (
         r"refresh token( lives| dies|'s life)|how long a refresh|of a refresh token|be used until",
         {Topic.IDLE, Topic.ABSOLUTE},
     ),
     (r"absolute|after consent|a grant|how long (a|the) grant", {Topic.ABSOLUTE}),
-    (r"rotat|new refresh token|same refresh token|stays? the same|token changes", {Topic.ROTATION}),
+    (r"rotat|(new|no) refresh token|same refresh token|stays? the same|token changes", {Topic.ROTATION}),
     (
-        r"(replaced|previous) (refresh token|one)|answered alike|good for one use|lost answer|dead at once",
+        (
+            r"(replaced|previous) (refresh token|one)|answered alike"
+            r"|good for one use|lost answer|dead at once|token before works"
+        ),
         {Topic.GRACE},
     ),
     (r"presenting|reuse|replay|family", {Topic.FAMILY}),
-    (r"how many|alive at once|cap on", {Topic.MAX_LIVE}),
-    (r"rate limit|requests? (a|per) second|too many requests|\bpace\b", {Topic.PACE}),
+    (r"how many|(be|is) alive|alive at once|cap on", {Topic.MAX_LIVE}),
+    (r"rate limit|requests? (a|per) second|too many requests|\bpace\b|throttles", {Topic.PACE}),
     (r"too early|earliest|before the end", {Topic.EARLY}),
     (r"younger|hours old|minimum age", {Topic.AGE}),
     (
-        r"\berrors?\b|status(es)?\b|AADSTS|wording|answer \d|shapes? of|spell|as \d{3}|\bcodes?\b",
+        (
+            r"\berrors?\b|status(es)?\b|AADSTS|wording|answer \d|shapes? of|spell"
+            r"|as \d{3}|with \d{3}|answers? \d{3}|\b(sub)?codes?\b|(is|are) (told as|refused)|means a dead|is told"
+        ),
         {Topic.ERRORS},
     ),
-    (r"authenticat|client (secret|id)|the secret|public client", {Topic.CLIENT}),
+    (r"authenticat|credentials go|certificate|client (secret|id)|the secret|public client", {Topic.CLIENT}),
     (
-        r"refresh request|parameters? |JSON or a form|grant type|redirect_uri|the scope|\bhosts?\b|authorization serv",
+        (
+            r"refresh request|(path|body) (of|has)|content type|parameters? "
+            r"|JSON or a form|grant type|redirect_uri|the scope|\bhosts?\b|authorization serv"
+        ),
         {Topic.REQUEST},
     ),
-    (r"assertion|signed|audience", {Topic.ASSERTION}),
-    (r"\bsteps?\b", {Topic.STEPS}),
+    (r"assertion|signed|audience|claims", {Topic.ASSERTION}),
+    (r"\bsteps?\b|\bsession\b", {Topic.STEPS}),
 )
 
 
