@@ -208,8 +208,8 @@ def test_who_is_never_renewed_is_ended_by_no_firewall_and_no_outage() -> None:
             {},
             "GET",
             (
-                "https://nid.naver.com/oauth2.0/token?access_token=example-access&grant_type=delete"
-                "&service_provider=NAVER&client_id=client-1&client_secret=hush"
+                "https://nid.naver.com/oauth2.0/token?grant_type=delete&service_provider=NAVER"
+                "&access_token=example-access&client_id=client-1&client_secret=hush"
             ),
             None,
             b"",
@@ -220,9 +220,7 @@ def test_a_revocation_is_asked_for_as_the_provider_wants_it(
     name: str, variables: dict[str, str], method: str, url: str, authorization: str | None, body: bytes
 ) -> None:
     request = revoked(name, **variables)
-    assert (request.method, request.body) == (method, body)
-    assert sorted(request.url.split("?")[-1].split("&")) == sorted(url.rsplit("?", maxsplit=1)[-1].split("&"))
-    assert request.url.split("?")[0] == url.split("?", maxsplit=1)[0]
+    assert (request.method, request.url, request.body) == (method, url, body)
     assert request.headers.get("Authorization") == authorization
 
 
