@@ -172,7 +172,7 @@ class Probe(Part):
     dead_when: Annotated[
         tuple[ProbeRule, ...], BeforeValidator(listed, json_schema_input_type=list[ProbeRule])
     ] = ()
-    """What means it by its body."""
+    """What means it by its body, unless all of ``alive_when`` holds as well: then nothing is certain."""
     every_seconds: Seconds = 21_600
     """How often a token is probed that is not refreshed sooner."""
     needs_scope: Text | None = None
