@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from providers import Provider, Registry
-    from store.import_judgement import ProviderRules, RulesOf
+    from store.import_rules import ProviderRules, RulesOf
     from store.import_source import BadLine
     from store.imports import ChunkReport, Tally
 
@@ -102,7 +102,7 @@ def import_accounts(
         gc.freeze()
         importer = Importer(engine, vault, rules_of, actor=operator(), dry_run=dry_run)
         try:
-            with closing(importer.run(read_chunks(file, wanted, now=now))) as reports:
+            with closing(importer.run(read_chunks(file, wanted, now=now, rules_of=rules_of))) as reports:
                 for report in reports:
                     tally.add(report.tally)
                     narrator.tell(report, tally)
@@ -171,7 +171,7 @@ def compose_rules(registry: Registry) -> RulesOf:
 
 def _rules(provider: Provider) -> ProviderRules:
     from providers import RequestBuildError
-    from store.import_judgement import ProviderRules
+    from store.import_rules import ProviderRules
 
     required = provider.required_variables()
 
@@ -192,7 +192,14 @@ def _rules(provider: Provider) -> ProviderRules:
         return None
 
     check_variables = check if provider.spec.variables else nothing_to_check
-    return ProviderRules(provider.margins, check_variables, provider.lifetimes)
+    return ProviderRules(
+        provider.margins,
+        check_variables,
+        provider.lifetimes,
+        presents=provider.presents,
+        renews=provider.renews,
+        connect=provider.connect_reader().read,
+    )
 
 
 class _Narrator:

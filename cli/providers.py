@@ -10,6 +10,7 @@ import click
 
 from cli.output import counted, json_option, print_json, print_wrapped, shown
 from cli.provider_list import list_providers
+from cli.provider_trials import try_out
 from cli.unknowns import unknowns
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def providers() -> None:
 
 providers.add_command(list_providers)
 providers.add_command(unknowns)
+providers.add_command(try_out)
 
 
 @providers.command()

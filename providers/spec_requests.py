@@ -108,7 +108,8 @@ class Refresh(Part):
     """The request that brings the next access token.
 
     A credential that a template of ``parameters`` or ``headers`` places ({client_secret}, {refresh_token},
-    {access_token}, {assertion}), or that a value computed for one of them covers, is not sent under its own name too.
+    {access_token}, {assertion}) is not sent under its own name too, and the client's secret neither where a digest
+    covers it.
     """
 
     endpoint: Template | None = None

@@ -21,7 +21,17 @@ from packaging.utils import canonicalize_name
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CLIENT: Final = "tokenfleet_client"
-PACKAGES: Final = ("cli", "embedded", "providers", "sandbox", "scheduler", "store", "tokenfleet", "workers")
+PACKAGES: Final = (
+    "cli",
+    "conformance",
+    "embedded",
+    "providers",
+    "sandbox",
+    "scheduler",
+    "store",
+    "tokenfleet",
+    "workers",
+)
 HOMES: Final[Mapping[str, Path]] = {name: ROOT / name for name in PACKAGES} | {
     CLIENT: ROOT / "client" / "src" / CLIENT
 }

@@ -26,10 +26,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers import Registry
-from providers.oauth2 import ClientCredentials
 from providers.transport import boottime
 from store import apps, schedule
-from store.apps import App, secret_binding
 from store.journal import Journal
 from store.keys import Vault
 from store.leases import Leases
@@ -39,9 +37,8 @@ from tokenfleet.guard import SAMPLES
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
-from tokenfleet_client.errors import EnvelopeError
-from tokenfleet_client.secret import Secret
 from workers.attempt import Asker
+from workers.credentials import open_credentials
 from workers.governor import Governor
 from workers.probing import Going, Prober
 from workers.results import Unasked
@@ -179,7 +176,7 @@ class Refresher:
         if app is None or not may_ask or app.provider not in self._registry:
             await self._in_database(schedule.release, job)
             return []
-        provider, client = self._registry.get(app.provider), self._credentials(app)
+        provider, client = self._registry.get(app.provider), open_credentials(self._vault, app)
         hopeful, later = await self._governor.foresee(job.app_id, provider, len(job.accounts))
         job = await self._postpone_after(job, hopeful, timedelta(seconds=later.seconds))
         leased = await self._lease(await self._not_busy(job))
@@ -302,19 +299,6 @@ class Refresher:
         theirs = _part(job, set(ids) - taken)
         await self._in_database(schedule.postpone, theirs, wait=POSTPONE)
         return _part(job, taken)
-
-    def _credentials(self, app: App) -> ClientCredentials:
-        """Open the app's credentials; a secret that cannot be opened counts as absent and is rejected."""
-        secret = None
-        if app.client_secret is not None:
-            try:
-                opened = self._vault.refresh.open(
-                    app.client_secret, secret_binding(app.app_id, app.secret_generation)
-                )
-                secret = Secret(opened)
-            except EnvelopeError:
-                telemetry.alarm(Event.SECRET_UNREADABLE, app_id=app.app_id)
-        return ClientCredentials(app.client_id, secret)
 
     async def _in_database(
         self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs

@@ -174,7 +174,7 @@ def test_variables_are_checked_as_a_worker_would_use_them(fleet: Shell, tmp_path
     [
         ("accounts.jsonl", "[]", "it is one JSON array"),
         ("accounts.jsonl", "provider,external_id,refresh_token\n", "it looks like CSV: say --format csv"),
-        ("accounts.csv", "provider,external_id\n", "its CSV header lacks refresh_token"),
+        ("accounts.csv", "provider,refresh_token\n", "its CSV header lacks external_id"),
     ],
 )
 def test_a_file_of_another_kind_is_a_usage_error(

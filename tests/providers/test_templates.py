@@ -14,6 +14,7 @@ from providers.templates import (
     UndeclaredVariableError,
     VariableKind,
     VariableRule,
+    placeholders,
     text_template,
     url_template,
 )
@@ -205,3 +206,29 @@ def test_no_value_leaves_the_host(value: str) -> None:
             assert url.path.count("/") == text.count("/") - 2
         else:
             assert url.netloc.endswith((".shops.example", "accounts.example.com", ".eu", ".com.au"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{{ me {{ id }} }}", "{ me { id } }"),
+        ("{{me{{id}}}}", "{me{id}}"),
+        ("{{{name}}}", "{Ada}"),
+        ("{name}{{name}}", "Ada{name}"),
+    ],
+)
+def test_doubled_braces_stand_for_braces(text: str, expected: str) -> None:
+    template = text_template(text, {"name": VariableRule("name", "text")})
+    assert template.expand({"name": "Ada"}) == expected
+    assert template.names == placeholders(text) == (frozenset({"name"}) if "Ada" in expected else frozenset())
+
+
+@pytest.mark.parametrize("text", ["{", "}", "{ me }", "{{ me }", "{name}}", "{{{", "a}b"])
+def test_a_single_brace_is_a_mistake(text: str) -> None:
+    with pytest.raises(ValueError, match="brace"):
+        text_template(text, {"name": VariableRule("name", "text")})
+
+
+def test_a_url_has_no_braces_of_its_own() -> None:
+    with pytest.raises(ValueError, match="character"):
+        url_template("https://a.example/{{x}}", {}, allow_http=False)
