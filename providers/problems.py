@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from providers.spec import ProviderSpec
-from providers.toml_lines import Location
+from providers.toml_lines import Lines, Location
 
-__all__ = ["Location", "Problem", "close_matches", "key_text", "suggestion", "told"]
+__all__ = ["Lines", "Location", "Problem", "close_matches", "key_text", "suggestion", "told"]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _QUOTED = re.compile(r"'([^']*)'")
