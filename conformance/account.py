@@ -16,8 +16,17 @@ from providers.credentials import APP_FAULTS, ClientCredentials, Grant, RequestB
 from providers.exchange import Exchange
 from providers.registry import Provider
 from providers.transport import Transport
+from tokenfleet.dead_probes import weigh_dead_probe
 from tokenfleet.learning import refresh_token_end
-from tokenfleet.outcome import ClientRejected, Outcome, Refreshed, RequestRejected, TokenAnswer, Undescribed
+from tokenfleet.outcome import (
+    ClientRejected,
+    GrantRejected,
+    Outcome,
+    Refreshed,
+    RequestRejected,
+    TokenAnswer,
+    Undescribed,
+)
 from tokenfleet.policy import (
     Decision,
     HoldApp,
@@ -75,21 +84,24 @@ class Account:
     learned_lifetime: timedelta | None = None
     trail: list[Attempted] = field(default_factory=list)
 
+    @property
+    def grant(self) -> Grant:
+        """What a request can present of this account."""
+        return Grant(self.tokens.refresh_token, self.tokens.scope, self.variables, self.tokens.access_token)
+
     async def refresh(self) -> Attempted:
         """Perform one attempt, and keep what comes of it."""
         replayed = False
-        presented = self.tokens.refresh_token
-        try:
-            grant = Grant(presented, self.tokens.scope, self.variables, self.tokens.access_token)
-            request = self.provider.refresh_request(self.client, grant, now=self.clock.now)
-        except RequestBuildError as error:
-            outcome: Outcome = (
-                ClientRejected(error.code) if error.code in APP_FAULTS else RequestRejected(error.code)
-            )
-            return self._settled(
-                Attempted(None, outcome, self._decide(outcome, False), False, self.clock.now)
-            )
         while True:
+            try:
+                # Anew for a replay: an assertion is for one request.
+                request = self.provider.refresh_request(self.client, self.grant, now=self.clock.now)
+            except RequestBuildError as error:
+                outcome: Outcome = (
+                    ClientRejected(error.code) if error.code in APP_FAULTS else RequestRejected(error.code)
+                )
+                decision = self._decide(outcome, replayed)
+                return self._settled(Attempted(None, outcome, decision, replayed, self.clock.now))
             exchange = await self.transport.ask(request)
             now = self.clock.now
             outcome = self.provider.read(exchange, now=now)
@@ -102,7 +114,17 @@ class Account:
             replayed = True
         return self._settled(Attempted(exchange, outcome, decision, replayed, now))
 
+    def weigh_dead_probe(self, code: str) -> Decision:
+        """Settle that a probe found the access token dead, of a provider that never renews one."""
+        outcome = GrantRejected(code)
+        known = self._known(outcome, replayed=False)
+        decision = weigh_dead_probe(code, known, now=self.clock.now, chance=self.chance)
+        return self._settled(Attempted(None, outcome, decision, False, self.clock.now)).decision
+
     def _decide(self, outcome: Outcome, replayed: bool) -> Decision:
+        return decide(outcome, self._known(outcome, replayed), now=self.clock.now, chance=self.chance)
+
+    def _known(self, outcome: Outcome, replayed: bool) -> Known:
         now, tokens = self.clock.now, self.tokens
         end, is_fixed = refresh_token_end(
             outcome.answer if isinstance(outcome, Refreshed) else None,
@@ -111,7 +133,7 @@ class Account:
             elapsed=now - self.obtained_at,
             lifetimes=self.provider.lifetimes,
         )
-        known = Known(
+        return Known(
             attempts=self.attempts,
             doubts=self.doubts,
             unanswered=self.unanswered + replayed,
@@ -130,7 +152,6 @@ class Account:
             end_is_fixed=is_fixed,
             learned_lifetime=self.learned_lifetime,
         )
-        return decide(outcome, known, now=now, chance=self.chance)
 
     def _completed(self, outcome: Outcome) -> Refreshed | None:
         successor = outcome.refresh_token if isinstance(outcome, Undescribed) else None

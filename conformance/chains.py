@@ -105,6 +105,11 @@ class Chain:
         return self.mint.access_token(self._access[-1])
 
     @property
+    def access_issued_at(self) -> float:
+        """When the last access token was issued."""
+        return self._issued_at[-1]
+
+    @property
     def access_expires_at(self) -> float:
         """When the last access token ends."""
         return self._access[-1].expires_at_ms / 1000
@@ -141,11 +146,11 @@ class Chain:
         self.ledger.decided(presentation, spends=spends)
         return Issue(issue.access_token, issue.life_seconds, issue.refresh_token, issue.rotated, presentation)
 
-    def renew(self) -> Issue | Denial:
-        """Answer a request that presents no refresh token."""
+    def renew(self, presented: AccessTokenRef | None = None) -> Issue | Denial:
+        """Answer a request that presents no refresh token, or the access token ``presented``."""
         if (denial := self._denial()) is not None:
             return denial
-        if self._is_too_early():
+        if self._is_too_early(presented):
             return Denial.TOO_EARLY
         self.used_at = self.now()
         self.refreshes += 1
@@ -156,7 +161,7 @@ class Chain:
         ref = self.mint.read_access_token(Secret(access_token))
         if ref is None:
             return Denial.UNKNOWN
-        return self.renew() if self.lives(access_token) else Denial.DEAD
+        return self.renew(ref) if self.lives(access_token) else Denial.DEAD
 
     def use(self, access_token: str) -> bool:
         """Answer whether the API accepts ``access_token``; a first use ends the grace of what it replaced."""
@@ -219,14 +224,16 @@ class Chain:
             return Denial.ENDED
         return None
 
-    def _is_too_early(self) -> bool:
-        life, now = self.spec.lifetimes, self.now()
-        if self._access[-1].number in self._dead or self.access_expires_at <= now:
+    def _is_too_early(self, access: AccessTokenRef | None = None) -> bool:
+        """Answer whether it is too early to replace ``access``, by default the last access token."""
+        access = access or self._access[-1]
+        life, now, expires_at = self.spec.lifetimes, self.now(), access.expires_at_ms / 1000
+        if access.number in self._dead or expires_at <= now:
             return False
         window, age = life.earliest_refresh_seconds, life.minimum_age_seconds
-        if window is not None and self.access_expires_at - now > window + 1:
+        if window is not None and expires_at - now > window + 1:
             return True
-        return age is not None and now - self._issued_at[-1] < age - 1
+        return age is not None and now - self._issued_at[access.number] < age - 1
 
     def _renew(self, number: int, rotate: bool | None) -> tuple[Issue, bool]:
         self.used_at = self.now()

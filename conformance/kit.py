@@ -72,6 +72,8 @@ class Kit:
         first: dict[str, str],
         second: dict[str, str],
     ) -> Result:
+        if scenario.renews and truth.refresh.grant == "none":
+            return Result(scenario.name, Verdict.NOT_APPLICABLE, "access tokens are never renewed")
         clock = Clock(START)
         scope = f"{SCOPE} {truth.probe.needs_scope or ''}".strip() if truth.probe else SCOPE
         stage = Stage(truth, Client(registration, dict(first), scope), clock)

@@ -50,7 +50,6 @@ class Door:
                 headers=headers,
                 at=("probe",),
                 now=stage.clock.seconds(),
-                held=lambda name: stage.chain.access_token.reveal(),
             )
         except Refused as refused:
             return stage.refuse(refused)

@@ -63,7 +63,7 @@ def register(spec: ProviderSpec, mark: str) -> Registration:
     if spec.client.authentication == "none" and not _placed_secret(spec):
         return Registration(client_id, None, None, certificate)
     return Registration(
-        client_id, Secret(f"played secret:{mark}&=+/%2B-and-32-characters-more"), None, certificate
+        client_id, Secret(f"played secret {mark}&=+/%2B-and-32-characters-more"), None, certificate
     )
 
 

@@ -7,7 +7,7 @@ stands where it does not belong. Values of secrets never get into a message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl
@@ -18,6 +18,7 @@ from conformance.templates import (
     BadAssertion,
     computed_value,
     covered,
+    encoded_in,
     endpoint,
     filled,
     found_in,
@@ -77,19 +78,13 @@ class Credentials:
     access_token: str | None = None
 
 
-Guess = Callable[[str], str | None]
-"""The token that a credential has to be where only a digest of it is sent."""
-
-
-def check_refresh(
-    spec: ProviderSpec, client: Client, request: Received, *, now: float, held: Guess
-) -> Credentials:
+def check_refresh(spec: ProviderSpec, client: Client, request: Received, *, now: float) -> Credentials:
     """Return what the refresh request presents. Raises :class:`Refused`."""
     refresh = spec.refresh
     place = "query" if refresh.method == "GET" else refresh.body
     actual = _target(spec, client, request, refresh.endpoint or "", refresh.method, place, ("refresh",))
     templates = [*refresh.parameters.values(), *refresh.headers.values()]
-    hidden = covered(spec, templates)
+    hidden = covered(spec, templates, arriving=True)
     own = _own(spec, client, hidden)
     certificate = spec.client.certificate
     if certificate and not request.certificate:
@@ -98,7 +93,7 @@ def check_refresh(
         )
     found = _check_parts(
         spec, client, request, actual, dict(refresh.parameters), dict(refresh.headers), own, ("refresh",),
-        now=now, held=held,
+        now=now,
     )  # fmt: skip
     if spec.client.authentication in _HEADER_CHECKS and not _is_covered(spec, hidden):
         _check_header(spec, client, request, now)
@@ -126,7 +121,6 @@ def check_templates(
     headers: Mapping[str, str],
     at: Location,
     now: float,
-    held: Guess,
     own: Mapping[str, str | None] | None = None,
 ) -> Credentials:
     """Check a request that is made of templates alone: a step, a probe, a revocation. Raises :class:`Refused`."""
@@ -143,7 +137,6 @@ def check_templates(
         dict(own or {}),
         at,
         now=now,
-        held=held,
     )
     return Credentials(found.get("refresh_token"), found.get("access_token"))
 
@@ -183,6 +176,8 @@ def _own(spec: ProviderSpec, client: Client, hidden: set[str]) -> dict[str, str 
     """Return what goes under names of its own: the value, or None for what is found out from the request."""
     refresh, names = spec.refresh, spec.refresh.names
     own: dict[str, str | None] = {}
+    if refresh.body == "none" and refresh.method != "GET":
+        return own
     kind = GRANT_TYPES.get(refresh.grant, "") if refresh.grant_type is None else refresh.grant_type
     if kind:
         own[names.grant_type] = kind
@@ -238,7 +233,6 @@ def _check_parts(
     at: Location,
     *,
     now: float,
-    held: Guess,
 ) -> dict[str, str]:
     """Check each parameter and header and return the tokens that they hold."""
     texts = {(*at, "parameters", name): (text, actual.get(name)) for name, text in parameters.items()}
@@ -268,9 +262,9 @@ def _check_parts(
         name: value for name, value in found.items() if name not in spec.computed or _is_free(spec, name)
     }
     needed = covered(spec, [text for text, _ in texts.values()])
-    for name in needed & {"refresh_token", "access_token"} - set(found):
-        if (guess := held(name)) is not None:
-            found[name] = guess
+    for name in sorted(needed & {"refresh_token", "access_token"} - set(found)):
+        reason = f"the {name} does not arrive: only a digest of it is sent"
+        raise Refused("request_rejected", reason, (*at, "parameters"))
     _check_fresh(spec, client, values, found, now, at)
     complete = values | found
     for name, computed in spec.computed.items():

@@ -24,11 +24,13 @@ class Scenario:
     name: str
     proves: str
     play: Play
+    renews: bool = True
+    """Whether it is about renewing access tokens, so that it does not apply where none ever is."""
 
 
-def _scenario(play: Play) -> Scenario:
+def _scenario(play: Play, *, renews: bool = True) -> Scenario:
     name: str = play.__name__
-    return Scenario(name, (inspect.getdoc(play) or "").partition("\n\n")[0].replace("\n", " "), play)
+    return Scenario(name, (inspect.getdoc(play) or "").replace("\n", " "), play, renews)
 
 
 SCENARIOS: Final = tuple(
@@ -58,7 +60,6 @@ SCENARIOS: Final = tuple(
             scenarios_errors.connection_refused,
             scenarios_errors.error_rules,
             scenarios_errors.undescribed_error,
-            scenarios_access.probe,
         ),
     )
-)
+) + tuple(_scenario(play, renews=False) for play in (scenarios_access.probe, scenarios_access.never_renewed))

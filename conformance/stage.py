@@ -136,7 +136,7 @@ class Stage:
         reaction = self.script.popleft() if self.script else BY_ITSELF
         now = self.clock.seconds()
         try:
-            credentials = check_refresh(self.spec, self.client, request, now=now, held=self._held)
+            credentials = check_refresh(self.spec, self.client, request, now=now)
         except Refused as refused:
             return self.refuse(refused)
         self.presented.append(credentials)
@@ -185,11 +185,6 @@ class Stage:
         else:
             answer = saying(self.spec, "grant_rejected")
         return error_reply(answer or ErrorAnswer("grant_rejected", 400, {"error": "invalid_grant"}))
-
-    def _held(self, name: str) -> str | None:
-        if name == "refresh_token":
-            return self.chain.refresh_token.reveal()
-        return self.chain.access_token.reveal()
 
 
 def error_reply(answer: ErrorAnswer, headers: Mapping[str, str] | None = None) -> Reply:

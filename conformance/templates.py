@@ -25,34 +25,51 @@ from conformance.registration import Registration
 from providers.spec import ProviderSpec
 from providers.spec_requests import Computed
 
-_NAME: Final = re.compile(r"\{([A-Za-z][A-Za-z0-9_]*)\}")
+_PIECE: Final = re.compile(r"\{\{|\}\}|\{([A-Za-z][A-Za-z0-9_]*)\}")
+"""A name between braces, or a doubled brace, which stands for itself."""
 
 
 def names_in(*texts: str | None) -> set[str]:
     """Return the names between braces."""
-    return {name for text in texts if text for name in _NAME.findall(text)}
+    return {name for text in texts if text for name in _PIECE.findall(text) if name}
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
     """Return ``text`` with every name in braces replaced. Raises :class:`KeyError` for one without a value."""
-    return _NAME.sub(lambda match: values[match[1]], text)
+    return _PIECE.sub(lambda match: values[match[1]] if match[1] else match[0][0], text)
 
 
 def found_in(text: str, actual: str, values: Mapping[str, str]) -> dict[str, str] | None:
     """Return what stands in ``actual`` for the names without a value, or None when it is not made of ``text``."""
-    expression, seen = "", set[str]()
-    for position, piece in enumerate(_NAME.split(text)):
-        if position % 2 == 0:
-            expression += re.escape(piece)
-        elif piece in values:
-            expression += re.escape(values[piece])
-        elif piece in seen:
-            expression += f"(?P={piece})"
+    expression, seen, end = "", set[str](), 0
+    for match in _PIECE.finditer(text):
+        name = match[1]
+        expression += re.escape(text[end : match.start()])
+        end = match.end()
+        if not name:
+            expression += re.escape(match[0][0])
+        elif name in values:
+            expression += re.escape(values[name])
+        elif name in seen:
+            expression += f"(?P={name})"
         else:
-            seen.add(piece)
-            expression += f"(?P<{piece}>.+?)"
-    match = re.fullmatch(expression, actual, re.DOTALL)
-    return None if match is None else match.groupdict()
+            seen.add(name)
+            expression += f"(?P<{name}>.+?)"
+    expression += re.escape(text[end:])
+    whole = re.fullmatch(expression, actual, re.DOTALL)
+    return None if whole is None else whole.groupdict()
+
+
+def encoded_in(computed: Computed, actual: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Return what an encoding was made of, as far as that can be read from it: nothing from a digest."""
+    if computed.kind != "base64":
+        return {}
+    alphabet = b"-_" if computed.encoding == "base64url" else b"+/"
+    try:
+        text = base64.b64decode(actual + "=" * (-len(actual) % 4), altchars=alphabet, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return {}
+    return found_in(computed.of or "", text, values) or {}
 
 
 def endpoint(text: str, values: Mapping[str, str]) -> tuple[str, str, str]:
@@ -69,15 +86,21 @@ def endpoint(text: str, values: Mapping[str, str]) -> tuple[str, str, str]:
     return parts.netloc, parts.path or "/", parts.query
 
 
-def covered(spec: ProviderSpec, texts: Iterable[str]) -> set[str]:
-    """Return the names that ``texts`` use, through computed values too."""
+def covered(spec: ProviderSpec, texts: Iterable[str], *, arriving: bool = False) -> set[str]:
+    """Return the names that ``texts`` use, through computed values too.
+
+    ``arriving`` leaves out tokens of which only a digest is sent: a provider has to be given them all the same.
+    """
     found: set[str] = set()
     waiting = names_in(*texts)
     while waiting:
         name = waiting.pop()
         found.add(name)
         if (computed := spec.computed.get(name)) is not None:
-            waiting |= names_in(computed.of, computed.key) - found
+            inner = names_in(computed.of, computed.key)
+            if arriving and computed.kind != "base64":
+                inner -= {"refresh_token", "access_token", "assertion"}
+            waiting |= inner - found
     return found
 
 

@@ -79,7 +79,8 @@ class Trial:
             opens = chain.access_expires_at - life.earliest_refresh_seconds
             moment = max(moment, datetime.fromtimestamp(opens, UTC))
         if life.minimum_age_seconds is not None:
-            moment = max(moment, self.account.obtained_at + timedelta(seconds=life.minimum_age_seconds))
+            issued_at = datetime.fromtimestamp(chain.access_issued_at, UTC)
+            moment = max(moment, issued_at + timedelta(seconds=life.minimum_age_seconds))
         self.account.clock.go_to(moment)
 
     async def renew(self) -> Attempted:

@@ -115,7 +115,7 @@ def _uses(spec: ProviderSpec) -> Iterator[Use]:
         yield from _table(("steps", index, "parameters"), step.parameters, permits)
         yield from _table(("steps", index, "headers"), step.headers, permits)
     if spec.probe:
-        permits = computed | {CLIENT_SECRET, ACCESS_TOKEN}
+        permits = CREDENTIALS | computed
         yield Use(("probe", "endpoint"), spec.probe.endpoint, is_url=True)
         yield Use(("probe", "authorization"), spec.probe.authorization, permits)
         yield from _table(("probe", "parameters"), spec.probe.parameters, permits)
