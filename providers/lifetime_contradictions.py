@@ -158,8 +158,8 @@ def _never_renewed(spec: ProviderSpec) -> Iterator[Finding]:
         yield (
             ("lifetimes", "access_seconds"),
             (
-                "counts from an answer, and there is none when the grant is 'none': say refresh_absolute_seconds, which "
-                "counts from the sign-in, or let imports bring expires_at"
+                "counts from an answer, and there is none when the grant is 'none': say refresh_absolute_seconds, "
+                "which counts from the sign-in, or let imports bring expires_at"
             ),
         )
     if spec.steps:
