@@ -23,7 +23,7 @@ DRILLS_ARGS ?=
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-system check lint types format bench chaos chaos-short drills drills-short lock clean
+.PHONY: help install demo up test test-system check lint types format docs bench chaos chaos-short drills drills-short lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' Makefile | \
@@ -54,6 +54,10 @@ types: $(STAMP) ## mypy --strict over everything
 format: $(STAMP) ## rewrite the sources as `check` wants them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## write docs/providers.md and providers/schema.json anew from what they are made of
+	@$(BIN)/python -m providers.schema
+	@$(BIN)/python -m providers.page
 
 bench: $(STAMP) ## measure refreshes per second beside a naive fleet and the floor
 	@$(BIN)/python bench/refresh_throughput.py $(BENCH_ARGS)

@@ -129,7 +129,7 @@ class World:
         with self.engine.begin() as connection:
             now = database_now(connection)
         importer = Importer(self.engine, self.vault, self._rules_of, actor=OPERATOR)
-        chunks = read_chunks(source, ImportFormat.JSON_LINES, now=now)
+        chunks = read_chunks(source, ImportFormat.JSON_LINES, now=now, rules_of=self._rules_of)
         bad = sum(report.tally.bad for report in importer.run(chunks))
         if bad:
             raise AssertionError(f"{bad} lines of the sandbox's own were not imported")

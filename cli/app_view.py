@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.app_credentials import CertificateView, certificates_of
 from cli.gates import Finding, findings, percent
 from tokenfleet.app_levels import ACCOUNT_PREFIX, AppLevel, level_of
 
@@ -31,6 +32,7 @@ class AppFacts:
     incidents: Sequence[OpenIncident] = ()
     circuit: CircuitStatus | None = None
     spares: Sequence[Spare] = ()
+    certificate: CertificateView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class AppView:
     """One app as people and programs see it. ``state`` is ``ready`` or the worst of what is wrong with it:
     ``held``, ``incident``, ``overbooked``, ``circuit`` (it is not closed) or ``paused``. ``level`` is ``account``,
     ``environment`` or ``platform``. ``spare_secrets`` are tried in order when the one in use is refused;
-    ``refused_secrets`` of them were already.
+    ``refused_secrets`` of them were already. ``client_certificate`` says whose it is and until when it is valid.
     """
 
     app_id: int
@@ -50,6 +52,7 @@ class AppView:
     has_client_secret: bool
     spare_secrets: int
     refused_secrets: int
+    client_certificate: CertificateView | None
     variables: Mapping[str, str]
     accounts: int
     state: str
@@ -76,6 +79,7 @@ def view_of(app: App, *, accounts: int, now: datetime, facts: AppFacts) -> AppVi
         has_client_secret=app.client_secret is not None,
         spare_secrets=len(facts.spares),
         refused_secrets=sum(each.refused_at is not None for each in facts.spares),
+        client_certificate=facts.certificate,
         variables=app.variables,
         accounts=accounts,
         state="ready",
@@ -128,24 +132,27 @@ def rate_left_text(app: AppView) -> str:
 
 
 def facts_of(
-    connection: Connection, settings: Settings, app_ids: Sequence[AppId], now: datetime
+    connection: Connection, settings: Settings, apps: Sequence[App], now: datetime
 ) -> dict[AppId, AppFacts]:
     """Return what is known of these apps beside their registrations; circuits that nobody can read are told of."""
     from cli.probes import circuits
     from store import app_secrets
     from store.gates import open_incidents, slacks
 
+    app_ids = [app.app_id for app in apps]
     opened = circuits(settings, app_ids, now)
     if opened is None:
         click.echo("Whether circuits are open is unknown: Redis does not answer.", err=True)
     by_app = {each.app_id: each for each in opened or ()}
     slack, incidents = slacks(connection), open_incidents(connection)
+    certificates = certificates_of(connection, settings, apps)
     return {
         app_id: AppFacts(
             slack.get(app_id),
             incidents.get(app_id, ()),
             by_app.get(app_id),
             app_secrets.spares(connection, app_id),
+            certificates.get(app_id),
         )
         for app_id in app_ids
     }

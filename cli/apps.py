@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING
 
 import click
 
+from cli.app_credentials import (
+    certificate_text,
+    check_certificate,
+    check_same_client,
+    read_certificate,
+    read_secret,
+)
 from cli.app_place import app_options
 from cli.app_view import facts_of, level_text, rate_left_text, spares_text, state_text, view_of, wrong_with
 from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
@@ -16,9 +22,6 @@ if TYPE_CHECKING:
 
     from providers import Provider
     from store.apps import App
-    from tokenfleet_client.secret import Secret
-
-MAX_SECRET_CHARACTERS: Final = 8192
 
 
 @click.group()
@@ -35,7 +38,18 @@ def apps() -> None:
 @app_options
 @click.option("--client-id", required=True, help="What the provider calls your client.")
 @click.option(
-    "--client-secret-file", type=click.File(), help="File that holds the client secret; - for standard input."
+    "--client-secret-file",
+    type=click.File(),
+    help="File that holds the client secret, or the private key that signs (PEM); - for standard input.",
+)
+@click.option(
+    "--client-certificate",
+    "client_certificate_file",
+    type=click.File(),
+    help="File with the client certificate, its chain and its private key (PEM).",
+)
+@click.option(
+    "--no-client-certificate", is_flag=True, help="Forget the client certificate that is registered."
 )
 @click.option(
     "--variable",
@@ -55,6 +69,8 @@ def set_app(
     name: str,
     client_id: str,
     client_secret_file: IO[str] | None,
+    client_certificate_file: IO[str] | None,
+    no_client_certificate: bool,
     assignments: tuple[str, ...],
     keep_previous: bool,
 ) -> None:
@@ -63,6 +79,8 @@ def set_app(
     The secret is never an argument, where others on this machine could read it: it comes from a file, from
     standard input, or from a prompt that does not echo. No restart is needed. If the app was on hold because the
     provider rejected the registration, one account probes at once, and the others follow when it succeeds.
+
+    A client certificate (mutual TLS) is checked at once. It stays registered when a secret is replaced.
 
     While you change the secret at the provider, --keep-previous keeps the one in use as a spare: when the provider
     refuses one secret, the next one is tried, in order.
@@ -74,10 +92,11 @@ def set_app(
       tokenfleet apps set acme --client-id 123.apps.example --client-secret-file new.secret --keep-previous
       tokenfleet apps set oidc --client-id me --variable token_endpoint=https://sso.example/token
       tokenfleet apps set acme --platform --client-id 123.apps.example --client-secret-file acme.secret
+      tokenfleet apps set acme --client-id 123 --client-secret-file acme.secret --client-certificate acme.pem
       tokenfleet apps set acme --account customer-17 --client-id theirs --client-secret-file their.secret
     """
     from cli.session import database, load_providers, load_settings
-    from store import app_secrets
+    from store import app_certificates, app_secrets
     from store import apps as registrations
     from store.keys import open_vault
 
@@ -86,14 +105,17 @@ def set_app(
     settings = load_settings()
     definition = load_providers(settings).get(provider)
     variables = _variables(definition, assignments, allow_http=settings.tunables.allow_http_providers)
-    secret = _client_secret(definition, client_secret_file)
+    certificate = read_certificate(definition, client_certificate_file)
+    secret = read_secret(definition, client_secret_file)
     with database(settings) as engine, engine.begin() as connection:
         before = registrations.find(connection, provider, environment, name)
         if keep_previous:
-            _check_same_client(before, client_id, secret)
+            check_same_client(before, client_id, secret)
+        check_certificate(definition, before, given=certificate is not None, removed=no_client_certificate)
+        refresh_keys = open_vault(connection, settings).refresh
         app = registrations.register(
             connection,
-            open_vault(connection, settings).refresh,
+            refresh_keys,
             provider=provider,
             environment=environment,
             name=name,
@@ -102,6 +124,10 @@ def set_app(
             variables=variables,
             keep_previous=keep_previous,
         )
+        if certificate is not None:
+            app_certificates.put(connection, refresh_keys, app.app_id, certificate[0])
+        elif no_client_certificate:
+            app_certificates.remove(connection, app.app_id)
         spare = len(app_secrets.spares(connection, app.app_id))
         tied = registrations.count_accounts(connection, app.app_id)
     done = "Registered" if before is None else "Replaced"
@@ -110,6 +136,11 @@ def set_app(
         f"{'client secret sealed' if secret else 'no client secret'}"
         f"{', ' + counted(spare, 'spare secret') if spare else ''}; used by {counted(tied, 'account')}."
     )
+    if certificate is not None:
+        facts = certificate[1]
+        click.echo(f"Client certificate sealed: {facts.subject}, valid until {facts.expires_at:%Y-%m-%d}.")
+    elif before is not None and before.client_certificate is not None:
+        click.echo(f"Client certificate {'removed' if no_client_certificate else 'kept'}.")
     if before is not None and before.held_since is not None:
         click.echo(
             f"It is on hold because of {before.held_code}: one account probes now, "
@@ -117,16 +148,6 @@ def set_app(
         )
     if missing := sorted(definition.required_variables() - variables.keys()):
         click.echo(f"Each account has to bring {', '.join(missing)} among its variables.")
-
-
-def _check_same_client(before: App | None, client_id: str, secret: Secret | None) -> None:
-    """Spare secrets are another client's if the client changes, and of no use to one without a secret."""
-    if before is not None and before.client_id != client_id:
-        raise click.UsageError(
-            "--keep-previous keeps the secrets of one client, and this is another client id: leave it out."
-        )
-    if secret is None:
-        raise click.UsageError("--keep-previous keeps secrets, and this client has none: leave it out.")
 
 
 def _variables(definition: Provider, assignments: tuple[str, ...], *, allow_http: bool) -> dict[str, str]:
@@ -150,36 +171,6 @@ def _variables(definition: Provider, assignments: tuple[str, ...], *, allow_http
     return variables
 
 
-def _client_secret(definition: Provider, file: IO[str] | None) -> Secret | None:
-    """Read the secret from ``file`` or ask for it; None for a public client."""
-    from tokenfleet.errors import UserError
-    from tokenfleet_client.secret import Secret
-
-    if definition.spec.client.authentication == "none":
-        if file is not None:
-            raise UserError(
-                f"clients of {definition.name} authenticate without a secret: leave out --client-secret-file"
-            )
-        return None
-    if file is not None:
-        source = "standard input" if file.name in ("-", "<stdin>") else file.name
-        try:
-            text = file.read(MAX_SECRET_CHARACTERS + 1).strip()
-        except UnicodeDecodeError:
-            raise UserError(f"{source} does not hold a client secret: it is not UTF-8 text") from None
-    elif sys.stdin.isatty():
-        text = click.prompt("Client secret", hide_input=True, err=True).strip()
-        source = "your answer"
-    else:
-        raise click.UsageError(
-            f"Clients of {definition.name} have a secret: give --client-secret-file FILE, or - for standard "
-            "input."
-        )
-    if not text or len(text) > MAX_SECRET_CHARACTERS or len(text.split()) > 1:
-        raise UserError(f"{source} does not hold a client secret: one word, nothing else")
-    return Secret(text)
-
-
 @apps.command("list")
 @json_option
 def list_apps(as_json: bool) -> None:
@@ -197,7 +188,7 @@ def list_apps(as_json: bool) -> None:
     with database(settings) as engine, engine.connect() as connection:
         now = database_now(connection)
         registered = registrations.all_apps(connection)
-        known = facts_of(connection, settings, [app.app_id for app in registered], now)
+        known = facts_of(connection, settings, registered, now)
         found = [
             view_of(
                 app,
@@ -253,7 +244,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
         now = database_now(connection)
         found = _find(connection, provider, environment, name)
         tied = registrations.count_accounts(connection, found.app_id)
-        facts = facts_of(connection, settings, [found.app_id], now)[found.app_id]
+        facts = facts_of(connection, settings, [found], now)[found.app_id]
     app = view_of(found, accounts=tied, now=now, facts=facts)
     if as_json:
         print_json(app)
@@ -265,6 +256,7 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
             ("client id", app.client_id),
             ("client secret", "sealed" if app.has_client_secret else "none"),
             ("spare secrets", spares_text(app)),
+            ("client certificate", certificate_text(app.client_certificate, now)),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(app.variables.items()))),
             ("accounts", f"{app.accounts:,}"),
             ("state", "\n".join(finding.text for finding in wrong_with(app, now)) or "ready"),

@@ -7,6 +7,7 @@ names of the records it is made of, times in RFC 3339, and is the only thing on 
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -18,6 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 _UNLIMITED_COLUMNS: Final = 10_000
+READABLE_COLUMNS: Final = 110
+"""Longer lines of prose are hard to read, however wide the terminal is."""
 
 
 def json_option(command: F) -> F:
@@ -85,6 +88,21 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
         if value:
             table.add_row(name, shown(value))
     print_wide(make_console(), table)
+
+
+def print_wrapped(lines: Iterable[str], *, indent: int = 0) -> None:
+    """Print sentences, each from a line of its own; broken between words where a terminal limits the width."""
+    width = min(make_console().width, READABLE_COLUMNS) if sys.stdout.isatty() else _UNLIMITED_COLUMNS
+    for line in lines:
+        text = textwrap.fill(
+            shown(line),
+            width,
+            initial_indent=" " * indent,
+            subsequent_indent=" " * (indent + 4),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        click.echo(text)
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import counted, duration, json_option, print_json, print_table, shown
+from cli.output import counted, json_option, print_json, print_wrapped, shown
+from cli.provider_list import list_providers
+from cli.provider_trials import try_out
 from cli.unknowns import unknowns
 
 if TYPE_CHECKING:
-    from providers import Provider
+    from providers.spec import ProviderSpec
+    from tokenfleet.settings import Settings
 
 
 @click.group()
@@ -25,101 +28,73 @@ def providers() -> None:
     """
 
 
+providers.add_command(list_providers)
 providers.add_command(unknowns)
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderSummary:
-    """One line of ``providers list``."""
-
-    name: str
-    display_name: str
-    category: str
-    client_authentication: str
-    rotation: str
-    access_lifetime_seconds: int | None
-    required_variables: tuple[str, ...]
-    confidence: str
-    origin: str
-
-
-@providers.command("list")
-@json_option
-def list_providers(as_json: bool) -> None:
-    """List the providers this fleet can refresh.
-
-    \b
-    Example:
-      tokenfleet providers list
-    """
-    from cli.session import load_offline_settings, load_providers
-
-    found = [_summary(provider) for provider in load_providers(load_offline_settings())]
-    if as_json:
-        print_json(found)
-        return
-    print_table(
-        ("name", "provider", "refresh token", "access token lives", "variables", "confidence", "defined in"),
-        (
-            (
-                each.name,
-                each.display_name,
-                _ROTATION[each.rotation],
-                _lifetime(each.access_lifetime_seconds),
-                ", ".join(each.required_variables),
-                each.confidence,
-                Path(each.origin).name,
-            )
-            for each in found
-        ),
-    )
-
-
-_ROTATION = {"never": "stays", "sometimes": "may be replaced", "always": "replaced each time"}
-
-
-def _lifetime(seconds: int | None) -> str:
-    from datetime import timedelta
-
-    return "as answered" if seconds is None else duration(timedelta(seconds=seconds))
-
-
-def _summary(provider: Provider) -> ProviderSummary:
-    spec = provider.spec
-    return ProviderSummary(
-        name=provider.name,
-        display_name=provider.display_name,
-        category=spec.category,
-        client_authentication=spec.client.authentication,
-        rotation=spec.rotation.policy,
-        access_lifetime_seconds=spec.lifetimes.access_seconds,
-        required_variables=tuple(sorted(provider.required_variables())),
-        confidence=spec.confidence,
-        origin=provider.origin,
-    )
+providers.add_command(try_out)
 
 
 @providers.command()
-@click.argument("name")
+@click.argument("name", metavar="NAME|FILE")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Explain one provider: what is sent, what comes back, what each error leads to.
+    """Explain one provider, or the definition in a file, in plain language.
 
-    Read it before you register a client there; --json prints the whole definition.
+    What an account and an app have to bring, what is sent, what comes back, what each error leads to, how long
+    things live, and what nobody has confirmed. Read it before you register a client there; --json prints the
+    whole definition.
+
+    \b
+    Examples:
+      tokenfleet providers show oidc
+      tokenfleet providers show ./acme.toml
+    """
+    from cli.session import load_offline_settings
+    from providers.describe import doubts_of, explain, head
+
+    spec, origin = _definition(name, load_offline_settings())
+    if as_json:
+        print_json(spec.model_dump(mode="json"))
+        return
+    doubts = doubts_of(spec)
+    print_wrapped(head(spec, origin))
+    for section in explain(spec):
+        click.echo()
+        click.secho(section.title, bold=True)
+        print_wrapped((fact.line(doubts) for fact in section.facts), indent=2)
+
+
+def _definition(name: str, settings: Settings) -> tuple[ProviderSpec, str]:
+    """Return the definition called ``name``, or in the file ``name``, and where it was read.
+
+    Raises :class:`tokenfleet.errors.UserError` or :class:`tokenfleet.errors.DefinitionError`.
+    """
+    from cli.session import load_providers
+    from providers.loading import SUFFIX, read_definition
+    from tokenfleet.errors import DefinitionError
+
+    if not name.endswith(SUFFIX) and "/" not in name:
+        provider = load_providers(settings).get(name)
+        return provider.spec, provider.origin
+    spec, mistakes = read_definition(Path(name), allow_http=settings.tunables.allow_http_providers)
+    if spec is None:
+        raise DefinitionError(list(map(str, mistakes)))
+    return spec, name
+
+
+@providers.command()
+def schema() -> None:
+    """Print the JSON Schema of definitions, for editors.
+
+    Write it beside your definitions, and begin each with the line #:schema ./schema.json: the editor then completes
+    keys, and shows what they mean.
 
     \b
     Example:
-      tokenfleet providers show oidc
+      tokenfleet providers schema > schema.json
     """
-    from cli.session import load_offline_settings, load_providers
-    from providers.describe import describe
+    from providers.schema import SCHEMA_FILE
 
-    provider = load_providers(load_offline_settings()).get(name)
-    if as_json:
-        print_json(provider.spec.model_dump(mode="json"))
-        return
-    for line in describe(provider):
-        click.echo(shown(line))
+    click.echo(SCHEMA_FILE.read_text("utf-8"), nl=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Final
 
 APPLICATION: Final = (
     "cli",
+    "conformance",
     "embedded",
     "providers",
     "sandbox",

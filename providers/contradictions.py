@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from providers.call_mistakes import call_mistakes
+from providers.connect_mistakes import connect_mistakes
 from providers.lifetime_contradictions import lifetime_mistakes
 from providers.problems import Location
 from providers.request_contradictions import request_mistakes
@@ -25,7 +27,8 @@ def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
         *rule_mistakes(spec.errors),
         *lifetime_mistakes(spec),
         *_rate(spec),
-        *_probe(spec),
+        *call_mistakes(spec),
+        *connect_mistakes(spec),
     ]
 
 
@@ -39,11 +42,3 @@ def _rate(spec: ProviderSpec) -> Iterator[Finding]:
         )
     if "reset_format" in spec.rate.model_fields_set and spec.rate.reset_header is None:
         yield ("rate", "reset_format"), "has no meaning without reset_header"
-
-
-def _probe(spec: ProviderSpec) -> Iterator[Finding]:
-    if spec.probe and (both := sorted(set(spec.probe.alive_status) & set(spec.probe.dead_status))):
-        yield ("probe", "dead_status"), f"has {both[0]}, which means by alive_status that the token works"
-    for status in spec.probe.dead_status if spec.probe else ():
-        if status == 429 or not 400 <= status <= 499:
-            yield ("probe", "dead_status"), f"has {status}, which says nothing of a token"

@@ -127,7 +127,7 @@ class RefreshRequests:
             if self._varying_headers:
                 headers = _merged(headers, _header_values(_expanded(self._varying_headers, values)))
             url = self._url(self._endpoint, values)
-            certificate = self._certificate(client, now) if self._needs_certificate else None
+            certificate = certificate_of(client, now) if self._needs_certificate else None
             return self._request(url, headers, presented, rest, certificate)
         except UnicodeEncodeError:
             raise RequestBuildError(
@@ -170,18 +170,18 @@ class RefreshRequests:
         except ValueError as error:
             raise RequestBuildError("variable_malformed", f"a variable of the endpoint {error}") from None
 
-    def _certificate(self, client: ClientCredentials, now: datetime | None) -> Secret:
-        if client.certificate is None:
-            raise RequestBuildError(
-                "client_certificate_missing", "the app has no client certificate: set one"
-            )
-        try:
-            facts = certificates.inspect(client.certificate)
-        except certificates.CertificateError as error:
-            raise RequestBuildError("client_certificate_unusable", f"the app's certificate {error}") from None
-        if now is not None and facts.expires_at <= now:
-            raise RequestBuildError("client_certificate_expired", "the app's certificate has expired")
-        return client.certificate
+
+def certificate_of(client: ClientCredentials, now: datetime | None) -> Secret:
+    """Return the client certificate to present at ``now``. Raises :class:`RequestBuildError` when none works."""
+    if client.certificate is None:
+        raise RequestBuildError("client_certificate_missing", "the app has no client certificate: set one")
+    try:
+        facts = certificates.inspect(client.certificate)
+    except certificates.CertificateError as error:
+        raise RequestBuildError("client_certificate_unusable", f"the app's certificate {error}") from None
+    if now is not None and facts.expires_at <= now:
+        raise RequestBuildError("client_certificate_expired", "the app's certificate has expired")
+    return client.certificate
 
 
 def template_names(templates: Mapping[str, Template]) -> frozenset[str]:
@@ -190,7 +190,7 @@ def template_names(templates: Mapping[str, Template]) -> frozenset[str]:
 
 
 def _constant(templates: Mapping[str, Template]) -> dict[str, str]:
-    return {name: template.text for name, template in templates.items() if not template.names}
+    return {name: template.expand({}) for name, template in templates.items() if not template.names}
 
 
 def _varying(templates: Mapping[str, Template]) -> dict[str, Template]:

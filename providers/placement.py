@@ -1,7 +1,8 @@
 """What a definition's refresh request sends: which credentials templates place, and what has a name of its own.
 
-The rule: a credential that a template of the request places, or that a computed value covers which one of them uses, is
-not sent under its own name too. Pure; builders, contradictions and descriptions ask here, so that they agree.
+The rule: a credential that a template of the request places is not sent under its own name too, and the client's secret
+neither where a digest covers it: the digest authenticates instead. A token that a digest covers is still presented, for
+nobody could tell it from the digest. Pure; builders, contradictions and descriptions ask here, so that they agree.
 """
 
 from __future__ import annotations
@@ -46,22 +47,28 @@ HEADER_AUTHENTICATIONS: Final = frozenset(
 SecretUse = Literal["none", "secret", "signing_key"]
 
 
-def used_names(spec: ProviderSpec, texts: Iterable[str]) -> frozenset[str]:
-    """Return every name that templates ``texts`` use, through computed values too."""
+def used_names(spec: ProviderSpec, texts: Iterable[str], *, sent: bool = False) -> frozenset[str]:
+    """Return every name that templates ``texts`` use, through computed values too.
+
+    With ``sent``, only those that need not be sent otherwise: a digest has the place of the client's secret alone.
+    """
     found = frozenset(name for text in texts for name in placeholders(text))
     waiting = list(found & spec.computed.keys())
     seen = set(found)
     while waiting:
         computed = spec.computed[waiting.pop()]
         inner = placeholders(computed.of or "") | placeholders(computed.key or "")
+        if sent and computed.kind != "base64":
+            inner &= spec.computed.keys() | {CLIENT_SECRET}
         waiting.extend((inner - seen) & spec.computed.keys())
         seen |= inner
     return frozenset(seen)
 
 
 def placed(spec: ProviderSpec) -> frozenset[str]:
-    """Return what templates of the refresh request place or cover."""
-    return used_names(spec, [*spec.refresh.parameters.values(), *spec.refresh.headers.values()])
+    """Return what templates of the refresh request send, or stand in for."""
+    texts = [*spec.refresh.parameters.values(), *spec.refresh.headers.values()]
+    return used_names(spec, texts, sent=True)
 
 
 def authentication(spec: ProviderSpec) -> str:

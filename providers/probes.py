@@ -1,22 +1,26 @@
 """Probes: a cheap request with the access token, and what its answer says of that token (RFC 6750 section 3.1).
 
-Built without I/O from a definition and one account. No answer to a probe says anything about a grant: one that calls
-the token dead is a reason to refresh, and everything else is a reason to look again later (G4). So a firewall, an
-outage and a rate limit of that endpoint change nothing.
+Built and read without I/O from a definition and one account. Whatever comes back has a verdict. No answer to a probe
+says anything about a grant: one that calls the token dead is a reason to refresh, and everything else is a reason to
+look again later (G4). So a firewall, an outage and a rate limit of that endpoint change nothing, and a word against the
+token counts only in a body that was read whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from providers.calls import AUTHORIZATION, Call
+from providers.credentials import ClientCredentials, Grant, RequestBuildError
+from providers.documents import Document, parse
 from providers.exchange import Exchange, Failure, TokenRequest
+from providers.rules import CompiledRule, condition_test
 from providers.spec import ProviderSpec
-from providers.spec_requests import Probe
-from providers.templates import CLIENT_ID, url_template
-from tokenfleet_client.secret import Secret
+from providers.spec_answers import ErrorRule
+from providers.spec_requests import Probe, ProbeRule
 
 PROBE_TIMEOUT_SECONDS: Final = 5.0
 """A cheap request that takes longer says nothing any more, and its account has other things to do."""
@@ -32,7 +36,8 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeReading:
-    """A verdict, and a machine word for the history: the status, or why there is no answer."""
+    """A verdict, and a machine word for the history: what the definition's rule matched, else the status, or why there
+    is no answer."""
 
     verdict: Verdict
     code: str
@@ -41,52 +46,61 @@ class ProbeReading:
 class ProbeRequests:
     """Builds and reads the probes of one definition. Immutable; safe in any thread."""
 
-    __slots__ = ("_alive", "_allow_http", "_dead", "_endpoint", "_method", "_needs_scope", "_rules")
+    __slots__ = ("_alive", "_alive_when", "_call", "_dead", "_dead_when", "_needs_scope", "_reads_bodies")
 
     def __init__(self, spec: ProviderSpec, probe: Probe, *, allow_http: bool) -> None:
         """Compile ``probe`` of ``spec``, which has passed ``providers.contradictions``."""
-        self._rules = spec.variable_rules()
-        self._allow_http = allow_http
-        self._endpoint = url_template(probe.endpoint, self._rules, allow_http=allow_http)
-        self._method = probe.method
+        headers = {AUTHORIZATION: probe.authorization} if probe.authorization else {}
+        self._call = Call(spec, probe, allow_http=allow_http, headers=headers)
         self._alive = frozenset(probe.alive_status)
+        self._alive_when = tuple(map(condition_test, probe.alive_when))
         self._dead = frozenset(probe.dead_status)
+        self._dead_when = tuple(map(_compiled, probe.dead_when))
+        self._reads_bodies = bool(self._alive_when or self._dead_when)
         self._needs_scope = frozenset((probe.needs_scope or "").split())
 
-    def build(
-        self, client_id: str, access_token: Secret, scope: str | None, variables: Mapping[str, str]
-    ) -> TokenRequest | None:
-        """Return the request that tries out ``access_token`` as a bearer token (RFC 6750 section 2.1).
+    def build(self, client: ClientCredentials, grant: Grant, now: datetime) -> TokenRequest | None:
+        """Return the request that tries out the access token of ``grant`` at ``now``.
 
-        None when this account cannot be probed: a variable is missing or malformed, or the scope that it was granted
-        is known and does not suffice.
+        None when this account cannot be probed: something that the request needs is missing or malformed, or the scope
+        that it was granted is known and does not suffice.
         """
+        scope = grant.scope
         if scope is not None and not self._needs_scope <= frozenset(scope.replace(",", " ").split()):
             return None
-        token = access_token.reveal()
-        # What cannot stand in a header would be refused on the way, or split the header.
-        if not (token.isascii() and token.isprintable()):
-            return None
-        values: dict[str, str] = {}
         try:
-            for name in self._endpoint.names:
-                rule = self._rules[name]
-                value = client_id if name == CLIENT_ID else variables.get(name, rule.default)
-                if not isinstance(value, str):
-                    return None
-                values[name] = rule.check(value, allow_http=self._allow_http)
-            url = self._endpoint.expand(values)
-        except ValueError:
+            return self._call.build(client, grant, now)
+        except RequestBuildError:
             return None
-        headers = {"Accept": "application/json", "Authorization": f"Bearer {token}"}
-        return TokenRequest(self._method, url, headers, b"")
 
     def read(self, exchange: Exchange) -> ProbeReading:
-        """Return what ``exchange`` says of the token that was tried out. Never raises."""
+        """Return what ``exchange`` says of the token that was tried out. Never raises.
+
+        A word of ``dead_when`` counts whatever the status means, unless all of ``alive_when`` holds beside it: who says
+        both has not been definite.
+        """
         if isinstance(exchange, Failure):
             return ProbeReading(Verdict.UNCLEAR, exchange.code)
         status = exchange.status
         code = f"http_{status}" if 100 <= status <= 999 else "http_invalid"
-        if status in self._alive:
-            return ProbeReading(Verdict.ALIVE, code)
-        return ProbeReading(Verdict.DEAD if status in self._dead else Verdict.UNCLEAR, code)
+        document, is_whole = parse(exchange) if self._reads_bodies else (None, False)
+        # What cannot be read has no error in it either: that must not pass for a body without one.
+        is_read = document is not None or not self._alive_when
+        is_alive = status in self._alive and is_read and all(holds(document) for holds in self._alive_when)
+        word = self._word_against(status, document) if is_whole else None
+        if word is not None:
+            contradicted = is_alive and self._alive_when
+            return ProbeReading(Verdict.UNCLEAR, code) if contradicted else ProbeReading(Verdict.DEAD, word)
+        if status in self._dead:
+            return ProbeReading(Verdict.DEAD, code)
+        return ProbeReading(Verdict.ALIVE if is_alive else Verdict.UNCLEAR, code)
+
+    def _word_against(self, status: int, document: Document | None) -> str | None:
+        words = (rule.code_for(status, document) for rule in self._dead_when)
+        return next((word for word in words if word is not None), None)
+
+
+def _compiled(rule: ProbeRule) -> CompiledRule:
+    """Return ``rule`` as the kind of rule that it is: one that finds a word in a body."""
+    said = {"status": rule.status, "path": rule.path, "value": rule.value, "pattern": rule.pattern}
+    return CompiledRule(ErrorRule.model_validate({"outcome": "grant_rejected", **said}))

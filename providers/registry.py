@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Final
 
 from providers import placement
-from providers.credentials import ACCESS_TOKEN
+from providers.connect import ConnectReader
+from providers.credentials import ACCESS_TOKEN, ClientCredentials, Grant
 from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
-from providers.oauth2 import ClientCredentials, Grant, RefreshRequests
+from providers.oauth2 import RefreshRequests
 from providers.outcome import AnswerReader
 from providers.probes import ProbeReading, ProbeRequests
 from providers.quota import QuotaHeaders
+from providers.revocation import RevocationReading, RevocationRequests
 from providers.spec import Lifetimes as LifetimesSpec
-from providers.spec import ProviderSpec
+from providers.spec import ProviderSpec, Rate
 from providers.steps import CompiledStep
 from tokenfleet.errors import DefinitionError, UserError
 from tokenfleet.lifetimes import Lifetimes
@@ -32,7 +34,6 @@ from tokenfleet.outcome import Outcome, Throttled
 from tokenfleet.policy import ENDLESS_GRACE
 from tokenfleet.presented import Presented
 from tokenfleet.tokens import EARLIEST_MARGIN, LATEST_MARGIN, Margins
-from tokenfleet_client.secret import Secret
 
 CATALOG: Final = Path(__file__).parent / "catalog"
 
@@ -83,8 +84,10 @@ class Provider:
     """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
     _quota: QuotaHeaders = field(repr=False, compare=False)
     _requests: RefreshRequests = field(repr=False, compare=False)
+    _allow_http: bool = field(repr=False, compare=False)
     _answers: AnswerReader = field(repr=False, compare=False)
     _probes: ProbeRequests | None = field(repr=False, compare=False)
+    _revocations: RevocationRequests | None = field(repr=False, compare=False)
     steps: tuple[CompiledStep, ...] = field(repr=False, compare=False)
     """What follows a good answer, in order."""
 
@@ -92,16 +95,15 @@ class Provider:
     def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
         """Return the provider that ``spec`` describes; ``spec`` has passed ``providers.contradictions``."""
         rate, rotates = spec.rate, spec.rotation.policy != "never"
-        burst = rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
         return cls(
             name=spec.name,
             display_name=spec.display_name,
             spec=spec,
             origin=origin,
-            margins=_margins(spec.lifetimes),
+            margins=margins_of(spec.lifetimes),
             lifetimes=_lifetimes(spec),
             rate_per_second=rate.requests_per_second,
-            burst=burst,
+            burst=burst_of(rate),
             max_outstanding=rate.max_outstanding or DEFAULT_MAX_OUTSTANDING,
             rotates=rotates,
             replay_grace=_replay_grace(spec),
@@ -112,8 +114,12 @@ class Provider:
             endpoint_varies="{" in (spec.refresh.endpoint or ""),
             _quota=QuotaHeaders(rate),
             _requests=RefreshRequests(spec, allow_http=allow_http),
+            _allow_http=allow_http,
             _answers=AnswerReader(spec, allow_http=allow_http),
             _probes=ProbeRequests(spec, spec.probe, allow_http=allow_http) if spec.probe else None,
+            _revocations=RevocationRequests(spec, spec.revoke, allow_http=allow_http)
+            if spec.revoke
+            else None,
             steps=tuple(CompiledStep(spec, step, allow_http=allow_http) for step in spec.steps),
         )
 
@@ -146,22 +152,40 @@ class Provider:
             return replace(outcome, retry_after=self._quota.resets_in(exchange, now))
         return outcome
 
+    def connect_reader(self) -> ConnectReader:
+        """Return a reader of the answers that connect accounts, which only imports need."""
+        return ConnectReader(self.spec, allow_http=self._allow_http)
+
     def used_up_for(self, exchange: Exchange, *, now: datetime) -> timedelta | None:
         """Return for how long the app may ask no more, as an answer's rate headers say. Total: never raises."""
         return self._quota.used_up_for(exchange, now) if isinstance(exchange, Answer) else None
 
-    def probe_request(
-        self, client_id: str, access_token: Secret, scope: str | None, variables: Mapping[str, str]
-    ) -> TokenRequest | None:
-        """Return the request that tells whether ``access_token`` works; None when this account cannot be probed."""
-        if self._probes is None:
-            return None
-        return self._probes.build(client_id, access_token, scope, variables)
+    def probe_request(self, client: ClientCredentials, grant: Grant, *, now: datetime) -> TokenRequest | None:
+        """Return the request that tells whether the access token of ``grant`` works; None when it cannot be probed."""
+        return self._probes.build(client, grant, now) if self._probes is not None else None
 
     def read_probe(self, exchange: Exchange) -> ProbeReading:
         """Return what the answer to a probe says of the token. Total: never raises."""
         assert self._probes is not None
         return self._probes.read(exchange)
+
+    @property
+    def revokes(self) -> bool:
+        """Whether a grant can be ended by a request."""
+        return self._revocations is not None
+
+    def revocation_request(self, client: ClientCredentials, grant: Grant, *, now: datetime) -> TokenRequest:
+        """Return the request that ends ``grant`` (RFC 7009), which there is where ``revokes`` says so.
+
+        Raises :class:`~providers.credentials.RequestBuildError`.
+        """
+        assert self._revocations is not None
+        return self._revocations.build(client, grant, now)
+
+    def read_revocation(self, exchange: Exchange) -> RevocationReading:
+        """Return what the answer to a revocation request says. Total: never raises."""
+        assert self._revocations is not None
+        return self._revocations.read(exchange)
 
 
 class Registry:
@@ -223,6 +247,11 @@ def _compiled(directory: Path, *, allow_http: bool) -> tuple[dict[str, Provider]
     return {one.name: one for one in providers}, list(map(str, problems))
 
 
+def burst_of(rate: Rate) -> int:
+    """Return how many requests may leave at once; a second's worth where the definition says nothing."""
+    return rate.burst or max(1, math.ceil(rate.requests_per_second or 1))
+
+
 def _lifetimes(spec: ProviderSpec) -> Lifetimes:
     life = spec.lifetimes
 
@@ -241,13 +270,15 @@ def _lifetimes(spec: ProviderSpec) -> Lifetimes:
 
 
 def _replay_grace(spec: ProviderSpec) -> timedelta | None:
+    """Return how long a replaced refresh token works; where both a time and the first use end it, the time."""
     rotation = spec.rotation
-    if rotation.grace_until_first_use:
-        return ENDLESS_GRACE
-    return timedelta(seconds=rotation.grace_seconds) if rotation.grace_seconds else None
+    if rotation.grace_seconds:
+        return timedelta(seconds=rotation.grace_seconds)
+    return ENDLESS_GRACE if rotation.grace_until_first_use else None
 
 
-def _margins(lifetimes: LifetimesSpec) -> Margins:
+def margins_of(lifetimes: LifetimesSpec) -> Margins:
+    """Return how long before its end an access token is renewed."""
     earliest, latest = lifetimes.margin_earliest_seconds, lifetimes.margin_latest_seconds
     latest_margin = LATEST_MARGIN if latest is None else timedelta(seconds=latest)
     earliest_margin = EARLIEST_MARGIN if earliest is None else timedelta(seconds=earliest)

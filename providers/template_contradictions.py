@@ -115,13 +115,13 @@ def _uses(spec: ProviderSpec) -> Iterator[Use]:
         yield from _table(("steps", index, "parameters"), step.parameters, permits)
         yield from _table(("steps", index, "headers"), step.headers, permits)
     if spec.probe:
-        permits = computed | {ACCESS_TOKEN}
+        permits = CREDENTIALS | computed
         yield Use(("probe", "endpoint"), spec.probe.endpoint, is_url=True)
         yield Use(("probe", "authorization"), spec.probe.authorization, permits)
         yield from _table(("probe", "parameters"), spec.probe.parameters, permits)
         yield from _table(("probe", "headers"), spec.probe.headers, permits)
     if spec.revoke:
-        permits = computed | OF_CLIENT_AND_TOKENS
+        permits = CREDENTIALS | computed
         yield Use(("revoke", "endpoint"), spec.revoke.endpoint, is_url=True)
         yield from _table(("revoke", "parameters"), spec.revoke.parameters, permits)
         yield from _table(("revoke", "headers"), spec.revoke.headers, permits)

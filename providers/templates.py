@@ -4,6 +4,8 @@ Invariant: an expanded URL never leaves the host that its definition allows, wha
 Variables are checked against their kind and patterns when a request is built; in a path or query they are
 percent-encoded; in a host they can only be host characters; the end of a literal host can be completed
 only by values that the definition lists. RFC 3986 sections 3.2 to 3.4.
+
+Braces that are meant as such, in a GraphQL query say, are written twice: ``{{ viewer {{ id }} }}``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ CLIENT_ID: Final = "client_id"
 MAX_TEXT_CHARACTERS: Final = 512
 MAX_URL_CHARACTERS: Final = 2048
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z][A-Za-z0-9_]{0,63})\}")
+_BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z][A-Za-z0-9_]{0,63})\}|[{}]")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 _URL = re.compile(
@@ -104,7 +106,7 @@ class Template:
         Raises :class:`ValueError` when a URL that a path is to follow has a query.
         """
         if len(self.pieces) == 1:
-            return self.text
+            return self.pieces[0]
         parts = list(self.pieces)
         for position in range(1, len(parts), 2):
             value = values[parts[position]]
@@ -118,7 +120,7 @@ class Template:
 
 def placeholders(text: str) -> frozenset[str]:
     """Return the names between braces in ``text``, declared or not."""
-    return frozenset(_PLACEHOLDER.findall(text))
+    return frozenset(match[1] for match in _BRACES.finditer(text) if match[1])
 
 
 def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:
@@ -202,13 +204,23 @@ def _check_rest(pieces: tuple[str, ...], variables: Mapping[str, VariableRule]) 
 
 
 def _split(text: str, variables: Mapping[str, VariableRule]) -> tuple[str, ...]:
-    pieces = tuple(_PLACEHOLDER.split(text))
-    if any("{" in literal or "}" in literal for literal in pieces[0::2]):
-        raise ValueError("has a brace that is not part of a {variable}")
+    """Return literal text and variable names in turn, literal first and last."""
+    pieces = [""]
+    end = 0
+    for found in _BRACES.finditer(text):
+        pieces[-1] += text[end : found.start()]
+        end = found.end()
+        if found[1]:
+            pieces += [found[1], ""]
+        elif len(found[0]) == 1:
+            raise ValueError("has a brace that is not part of a {variable}: write {{ and }} for braces")
+        else:
+            pieces[-1] += found[0][0]
+    pieces[-1] += text[end:]
     for name in pieces[1::2]:
         if name not in variables:
             raise UndeclaredVariableError(name)
-    return pieces
+    return tuple(pieces)
 
 
 class UndeclaredVariableError(ValueError):

@@ -33,6 +33,7 @@ _COLUMNS: Final = """
     held_since, held_code, probe_at, created_at, updated_at, throttles,
     COALESCE(paused_until > clock_timestamp(), false) AS is_paused,
     COALESCE(secret_generation, generation) AS secret_generation, rejections_in_row,
+    client_certificate, certificate_generation,
     EXISTS (SELECT FROM tokenfleet.provider_incidents i
             WHERE i.app_id = oauth_apps.id AND i.kind = 'mass_rejection' AND i.resolved_at IS NULL) AS in_incident
 """
@@ -64,6 +65,9 @@ class App:
     rejections_in_row: int
     in_incident: bool
     """Its accounts are rejected in numbers that nobody believes (``store.guard``)."""
+    client_certificate: bytes | None
+    certificate_generation: int | None
+    """For which generation the certificate is sealed (``store.app_certificates``)."""
 
     @property
     def is_sampled(self) -> bool:
@@ -134,7 +138,7 @@ def register(
     provider agrees: one account probes at once, and the others follow when it succeeds.
 
     ``keep_previous`` keeps the secret that was in use, and the spare ones, to be tried when the new one is refused.
-    Otherwise they are forgotten.
+    Otherwise they are forgotten. A client certificate stays (``store.app_certificates``).
     """
     before = find(connection, provider, environment, name)
     if before is not None:
@@ -320,4 +324,6 @@ def _app(row: Any) -> App:
         secret_generation=row.secret_generation,
         rejections_in_row=row.rejections_in_row,
         in_incident=row.in_incident,
+        client_certificate=bytes(row.client_certificate) if row.client_certificate is not None else None,
+        certificate_generation=row.certificate_generation,
     )

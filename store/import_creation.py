@@ -16,8 +16,8 @@ import psycopg
 from psycopg.types.string import BytesBinaryDumper
 from sqlalchemy import Connection, text
 
+from store.import_admission import NumberedLine
 from store.import_line import FINGERPRINT_BYTES
-from store.import_source import NumberedLine
 from store.keys import Vault
 from tokenfleet.account import EventType
 from tokenfleet.jobs import AccountId, AppId
@@ -37,7 +37,7 @@ _COPY_ACCOUNTS: Final = """
         metadata, imported_fingerprints, granted_at) FROM STDIN (FORMAT BINARY)"""
 _COPY_TOKENS: Final = """
     COPY tokenfleet.token_sets (account_id, generation, epoch, access_token, refresh_token, token_type,
-        scope, expires_at, obtained_at, refresh_token_expires_at) FROM STDIN (FORMAT BINARY)"""
+        scope, expires_at, obtained_at, refresh_token_expires_at, variables) FROM STDIN (FORMAT BINARY)"""
 _COPY_SCHEDULE: Final = """
     COPY tokenfleet.refresh_schedule (account_id, app_id, next_refresh_at, probing)
     FROM STDIN (FORMAT BINARY)"""
@@ -57,6 +57,7 @@ _ONE_FINGERPRINT: Final = b"".join(
     # Dimensions, flags, element type (bytea), the dimension's length and lower bound, the element's length.
     for number in (1, 0, 17, 1, 1, FINGERPRINT_BYTES)
 )
+_NO_FINGERPRINT: Final = b"".join(number.to_bytes(4, "big") for number in (0, 0, 17))
 _EMPTY_OBJECT: Final = _JSONB_VERSION + b"{}"
 
 
@@ -75,7 +76,7 @@ class NewAccount:
 
     entry: NumberedLine
     app_id: AppId
-    fingerprint: bytes
+    fingerprint: bytes | None
     expires_at: datetime | None
     first_visit: Visit
 
@@ -99,7 +100,10 @@ def create(connection: Connection, vault: Vault, accounts: Sequence[NewAccount],
     _copy(
         connection,
         _COPY_TOKENS,
-        ("int8", "int8", "int8", _RAW, _RAW, "text", "text", "timestamptz", "timestamptz", "timestamptz"),
+        (
+            *("int8", "int8", "int8", _RAW, _RAW, "text", "text"),
+            *("timestamptz", "timestamptz", "timestamptz", _RAW),
+        ),
         (_token_row(account_id, account, vault, stamp) for account_id, account in numbered),
     )
     _copy(
@@ -157,14 +161,16 @@ def _account_row(account_id: AccountId, account: NewAccount, stamp: Stamp) -> tu
         account.status.value,
         _jsonb(line.variables),
         _jsonb(line.metadata),
-        _ONE_FINGERPRINT + account.fingerprint,
-        stamp.now,
+        _NO_FINGERPRINT if account.fingerprint is None else _ONE_FINGERPRINT + account.fingerprint,
+        account.entry.received_at or stamp.now,
     )
 
 
 def _token_row(account_id: AccountId, account: NewAccount, vault: Vault, stamp: Stamp) -> tuple[object, ...]:
     line = account.entry.line
-    access_token = None
+    access_token = refresh_token = None
+    if line.refresh_token:
+        refresh_token = vault.refresh.seal(line.refresh_token.reveal(), refresh_token_binding(account_id, 1))
     if line.access_token:
         access_token = vault.access.seal(line.access_token.reveal(), access_token_binding(account_id, 1))
     return (
@@ -172,12 +178,13 @@ def _token_row(account_id: AccountId, account: NewAccount, vault: Vault, stamp: 
         1,
         0,
         access_token,
-        vault.refresh.seal(line.refresh_token.reveal(), refresh_token_binding(account_id, 1)),
+        refresh_token,
         line.token_type or None,
         line.scope or None,
         account.expires_at,
-        stamp.now,
+        account.entry.received_at or stamp.now,
         line.refresh_token_expires_at,
+        _jsonb(account.entry.captured),
     )
 
 

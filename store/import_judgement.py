@@ -1,6 +1,8 @@
 """What a line means for the account it names. Pure: rows and rules in, a verdict out.
 
-The rule behind all of them: a refresh token that the fleet may have spent is never put back (G2). A token
+A token here is what the account lives by (``store.import_admission``): in most cases a refresh token.
+
+The rule behind all of them: a token that the fleet may have spent is never put back (G2). A token
 that was imported before is known by its fingerprint, even when the fleet has rotated it since; so a file can
 be imported again at any time, and an old file cannot overwrite a live token with a dead one. A token that was
 never imported is taken for what it claims to be, a new sign-in, whatever the account's status. So one thing
@@ -10,49 +12,37 @@ database, and that was rotated since.
 The one exception corrects a mistake of the operator: a token that was imported for the wrong app, or with
 variables that led to the wrong server, and that nobody has rotated, was never answered by its own
 authorization server. It may be imported again with the right ones.
+
+An account that lives by its client alone has no token to be known by. A line about one that needs a new sign-in says
+that it may be tried again; of any other it changes the description.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from store.apps import DEFAULT_NAME, App
+from store.import_admission import UNKNOWN_PROVIDER, NumberedLine
 from store.import_line import spelled
-from store.import_source import NumberedLine
+from store.import_rules import ProviderRules, RulesOf
 from store.registrations import Registrations
 from tokenfleet.app_levels import ANY_ENVIRONMENT
 from tokenfleet.errors import UserError
 from tokenfleet.jobs import AccountId, AppId
-from tokenfleet.lifetimes import NOTHING_SAID, Lifetimes
-from tokenfleet.tokens import Margins
 from tokenfleet_client.contract import AccountStatus
 
 ENDED: Final = frozenset({AccountStatus.NEEDS_REAUTH, AccountStatus.REVOKED})
 """Statuses in which a token that we had before cannot be the one that helps."""
 
-SPENT: Final = "this refresh token was already imported and is spent: the customer has to sign in again"
-REJECTED: Final = "the provider has rejected this refresh token: the customer has to sign in again"
+SPENT: Final = "this {credential} was already imported and is spent: the customer has to sign in again"
+REJECTED: Final = "the provider has rejected this {credential}: the customer has to sign in again"
 EVERY_ENVIRONMENT: Final = "environment must be one of yours: * stands for all of them"
-UNKNOWN_PROVIDER: Final = "names an unknown provider: 'tokenfleet providers list' shows the known ones"
 ROTATED: Final = (
-    "this refresh token was already imported and replaced since: to move the account to another app, the "
+    "this {credential} was already imported and replaced since: to move the account to another app, the "
     "customer has to sign in again"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderRules:
-    """What an import needs to know of a provider. ``check`` takes variables and returns a reason, or None."""
-
-    margins: Margins
-    check: Callable[[Mapping[str, str]], str | None]
-    lifetimes: Lifetimes = NOTHING_SAID
-
-
-RulesOf = Callable[[str], ProviderRules]
-"""Returns the rules of the provider with that name; raises :class:`UserError` when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +135,12 @@ def judge(
     known: KnownAccount | None,
     apps: Apps,
     rules_of: RulesOf,
-    fingerprint: bytes,
+    fingerprint: bytes | None,
 ) -> Reject | Create | Keep | Compare:
-    """Return what ``entry`` means for ``known``, the account that it names, if there is one."""
+    """Return what ``entry`` means for ``known``, the account that it names, if there is one.
+
+    ``fingerprint`` is that of its credential, if it has one.
+    """
     line = entry.line
     try:
         rules = rules_of(line.provider)
@@ -161,16 +154,20 @@ def judge(
     moved = known is not None and app.app_id != known.app_id
     if known is None or moved or line.variables is not None:
         own = line.variables if line.variables is not None else known.variables if known else {}
-        if reason := rules.check({**app.variables, **own}):
+        if reason := rules.check({**app.variables, **own, **(entry.captured or {})}):
             return Reject(reason)
     if known is None:
         return Create(app, rules)
     ended = known.status in ENDED
     changed = changes(entry, known)
+    if fingerprint is None:
+        # Nothing in the line says that somebody wants back what was deliberately ended.
+        anew = known.status is AccountStatus.NEEDS_REAUTH or (moved and not ended)
+        return Compare(app, rules, imported=False, corrects=True) if anew else Keep(changed)
     imported = fingerprint in known.fingerprints
     corrects = moved or (ended and "variables" in changed)
     if imported and not corrects:
-        return Reject(SPENT) if ended else Keep(changed)
+        return Reject(_told(SPENT, rules)) if ended else Keep(changed)
     return Compare(app, rules, imported, corrects)
 
 
@@ -180,9 +177,11 @@ def settle(
     """Return what ``entry`` means now that its token was compared with the stored one."""
     if comparison.corrects:
         if comparison.imported and not same_as_stored:
-            return Reject(ROTATED)
+            return Reject(_told(ROTATED, comparison.rules))
     elif same_as_stored:
-        return Reject(REJECTED) if known.status in ENDED else Keep(changes(entry, known), remember=True)
+        if known.status in ENDED:
+            return Reject(_told(REJECTED, comparison.rules))
+        return Keep(changes(entry, known), remember=True)
     return Renew(comparison.app, comparison.rules)
 
 
@@ -197,3 +196,7 @@ def changes(entry: NumberedLine, known: KnownAccount) -> tuple[str, ...]:
     if line.metadata is not None and line.metadata != known.metadata:
         changed.append("metadata")
     return tuple(changed)
+
+
+def _told(reason: str, rules: ProviderRules) -> str:
+    return reason.format(credential=rules.credential_name)

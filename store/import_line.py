@@ -3,6 +3,8 @@
 Pure. Promises: what is accepted here fits its columns, so that no line can spoil the company it is written
 with; and no reason repeats a value, because in a file with its columns mixed up any value may be a token.
 
+What a provider's lines have to bring besides is ``store.import_admission``'s to say.
+
 ``expires_at`` wins over ``expires_in``: the one is a moment, the other was counted from an answer that we did
 not see. Null and, where text is expected, empty text mean "not given".
 """
@@ -15,25 +17,48 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final, get_type_hints
+from typing import Annotated, Any, Final, final, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
-from tokenfleet_client.secret import Secret
+from tokenfleet_client.secret import PLACEHOLDER, Secret
 
 TEN_YEARS: Final = timedelta(days=3653)
 TOKEN_CHARACTERS: Final = 65_536
+EXTERNAL_ID_CHARACTERS: Final = 512
+TOKEN_TYPE_CHARACTERS: Final = 63
 FINGERPRINT_BYTES: Final = 16
+CLOCK_TOLERANCE: Final = timedelta(minutes=5)
+"""How far ahead of the database's clock another one may be that noted when an answer came."""
 
 _LONGEST_SPELLED: Final = 20
 
-_Name = Annotated[str, Meta(max_length=63)]
+_Name = Annotated[str, Meta(max_length=TOKEN_TYPE_CHARACTERS)]
 _Text = Annotated[str, Meta(max_length=512)]
 """Indexed text. A B-tree entry of Postgres holds 2,704 bytes, and a character may take four."""
 _Moment = Annotated[datetime, Meta(tz=True)]
 _VariableName = Annotated[str, Meta(pattern="^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 _VariableValue = Annotated[str, Meta(max_length=4096)]
+
+
+@final
+class ConnectAnswer:
+    """A token endpoint's answer that never prints itself: it is made of tokens."""
+
+    __slots__ = ("_document",)
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+
+    def reveal(self) -> dict[str, Any]:
+        """Return the answer. Call it where it is read."""
+        return self._document
+
+    def __repr__(self) -> str:
+        return PLACEHOLDER
+
+    __str__ = __repr__
 
 
 class ImportLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -44,8 +69,9 @@ class ImportLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     provider: Annotated[str, Meta(min_length=1, max_length=63)]
-    external_id: Annotated[str, Meta(min_length=1, max_length=512)]
-    refresh_token: Secret
+    external_id: Annotated[str, Meta(min_length=1, max_length=EXTERNAL_ID_CHARACTERS)]
+    refresh_token: Secret | None = None
+    """What renewals present, unless that is the access token or nothing."""
     access_token: Secret | None = None
     token_type: _Name | None = None
     scope: Annotated[str, Meta(max_length=16_384)] | None = None
@@ -57,11 +83,25 @@ class ImportLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     app: _Name | None = None
     variables: dict[_VariableName, _VariableValue] | None = None
     metadata: dict[str, Any] | None = None
+    answer: ConnectAnswer | None = None
+    """What the token endpoint answered at connect, in the place of all tokens and expiries."""
+    received_at: _Moment | None = None
+    """When that answer came."""
 
 
 FIELDS: Final = ImportLine.__struct_fields__
-REQUIRED: Final = ("provider", "external_id", "refresh_token")
-OBJECTS: Final = frozenset({"variables", "metadata"})
+REQUIRED: Final = ("provider", "external_id")
+OBJECTS: Final = frozenset({"variables", "metadata", "answer"})
+SAID_BY_ANSWER: Final = (
+    "refresh_token",
+    "access_token",
+    "token_type",
+    "scope",
+    "expires_at",
+    "expires_in",
+    "refresh_token_expires_at",
+)
+_STORED_OBJECTS: Final = ("variables", "metadata")
 
 _TYPES: Final = get_type_hints(ImportLine, include_extras=True)
 _TOKEN_FORM: Final = (
@@ -84,6 +124,8 @@ _FORMS: Final[Mapping[str, str]] = {
     "app": "must be text of at most 63 characters",
     "variables": "must be an object of texts, with names of letters, digits and underscores",
     "metadata": "must be a JSON object",
+    "answer": "must be a JSON object: what the token endpoint answered",
+    "received_at": _MOMENT_FORM,
 }
 
 _NUL_IN_JSON: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -134,7 +176,7 @@ def parse_record(record: Mapping[str, str], *, now: datetime) -> ImportLine:
     if "expires_in" in values:
         values["expires_in"] = _seconds(record["expires_in"])
     try:
-        line = msgspec.convert(values, ImportLine, dec_hook=_token)
+        line = msgspec.convert(values, ImportLine, dec_hook=_wrapped)
     except msgspec.ValidationError:
         raise LineRejected(_explain(values)) from None
     _check(line, now)
@@ -158,7 +200,11 @@ def spelled(value: str) -> str | None:
     return None
 
 
-def _token(expected: type, value: object) -> Secret:
+def _wrapped(expected: type, value: object) -> Secret | ConnectAnswer:
+    if expected is ConnectAnswer:
+        if not isinstance(value, dict):
+            raise TypeError(expected.__name__)
+        return ConnectAnswer(value)
     if not isinstance(value, str):
         raise TypeError(expected.__name__)
     if not (value.isascii() and value.isprintable() and len(value) <= TOKEN_CHARACTERS):
@@ -168,13 +214,19 @@ def _token(expected: type, value: object) -> Secret:
     return Secret(value)
 
 
-_decoder: Final = msgspec.json.Decoder(ImportLine, dec_hook=_token)
+_decoder: Final = msgspec.json.Decoder(ImportLine, dec_hook=_wrapped)
 
 
 def _check(line: ImportLine, now: datetime) -> None:
     """Reject what is well formed and still cannot be meant."""
-    if not line.refresh_token:
-        raise LineRejected("refresh_token is missing")
+    if line.answer is not None:
+        for name in SAID_BY_ANSWER:
+            if getattr(line, name) not in (None, "", Secret("")):
+                raise LineRejected(f"has {name} beside answer, which says it too: leave one of them out")
+        if line.received_at is not None and line.received_at > now + CLOCK_TOLERANCE:
+            raise LineRejected("received_at is in the future")
+    elif line.received_at is not None:
+        raise LineRejected("has received_at, which says when answer came, and no answer")
     latest = now + TEN_YEARS
     if line.expires_at is not None and line.expires_at > latest:
         raise LineRejected("expires_at is more than ten years ahead: leave it out if it is not known")
@@ -186,7 +238,7 @@ def _check(line: ImportLine, now: datetime) -> None:
         text = getattr(line, name)
         if text is not None and "\0" in text:
             raise LineRejected(f"{name} holds the character U+0000, which Postgres cannot store")
-    for name in OBJECTS:
+    for name in _STORED_OBJECTS:
         value = getattr(line, name)
         if value and _NUL_IN_JSON.search(msgspec.json.encode(value)):
             raise LineRejected(f"{name} holds the character U+0000, which Postgres cannot store")
@@ -206,7 +258,7 @@ def _explain(document: object) -> str:
             return f"{name} is missing"
     for name, value in document.items():
         try:
-            msgspec.convert(value, _TYPES[name], dec_hook=_token)
+            msgspec.convert(value, _TYPES[name], dec_hook=_wrapped)
         except msgspec.ValidationError:
             return f"{name} {_FORMS[name]}"
     return "is not a line to import"

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from store import apps, import_renewal
+from store.import_admission import NumberedLine
 from store.import_creation import NewAccount
 from store.import_judgement import (
     ENDED,
@@ -23,16 +24,15 @@ from store.import_judgement import (
     Create,
     Keep,
     KnownAccount,
-    ProviderRules,
     Reject,
     Renew,
-    RulesOf,
     judge,
     settle,
 )
 from store.import_line import fingerprint
 from store.import_renewal import Description, RenewedTokens, StoredTokens
-from store.import_source import BadLine, NumberedLine
+from store.import_rules import ProviderRules, RulesOf
+from store.import_source import BadLine
 from store.keys import Vault
 from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, AppId
@@ -74,7 +74,7 @@ class Planner:
         known = _known_accounts(connection, lines)
         compared: list[NumberedLine] = []
         for entry in lines:
-            named = _Named(entry, known.get(_key(entry)), fingerprint(entry.line.refresh_token))
+            named = _named(entry, known.get(_key(entry)))
             verdict = judge(entry, named.known, registered, self._rules_of, named.fingerprint)
             if isinstance(verdict, Compare):
                 compared.append(entry)
@@ -100,20 +100,30 @@ class Planner:
         known = _known_accounts(connection, lines)
         for entry in lines:
             account = known[_key(entry)]
-            named = _Named(entry, account, fingerprint(entry.line.refresh_token))
+            named = _named(entry, account)
             verdict = judge(entry, account, registered, self._rules_of, named.fingerprint)
             if not isinstance(verdict, Compare):
                 self._add(plan, named, verdict, now)
                 continue
             tokens = stored[account.account_id]
-            binding = refresh_token_binding(tokens.account_id, tokens.generation)
-            held = _opened(self._vault.refresh, tokens.refresh_token, binding)
-            settled = settle(entry, account, verdict, same_as_stored=held == entry.line.refresh_token)
+            same = entry.credential is not None and entry.credential == self._held(tokens, verdict.rules)
+            settled = settle(entry, account, verdict, same_as_stored=same)
             if isinstance(settled, Renew):
                 plan.renewals.append(self._renewal(named, account, tokens, settled, now))
                 plan.reactivated += account.status in ENDED
             else:
                 self._add(plan, named, settled, now)
+
+    def _held(self, stored: StoredTokens, rules: ProviderRules) -> Secret | None:
+        """Return what the account lives by now."""
+        if rules.credential == "refresh_token":
+            binding = refresh_token_binding(stored.account_id, stored.generation)
+            return _opened(self._vault.refresh, stored.refresh_token, binding)
+        return self._access_token(stored)
+
+    def _access_token(self, stored: StoredTokens) -> Secret | None:
+        binding = access_token_binding(stored.account_id, stored.generation)
+        return _opened(self._vault.access, stored.access_token, binding)
 
     def _add(self, plan: Plan, named: _Named, verdict: Reject | Create | Keep, now: datetime) -> None:
         match verdict:
@@ -139,14 +149,13 @@ class Planner:
         kept = None
         if access_token is None and known.status not in ENDED:
             # Readers of a healthy account keep what they have until the first refresh, which is due at once.
-            binding = access_token_binding(stored.account_id, stored.generation)
-            kept = _opened(self._vault.access, stored.access_token, binding)
+            kept = self._access_token(stored)
             expires_at = stored.expires_at if kept else None
         return RenewedTokens(
             description=named.description(app_id=verdict.app.app_id),
             generation=stored.generation + 1,
             access_token=access_token or kept,
-            refresh_token=line.refresh_token,
+            refresh_token=line.refresh_token or None,
             token_type=line.token_type or (stored.token_type if kept else None),
             scope=line.scope or (stored.scope if kept else None),
             expires_at=expires_at,
@@ -154,15 +163,18 @@ class Planner:
             # What answers of the provider told stays until the next one does, but for what the line says.
             variables={
                 name: value for name, value in stored.variables.items() if name not in (line.variables or ())
-            },
+            }
+            | dict(named.entry.captured or {}),
+            obtained_at=named.entry.received_at or now,
             next_visit=visit,
         )
 
     def _first_visit(
         self, entry: NumberedLine, expires_at: datetime | None, rules: ProviderRules, now: datetime
     ) -> Visit:
-        # A sign-in, as far as anybody can tell: the grant's life begins now.
-        holding = Holding(now, expires_at, now, entry.line.refresh_token_expires_at)
+        # A sign-in, as far as anybody can tell: the grant's life begins now, or when its answer came.
+        obtained_at = entry.received_at or now
+        holding = Holding(obtained_at, expires_at, obtained_at, entry.line.refresh_token_expires_at)
         return first_visit(
             holding,
             rules.lifetimes,
@@ -175,11 +187,11 @@ class Planner:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A line, the account that it names if that exists, and the fingerprint of the line's refresh token."""
+    """A line, the account that it names if that exists, and the fingerprint of its credential if it has one."""
 
     entry: NumberedLine
     known: KnownAccount | None
-    fingerprint: bytes
+    fingerprint: bytes | None
 
     def description(
         self, *, app_id: AppId | None = None, changed: tuple[str, ...] = (), remember: bool = True
@@ -195,6 +207,10 @@ class _Named:
             fingerprint=self.fingerprint if remember else None,
             changed=changed,
         )
+
+
+def _named(entry: NumberedLine, known: KnownAccount | None) -> _Named:
+    return _Named(entry, known, None if entry.credential is None else fingerprint(entry.credential))
 
 
 def _key(entry: NumberedLine) -> tuple[str, str, str]:

@@ -61,11 +61,12 @@ _DESCRIBE = text(f"""
                 GREATEST(cardinality(a.imported_fingerprints) - {FINGERPRINTS_KEPT - 2}, 1):], i.fingerprint)
             END,
         -- A sign-in is a new grant: its life begins now, and nobody was told of its end.
-        granted_at = COALESCE(CAST(:granted_at AS timestamptz), a.granted_at),
-        reauth_told_at = CASE WHEN CAST(:granted_at AS timestamptz) IS NULL THEN a.reauth_told_at END
+        granted_at = COALESCE(i.granted_at, a.granted_at),
+        reauth_told_at = CASE WHEN i.granted_at IS NULL THEN a.reauth_told_at END
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:tenants AS text[]),
-                CAST(:variables AS jsonb[]), CAST(:metadata AS jsonb[]), CAST(:fingerprints AS bytea[]))
-        AS i (account_id, app_id, tenant, variables, metadata, fingerprint)
+                CAST(:variables AS jsonb[]), CAST(:metadata AS jsonb[]), CAST(:fingerprints AS bytea[]),
+                CAST(:granted_ats AS timestamptz[]))
+        AS i (account_id, app_id, tenant, variables, metadata, fingerprint, granted_at)
     WHERE a.id = i.account_id
     RETURNING a.id, a.status
 """)
@@ -87,15 +88,16 @@ _REPLACE_TOKENS = text("""
         SELECT * FROM unnest(CAST(:account_ids AS bigint[]), CAST(:generations AS bigint[]),
             CAST(:access_tokens AS bytea[]), CAST(:refresh_tokens AS bytea[]), CAST(:token_types AS text[]),
             CAST(:scopes AS text[]), CAST(:expiries AS timestamptz[]),
-            CAST(:refresh_expiries AS timestamptz[]), CAST(:variables AS jsonb[]))
+            CAST(:refresh_expiries AS timestamptz[]), CAST(:variables AS jsonb[]),
+            CAST(:obtained_ats AS timestamptz[]))
         AS i (account_id, generation, access_token, refresh_token, token_type, scope, expires_at,
-              refresh_token_expires_at, variables)
+              refresh_token_expires_at, variables, obtained_at)
     ), replaced AS (
         UPDATE tokenfleet.token_sets t
         -- No attempt brought these tokens: answers to earlier grants are no candidates for this one.
         SET generation = i.generation, epoch = 0, access_token = i.access_token,
             refresh_token = i.refresh_token, token_type = i.token_type, scope = i.scope,
-            expires_at = i.expires_at, obtained_at = CAST(:now AS timestamptz),
+            expires_at = i.expires_at, obtained_at = i.obtained_at,
             refresh_token_expires_at = i.refresh_token_expires_at, variables = i.variables
         FROM i WHERE t.account_id = i.account_id
     )
@@ -152,12 +154,13 @@ class RenewedTokens:
     description: Description
     generation: int
     access_token: Secret | None
-    refresh_token: Secret
+    refresh_token: Secret | None
     token_type: str | None
     scope: str | None
     expires_at: datetime | None
     refresh_token_expires_at: datetime | None
     variables: Mapping[str, str]
+    obtained_at: datetime
     next_visit: Visit
 
 
@@ -195,7 +198,8 @@ def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens
     A paused account stays paused. One that was ended, or had never connected, becomes active.
     """
     descriptions = [renewal.description for renewal in renewals]
-    statuses = _describe(connection, descriptions, granted_at=stamp.now)
+    granted_ats = [renewal.obtained_at for renewal in renewals]
+    statuses = _describe(connection, descriptions, granted_ats=granted_ats)
     ids = [renewal.description.account_id for renewal in renewals]
     reconnected = [
         renewal.description.account_id
@@ -237,7 +241,7 @@ def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens
             "expiries": [renewal.expires_at for renewal in renewals],
             "refresh_expiries": [renewal.refresh_token_expires_at for renewal in renewals],
             "variables": [_json(renewal.variables) for renewal in renewals],
-            "now": stamp.now,
+            "obtained_ats": granted_ats,
             "import_id": stamp.import_id,
             "actor": stamp.actor,
         },
@@ -268,11 +272,14 @@ def redescribe(connection: Connection, descriptions: Sequence[Description], stam
 
 
 def _describe(
-    connection: Connection, descriptions: Sequence[Description], *, granted_at: datetime | None = None
+    connection: Connection,
+    descriptions: Sequence[Description],
+    *,
+    granted_ats: Sequence[datetime | None] | None = None,
 ) -> dict[AccountId, AccountStatus]:
     """Write descriptions; returns the status of each account, which cannot change before the commit.
 
-    ``granted_at`` is when their customers consented anew, if they did.
+    ``granted_ats`` is when their customers consented anew, if they did.
     """
     rows = connection.execute(
         _DESCRIBE,
@@ -283,7 +290,7 @@ def _describe(
             "variables": [_json(description.variables) for description in descriptions],
             "metadata": [_json(description.metadata) for description in descriptions],
             "fingerprints": [description.fingerprint for description in descriptions],
-            "granted_at": granted_at,
+            "granted_ats": granted_ats or [None] * len(descriptions),
         },
     )
     return {AccountId(row.id): AccountStatus(row.status) for row in rows}
@@ -296,7 +303,9 @@ def _sealed_access_token(vault: Vault, renewal: RenewedTokens) -> bytes | None:
     return vault.access.seal(renewal.access_token.reveal(), binding)
 
 
-def _sealed_refresh_token(vault: Vault, renewal: RenewedTokens) -> bytes:
+def _sealed_refresh_token(vault: Vault, renewal: RenewedTokens) -> bytes | None:
+    if renewal.refresh_token is None:
+        return None
     binding = refresh_token_binding(renewal.description.account_id, renewal.generation)
     return vault.refresh.seal(renewal.refresh_token.reveal(), binding)
 

@@ -17,10 +17,9 @@ from enum import StrEnum
 from functools import partial
 from typing import BinaryIO, Final
 
-import msgspec
-
-from store.apps import DEFAULT_ENVIRONMENT
+from store.import_admission import Admission, NumberedLine
 from store.import_line import FIELDS, REQUIRED, ImportLine, LineRejected, parse_json, parse_record, spelled
+from store.import_rules import RulesOf
 from tokenfleet.errors import UserError
 
 CHUNK_LINES: Final = 5000
@@ -51,21 +50,17 @@ class BadLine:
     reason: str
 
 
-class NumberedLine(msgspec.Struct, frozen=True, gc=False):
-    """A line that can be read, and where it stands. ``environment`` has its default filled in."""
-
-    number: int
-    environment: str
-    line: ImportLine
-
-
 @dataclass(slots=True)
 class Chunk:
-    """Consecutive lines of a file. ``last`` is the number of the last one read, good, bad or blank."""
+    """Consecutive lines of a file. ``last`` is the number of the last one read, good, bad or blank.
+
+    ``shared`` is how many of ``lines`` and ``bad`` stand in the same line of the file as one before them.
+    """
 
     lines: list[NumberedLine] = field(default_factory=list)
     bad: list[BadLine] = field(default_factory=list)
     last: int = 0
+    shared: int = 0
 
 
 class FirstLines:
@@ -114,18 +109,20 @@ class FirstLines:
                 self._place(digest, number)
 
 
-def read_chunks(stream: BinaryIO, format: ImportFormat, *, now: datetime) -> Iterator[Chunk]:
-    """Yield the lines of ``stream``. ``now`` is the database's clock.
+def read_chunks(
+    stream: BinaryIO, format: ImportFormat, *, now: datetime, rules_of: RulesOf
+) -> Iterator[Chunk]:
+    """Yield the lines of ``stream``. ``now`` is the database's clock; ``rules_of`` answers for provider names.
 
     Raises :class:`UnreadableImport` when the whole is of another kind than ``format``, or reading fails.
     """
     try:
-        yield from _chunks(stream, format, now)
+        yield from _chunks(stream, format, Admission(rules_of, now=now), now)
     except OSError as error:
         raise UnreadableImport(f"it cannot be read to its end ({error.strerror})") from error
 
 
-def _chunks(stream: BinaryIO, format: ImportFormat, now: datetime) -> Iterator[Chunk]:
+def _chunks(stream: BinaryIO, format: ImportFormat, admission: Admission, now: datetime) -> Iterator[Chunk]:
     numbered = _json_lines(stream) if format is ImportFormat.JSON_LINES else _csv_rows(stream)
     first_lines, first_tokens = FirstLines(), FirstLines()
     chunk, size = Chunk(), 0
@@ -133,30 +130,40 @@ def _chunks(stream: BinaryIO, format: ImportFormat, now: datetime) -> Iterator[C
         chunk.last = number
         size += length
         try:
-            line = parse(now=now)
+            admitted = admission.admit(number, parse(now=now))
         except LineRejected as error:
             chunk.bad.append(BadLine(number, error.reason))
         else:
-            environment = line.environment or DEFAULT_ENVIRONMENT
-            first = first_lines.note((line.provider, environment, line.external_id), number)
-            if first is not None:
-                chunk.bad.append(
-                    BadLine(number, f"is about the same account as line {first}: keep one of them")
-                )
-                continue
-            # One grant under two accounts would be presented twice, and cost both of them the connection.
-            first = first_tokens.note(("token", line.provider, line.refresh_token.reveal()), number)
-            if first is None:
-                chunk.lines.append(NumberedLine(number, environment, line))
-            else:
-                chunk.bad.append(
-                    BadLine(number, f"has the same refresh token as line {first}: one grant is one account's")
-                )
+            chunk.shared += len(admitted) - 1
+            for entry in admitted:
+                reason = _repeats(entry, first_lines, first_tokens)
+                if reason is None:
+                    chunk.lines.append(entry)
+                else:
+                    chunk.bad.append(BadLine(number, reason))
         if len(chunk.lines) + len(chunk.bad) >= CHUNK_LINES or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = Chunk(), 0
     if chunk.last:
         yield chunk
+
+
+def _repeats(entry: NumberedLine, first_lines: FirstLines, first_tokens: FirstLines) -> str | None:
+    """Return why ``entry`` cannot go in beside what was read before it, None when it can."""
+    provider, number = entry.line.provider, entry.number
+    first = first_lines.note((provider, entry.environment, entry.line.external_id), number)
+    if first is not None:
+        return f"is about the same account as line {first}: keep one of them"
+    if entry.credential is None:
+        return None
+    # One grant under two accounts would be presented twice, and cost both of them the connection.
+    first = first_tokens.note(("token", provider, entry.credential.reveal()), number)
+    if first is None:
+        return None
+    kind = "refresh token" if entry.line.refresh_token else "access token"
+    if first == number:
+        return f"has the same {kind} for two accounts: one grant is one account's"
+    return f"has the same {kind} as line {first}: one grant is one account's"
 
 
 _Parse = Callable[..., ImportLine]

@@ -27,10 +27,11 @@ from sqlalchemy.exc import DBAPIError
 
 from store import import_creation, import_renewal
 from store.engine import database_now
+from store.import_admission import NumberedLine
 from store.import_creation import Stamp
-from store.import_judgement import RulesOf
 from store.import_plan import Plan, Planner
-from store.import_source import BadLine, Chunk, NumberedLine
+from store.import_rules import RulesOf
+from store.import_source import BadLine, Chunk
 from store.keys import Vault
 from store.schedule import WAKE_CHANNEL
 from tokenfleet.errors import UserError
@@ -45,7 +46,7 @@ _RETRY_SECONDS: Final = 0.1
 
 @dataclass(slots=True)
 class Tally:
-    """Lines of an import by what became of them."""
+    """Accounts of an import by what became of them; each has its line, or shares one with others."""
 
     created: int = 0
     reauthenticated: int = 0
@@ -56,6 +57,8 @@ class Tally:
     """Known accounts whose description changed, and not their tokens."""
     unchanged: int = 0
     bad: int = 0
+    shared: int = 0
+    """How many of all these stand in the same line as one before them."""
 
     def add(self, other: Tally) -> None:
         """Add the lines of another chunk."""
@@ -65,7 +68,8 @@ class Tally:
     @property
     def lines(self) -> int:
         """All lines that were not blank."""
-        return self.created + self.reauthenticated + self.updated + self.unchanged + self.bad
+        accounts = self.created + self.reauthenticated + self.updated + self.unchanged
+        return accounts + self.bad - self.shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,12 @@ class Importer:
     def write(self, chunk: Chunk) -> ChunkReport:
         """Write one chunk. Raises :class:`UserError` when Postgres fails for longer than a moment."""
         tally, bad = self._write(chunk.lines)
-        bad = sorted([*bad, *chunk.bad], key=lambda each: each.number)
-        tally.bad = len(bad)
-        return ChunkReport(tally, tuple(bad), chunk.last)
+        reasons = [*bad, *chunk.bad]
+        # Accounts that share a line often share what is wrong with it: that is told once.
+        told = sorted(dict.fromkeys(reasons), key=lambda each: each.number)
+        tally.bad = len(told)
+        tally.shared = chunk.shared - (len(reasons) - len(told))
+        return ChunkReport(tally, tuple(told), chunk.last)
 
     def _write(self, lines: Sequence[NumberedLine]) -> tuple[Tally, list[BadLine]]:
         """Write ``lines``; when Postgres refuses one of them, find it by halving, and write the others."""

@@ -252,7 +252,8 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     for row in connection.execute(_READ, {"account_ids": list(started)}):
         schedule = started[row.id]
         is_due = schedule.next_refresh_at is not None and schedule.next_refresh_at <= row.database_now
-        if row.status not in ASKABLE:
+        is_forgotten = row.status == AccountStatus.REVOKED and not (row.access_token or row.refresh_token)
+        if row.status not in ASKABLE or is_forgotten:
             unrefreshable.append(row.id)
             continue
         if not is_due:

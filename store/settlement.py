@@ -68,7 +68,7 @@ _ALREADY = text("""
     SELECT e.account_id, e.epoch FROM tokenfleet.account_events e
     JOIN unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[])) AS i (account_id, epoch)
         USING (account_id, epoch)
-    WHERE e.kind IN ('refresh.succeeded', 'refresh.lost_race', 'steps.begun')
+    WHERE e.kind IN ('refresh.succeeded', 'refresh.lost_race', 'refresh.dropped', 'steps.begun')
       -- No answer is written before it is obtained: this spares the partitions of older days.
       AND e.at >= CAST(:since AS timestamptz) - interval '1 hour'
 """)
@@ -81,7 +81,7 @@ _CANDIDATE = text(f"""
              obtained_at, refresh_token_expires_at, variables)
         SELECT i.account_id, i.generation + 1, i.epoch, i.access_token, i.refresh_token, i.token_type,
                i.scope, i.expires_at, i.obtained_at, i.refresh_token_expires_at, i.variables
-        FROM i JOIN tokenfleet.accounts a ON a.id = i.account_id
+        FROM i JOIN tokenfleet.accounts a ON a.id = i.account_id AND a.status <> 'revoked'
         ON CONFLICT DO NOTHING
         RETURNING account_id, generation, epoch
     ), released AS (
@@ -90,6 +90,11 @@ _CANDIDATE = text(f"""
     )
     INSERT INTO tokenfleet.account_events (account_id, kind, generation, epoch, actor)
     SELECT account_id, 'refresh.lost_race', generation, epoch, CAST(:actor AS text) FROM kept
+    UNION ALL
+    -- The tokens of an account that was ended have been forgotten: no new one is stored.
+    SELECT i.account_id, 'refresh.dropped', i.generation + 1, i.epoch, CAST(:actor AS text)
+    FROM i JOIN tokenfleet.accounts a ON a.id = i.account_id AND a.status = 'revoked'
+    RETURNING account_id, kind
 """)
 
 _DEFER = text("""
@@ -221,7 +226,8 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         moved = transitions.apply(connection, Trigger.REFRESHED, ids, actor=actor, reason=None)
         transitions.reschedule(connection, {each: activating[each] for each in moved & unscheduled})
         unscheduled -= moved
-    if unscheduled:
+    # Late answers too: of an account that was revoked meanwhile they are revoked next, not in an hour.
+    if unscheduled := unscheduled | {row.account_id for row in rows if not row.is_newest}:
         transitions.verify(connection, sorted(unscheduled))
     ends = {
         answer.account_id: answer.grant_ends_at
@@ -245,9 +251,10 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
     ]
     repeated = _already_written(connection, missed)
     late_answers = [answer for answer in missed if answer.account_id not in repeated]
+    late: frozenset[AccountId] = frozenset()
     if late_answers:
-        connection.execute(_CANDIDATE, columns(late_answers) | {"actor": actor})
-    late = frozenset(answer.account_id for answer in late_answers)
+        rows = connection.execute(_CANDIDATE, columns(late_answers) | {"actor": actor}).all()
+        late = frozenset(AccountId(row.account_id) for row in rows if row.kind == "refresh.lost_race")
     return SaveResult(saved, repeated, late, recovered)
 
 

@@ -105,8 +105,12 @@ oauth_apps = Table(
     # The part of its rate that the coming hour leaves, below 0 when it asks for more; when that was reckoned.
     Column("budget_slack", Double),
     Column("budget_slack_at", _MOMENT),
+    # For which generation the certificate is sealed: it stays when a new secret makes a new one.
+    Column("client_certificate", LargeBinary),
+    Column("certificate_generation", BigInteger),
     UniqueConstraint("provider", "environment", "name"),
     CheckConstraint("(held_since IS NULL) = (held_code IS NULL)", name="hold"),
+    CheckConstraint("(client_certificate IS NULL) = (certificate_generation IS NULL)", name="certificate"),
 )
 
 app_secrets = Table(

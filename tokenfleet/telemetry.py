@@ -100,6 +100,11 @@ JOURNAL_UNSETTLED: Final = Gauge("tokenfleet_journal_unsettled", "Answers on dis
 PROBES: Final = Counter(
     "tokenfleet_probes_total", "Probes by what they said of the access token.", ["provider", "verdict"]
 )
+REVOCATIONS: Final = Counter(
+    "tokenfleet_revocations_total",
+    "Requests to end a grant by what the provider answered.",
+    ["provider", "answered"],
+)
 LEASES_SKIPPED: Final = Counter(
     "tokenfleet_leases_skipped_total", "Jobs that went on without a lease because Redis did not answer."
 )

@@ -22,6 +22,7 @@ from workers.key_renewal import KeyRenewal
 from workers.probing import Prober
 from workers.refresh import Refresher, reserve_seconds
 from workers.reputation import Reputation
+from workers.revoke import Revoker
 from workers.sealing import Sealer
 from workers.steps import Stepper
 from workers.takeover import Consult, Lookout
@@ -73,4 +74,5 @@ def compose_refresher(
         lookout=Lookout(engine, consult),
         key_renewal=KeyRenewal(engine, settings, vault),
         prober=prober,
+        revoker=Revoker(engine, governor, vault, writer),
     )

@@ -23,6 +23,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from providers.credentials import Grant
 from providers.exchange import TokenRequest
 from providers.probes import PROBE_TIMEOUT_SECONDS, ProbeReading, Verdict
 from providers.transport import boottime
@@ -245,7 +246,8 @@ class Prober:
             return None
         telemetry.UNSEALED.labels("probe").inc()
         variables = {**asking.app.variables, **attempt.variables}
-        return asking.provider.probe_request(asking.client.client_id, access_token, attempt.scope, variables)
+        grant = Grant(None, attempt.scope, variables, access_token)
+        return asking.provider.probe_request(asking.client, grant, now=asking.now(attempt))
 
 
 def _is_early(asking: Asking, attempt: Attempt) -> bool:

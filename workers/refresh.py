@@ -26,10 +26,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers import Registry
-from providers.oauth2 import ClientCredentials
 from providers.transport import boottime
 from store import apps, schedule
-from store.apps import App, secret_binding
 from store.journal import Journal
 from store.keys import Vault
 from store.leases import Leases
@@ -39,13 +37,15 @@ from tokenfleet.guard import SAMPLES
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
-from tokenfleet_client.errors import EnvelopeError
-from tokenfleet_client.secret import Secret
+from tokenfleet_client.contract import AccountStatus
 from workers.attempt import Asker
+from workers.credentials import open_credentials
 from workers.governor import Governor
 from workers.key_renewal import KeyRenewal
+from workers.pacing import NotNow
 from workers.probing import Going, Prober
 from workers.results import Unasked
+from workers.revoke import Revoker
 from workers.room import Room, Seats
 from workers.settling import Asking, Judged
 from workers.takeover import Lookout
@@ -92,6 +92,7 @@ class Refresher:
         lookout: Lookout,
         key_renewal: KeyRenewal,
         prober: Prober,
+        revoker: Revoker,
     ) -> None:
         self._engine = engine
         self._registry = registry
@@ -99,6 +100,7 @@ class Refresher:
         self._leases = leases
         self._asker = asker
         self._prober = prober
+        self._revoker = revoker
         self._writer = writer
         self._journal = journal
         self._governor = governor
@@ -180,12 +182,13 @@ class Refresher:
         if app is None or not may_ask or app.provider not in self._registry:
             await self._in_database(schedule.release, job)
             return []
-        if self._key_renewal.lacks_key_of_secret(app.client_secret) and (
+        sealed = (app.client_secret, app.client_certificate)
+        if any(map(self._key_renewal.lacks_key_of_secret, sealed)) and (
             wait := await self._key_renewal.renew()
         ):
             await self._in_database(schedule.postpone, job, wait=timedelta(seconds=wait))
             return []
-        provider, client = self._registry.get(app.provider), self._credentials(app)
+        provider, client = self._registry.get(app.provider), open_credentials(self._vault, app)
         hopeful, later = await self._governor.foresee(job.app_id, provider, len(job.accounts))
         job = await self._postpone_after(job, hopeful, timedelta(seconds=later.seconds))
         leased = await self._lease(await self._not_busy(job))
@@ -259,14 +262,11 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            going = await self._prober.visit(asking, attempt)
-            if isinstance(going, Going):
-                last_look = self._lookout.last_look(attempt)
-                going = await self._asker.perform(going.asking, going.attempt, last_look)
-            if isinstance(going, Judged):
-                await self._asker.settle(asking, attempt, going)
-            elif going is not None:
-                await self._writer.add(Unasked(attempt.account_id, attempt.epoch, going.seconds))
+            ended = await self._visit(asking, attempt)
+            if isinstance(ended, Judged):
+                await self._asker.settle(asking, attempt, ended)
+            elif ended is not None:
+                await self._writer.add(Unasked(attempt.account_id, attempt.epoch, ended.seconds))
         except Exception as error:  # noqa: BLE001
             # A fault of ours. The account waits longer each time; the alarm brings a person.
             name = f"{attempt.account_id}-{attempt.epoch}"
@@ -276,6 +276,15 @@ class Refresher:
             self._busy.discard(attempt.account_id)
             telemetry.IN_FLIGHT.dec()
             await self._room.leave(asking.app.app_id, 1)
+
+    async def _visit(self, asking: Asking, attempt: Attempt) -> Judged | NotNow | None:
+        """Make the visit that ``attempt`` is for; return what is left to settle, or when it is worth another try."""
+        if attempt.status is AccountStatus.REVOKED:
+            return await self._revoker.visit(asking, attempt)
+        going = await self._prober.visit(asking, attempt)
+        if not isinstance(going, Going):
+            return going
+        return await self._asker.perform(going.asking, going.attempt, self._lookout.last_look(attempt))
 
     async def _postpone_after(self, job: RefreshJob, count: int, wait: timedelta) -> RefreshJob:
         """Return the ``count`` most urgent accounts of ``job``; the others are postponed."""
@@ -308,19 +317,6 @@ class Refresher:
         theirs = _part(job, set(ids) - taken)
         await self._in_database(schedule.postpone, theirs, wait=POSTPONE)
         return _part(job, taken)
-
-    def _credentials(self, app: App) -> ClientCredentials:
-        """Open the app's credentials; a secret that cannot be opened counts as absent and is rejected."""
-        secret = None
-        if app.client_secret is not None:
-            try:
-                opened = self._vault.refresh.open(
-                    app.client_secret, secret_binding(app.app_id, app.secret_generation)
-                )
-                secret = Secret(opened)
-            except EnvelopeError:
-                telemetry.alarm(Event.SECRET_UNREADABLE, app_id=app.app_id)
-        return ClientCredentials(app.client_id, secret)
 
     async def _in_database(
         self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs

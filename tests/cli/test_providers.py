@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,25 +21,85 @@ def offline(tmp_path: Path) -> Shell:
     return Shell({"TOKENFLEET_HOME": str(home), "TOKENFLEET_DATABASE_URL": "", "TOKENFLEET_REDIS_URL": ""})
 
 
-def test_the_catalogue_is_listed_without_any_server(offline: Shell) -> None:
-    listed = offline("providers", "list", "--json")
-    assert listed.exit_code == 0
-    names = [provider["name"] for provider in listed.document]
+def listed(shell: Shell, *words: str) -> Any:
+    """The document that ``providers list --json`` prints."""
+    ran = shell("providers", "list", "--json", *words)
+    assert ran.exit_code == 0, ran.stderr
+    return ran.document
+
+
+def test_the_catalogue_is_listed_and_counted_without_any_server(offline: Shell) -> None:
+    document = listed(offline)
+    found, counts = document["providers"], document["counts"]
+    names = [provider["name"] for provider in found]
     assert names == sorted(names)
+    assert counts["total"] == len(names) == len(list(CATALOG.glob("*.toml")))
+    for key in ("grant", "rotation", "client_authentication", "confidence", "category"):
+        assert counts[key] == Counter(provider[key] for provider in found)
     plain = offline("providers", "list")
     assert all(name in plain.stdout for name in names)
+    assert f"{len(names)} providers: " in plain.stdout
+
+
+def test_the_list_fits_a_terminal_of_120_columns(offline: Shell) -> None:
+    table = offline("providers", "list").stdout.partition("\n\n")[0].splitlines()
+    assert "grant" in table[0]
+    assert max(map(len, table)) <= 120
+
+
+def test_the_list_is_narrowed_by_grant_category_confidence_and_a_word(offline: Shell) -> None:
+    everyone = listed(offline)["providers"]
+    for words, wanted in (
+        (("--grant", "refresh_token"), {"grant": "refresh_token"}),
+        (("--category", "crm", "--confidence", "high"), {"category": "crm", "confidence": "high"}),
+    ):
+        document = listed(offline, *words)
+        assert document["providers"] == [one for one in everyone if wanted.items() <= one.items()]
+        assert 0 < document["counts"]["total"] < len(everyone) or "--grant" in words
+    found = {one["name"] for one in listed(offline, "entra id")["providers"]}
+    assert "microsoft" in found
+    assert "google" not in found
+    assert "No provider is like that" in offline("providers", "list", "no_such_word").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(("--grant", "magic"), "'magic' is not one of"), (("--category", "magic"), "'magic' is none of ")],
+)
+def test_a_filter_that_nothing_can_fit_is_refused_with_what_there_is(
+    offline: Shell, words: tuple[str, ...], told: str
+) -> None:
+    ran = offline("providers", "list", *words)
+    assert ran.exit_code == 2
+    assert told in ran.stderr
 
 
 def test_show_explains_a_definition_and_prints_it_whole_as_json(offline: Shell) -> None:
-    name = offline("providers", "list", "--json").document[0]["name"]
+    name = min(CATALOG.glob("*.toml")).stem
     explained = offline("providers", "show", name)
     assert explained.exit_code == 0
-    assert "Rotation:" in explained.stdout
+    assert "What it needs\n  Import line: provider, external_id" in explained.stdout
+    assert "  Rotation: " in explained.stdout
     assert offline("providers", "show", name, "--json").document["name"] == name
 
 
+def test_show_explains_a_file_and_tells_its_mistakes(offline: Shell, tmp_path: Path) -> None:
+    text = min(CATALOG.glob("*.toml")).read_text()
+    file = tmp_path / "acme.toml"
+    file.write_text(re.sub(r'^name = ".*"', 'name = "acme"', text))
+    explained = offline("providers", "show", str(file))
+    assert explained.exit_code == 0, explained.stderr
+    assert "(acme)" in explained.stdout
+    assert f"Defined in {file}" in explained.stdout
+    file.write_text(text.replace("[rotation]", "[rotaton]"))
+    ran = offline("providers", "show", str(file))
+    assert ran.exit_code == 1
+    assert "rotaton is not a known key" in ran.stderr
+    assert offline("providers", "show", str(tmp_path / "missing.toml")).exit_code == 1
+
+
 def test_an_unknown_provider_is_refused_with_close_matches(offline: Shell) -> None:
-    name = offline("providers", "list", "--json").document[0]["name"]
+    name = min(CATALOG.glob("*.toml")).stem
     ran = offline("providers", "show", name[:-1])
     assert ran.exit_code == 1
     assert f"did you mean {name}" in ran.stderr

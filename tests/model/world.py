@@ -284,8 +284,12 @@ class World:
         return json.dumps(line).encode()
 
     def _import(self, line: bytes) -> None:
-        importer = Importer(self.engine, self.vault, compose_rules(self.registry), actor="person")
-        for chunk in read_chunks(io.BytesIO(line), ImportFormat.JSON_LINES, now=self.clock.moment()):
+        rules_of = compose_rules(self.registry)
+        importer = Importer(self.engine, self.vault, rules_of, actor="person")
+        chunks = read_chunks(
+            io.BytesIO(line), ImportFormat.JSON_LINES, now=self.clock.moment(), rules_of=rules_of
+        )
+        for chunk in chunks:
             importer.write(chunk)
 
 

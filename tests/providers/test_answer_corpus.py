@@ -16,13 +16,18 @@ from tests.providers.definitions import provider
 from tests.providers.raw_server import Exchange, RawServer
 from tokenfleet.outcome import GrantRejected, OutcomeUnknown, Refreshed, Throttled, Unavailable, Undescribed
 from tokenfleet.policy import Known, RequireReauth, decide
+from tokenfleet.presented import Presented
 from tokenfleet.tokens import Margins
 from tokenfleet_client.secret import Secret
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 PLAIN = provider()
 CATALOG = {one.name: one for one in load_registry()}
-FLAT = [one for one in CATALOG.values() if "refresh_token" in one.spec.answer.refresh_token]
+FLAT = [
+    one
+    for one in CATALOG.values()
+    if one.presents is Presented.REFRESH_TOKEN and "refresh_token" in one.spec.answer.refresh_token
+]
 """Definitions that find tokens where the standard puts them: an answer without a provider is for these."""
 READERS = 12
 """How many definitions read an answer: with more than 200 answers, each definition reads many."""

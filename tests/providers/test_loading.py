@@ -13,6 +13,7 @@ from providers.loading import read_directory
 from providers.spec_answers import RefreshOutcome
 from providers.spec_requests import Refresh
 from tests.providers.definitions import toml
+from tests.providers.mistaken_requests import REQUESTS
 from tokenfleet.errors import DefinitionError
 
 AUTHENTICATIONS = (
@@ -103,6 +104,9 @@ path = "a..b"
 def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in mistakes(tmp_path, text)
 
+
+PROBE = '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200\n'
+REVOKE = '[revoke]\nendpoint = "https://auth.example.com/revoke"\n'
 
 CONTRADICTIONS = {
     "grace without rotation": (
@@ -375,6 +379,139 @@ CONTRADICTIONS = {
         "",
         "rotation.max_live_per has no meaning without max_live",
     ),
+    "parameters of a probe without a place": (
+        {},
+        f'{PROBE}body = "none"\nparameters = {{ a = "b" }}',
+        "probe.parameters have no place, because body is 'none'",
+    ),
+    "body of a probe by GET": (
+        {},
+        f'{PROBE}body = "json"',
+        "probe.body has no meaning for a GET request, whose parameters are in its query",
+    ),
+    "probe without its token": (
+        {},
+        f'{PROBE}authorization = ""\nheaders = {{ X-Key = "{{client_secret}}" }}',
+        (
+            "probe.authorization is empty, and nothing else has the {access_token}: such a probe says nothing of it"
+        ),
+    ),
+    "probe of the app alone": (
+        {},
+        f'{PROBE}authorization = "Basic {{pair}}"\n[computed.pair]\nkind = "base64"\nof = "{{client_id}}:"',
+        "probe.authorization has no {access_token}, and nothing else has: such a probe says nothing of it",
+    ),
+    "probe that presents the refresh token": (
+        {},
+        f'{PROBE}parameters = {{ t = "{{digest}}" }}\n[computed.digest]\nkind = "sha256"\nof = "{{refresh_token}}"',
+        (
+            "probe.parameters.t uses {refresh_token}, which only a refresh presents: a probe tries out the access "
+            "token"
+        ),
+    ),
+    "probe with an assertion that nobody makes": (
+        {},
+        f'{PROBE}parameters = {{ a = "{{assertion}}" }}',
+        "probe.parameters.a uses {assertion}, but the definition has no [assertion]",
+    ),
+    "authorization in two places": (
+        {},
+        f'{PROBE}headers = {{ authorization = "x" }}',
+        "probe.headers.authorization is set by authorization already",
+    ),
+    "header of the transport in a probe": (
+        {},
+        f'{PROBE}headers = {{ Host = "x" }}',
+        "probe.headers.Host is set by the request itself and cannot be set here",
+    ),
+    "secret in a URL": (
+        {},
+        '[probe]\nendpoint = "https://api.example.com/{access_token}"\nalive_status = 200',
+        "probe.endpoint places {access_token} in a URL, which is logged: put it into a parameter or a header",
+    ),
+    "computed value in a URL": (
+        {},
+        (
+            '[revoke]\nendpoint = "https://api.example.com/{digest}"\n[computed.digest]\nkind = "sha256"\n'
+            'of = "{access_token}"'
+        ),
+        "revoke.endpoint places {digest} in a URL, which is logged: put it into a parameter or a header",
+    ),
+    "undeclared name in a probe": (
+        {},
+        f'{PROBE}headers = {{ X-T = "{{acess_token}}" }}',
+        "probe.headers.X-T uses {acess_token}, which is not declared under [variables]: did you mean 'access_token'?",
+    ),
+    "token dead by anything": (
+        {},
+        f'{PROBE}dead_when = {{ path = "error" }}',
+        "probe.dead_when[1] would call a token dead whatever stands there: add the values that mean it",
+    ),
+    "token dead without a path": (
+        {},
+        f'{PROBE}dead_when = {{ path = [], value = "x" }}',
+        "probe.dead_when[1].path is empty: say where in the answer to look",
+    ),
+    "token dead by a body that never comes": (
+        {},
+        f'{PROBE}dead_when = {{ status = 204, path = "error", value = "x" }}',
+        "probe.dead_when[1].path can never fit: an answer of 204 has no body",
+    ),
+    "token dead and alive by one value": (
+        {},
+        f'{PROBE}alive_when = {{ path = "ok", value = true }}\ndead_when = {{ path = "ok", value = "true" }}',
+        "probe.dead_when[1].value[1] is 'true', which means by alive_when that the token works",
+    ),
+    "token dead and alive by one pattern": (
+        {},
+        f'{PROBE}alive_when = {{ path = "s", value = "okay" }}\ndead_when = {{ path = "s", pattern = "ok*" }}',
+        "probe.dead_when[1].pattern[1] fits what means by alive_when that the token works",
+    ),
+    "life in a body that never comes": (
+        {},
+        '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 204\nalive_when = { path = "id" }',
+        "probe.alive_when[1] can never hold: an answer of 204 has no body",
+    ),
+    "revocation of a token that there is not": (
+        {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "client_credentials"'},
+        REVOKE,
+        "revoke.token is 'refresh_token', but accounts of the grant client_credentials have none",
+    ),
+    "revocation of nothing": (
+        {},
+        f'{REVOKE}parameter = ""\nauthentication = "none"',
+        "revoke.parameter is empty, and nothing else carries the token: nothing would be revoked",
+    ),
+    "revocation of another token": (
+        {},
+        f'{REVOKE}parameter = ""\nauthentication = "bearer"',
+        "revoke.token is 'refresh_token', but parameter is empty and nothing else carries that token",
+    ),
+    "token without a place": (
+        {},
+        f'{REVOKE}body = "none"',
+        "revoke.parameter is 'token', which has no place because body is 'none': leave it empty",
+    ),
+    "token sent twice": (
+        {},
+        f'{REVOKE}parameters = {{ token = "x" }}',
+        "revoke.parameters.token is sent as the token already",
+    ),
+    "header that authenticates twice": (
+        {"client": 'authentication = "client_secret_basic"'},
+        f'{REVOKE}headers = {{ Authorization = "Bearer {{access_token}}" }}',
+        "revoke.headers.Authorization is set by authentication already",
+    ),
+    "gone by a success": (
+        {},
+        f"{REVOKE}gone_status = 204",
+        "revoke.gone_status[1] is 204, and every 2xx means it anyway",
+    ),
+    "gone by an outage": (
+        {},
+        f"{REVOKE}gone_status = [404, 503]",
+        "revoke.gone_status[2] is 503, which asks us to come again and says nothing of a grant",
+    ),
     "grant we cannot do": (
         {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "password"'},
         "",
@@ -386,9 +523,9 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONTRADICTIONS)
+@pytest.mark.parametrize("name", [*CONTRADICTIONS, *REQUESTS])
 def test_contradictions_are_mistakes(tmp_path: Path, name: str) -> None:
-    parts, extra, expected = CONTRADICTIONS[name]
+    parts, extra, expected = (CONTRADICTIONS | REQUESTS)[name]
     [mistake] = mistakes(tmp_path, toml(extra, **parts))
     place, _, reason = mistake.partition(": ")
     assert reason == expected

@@ -538,7 +538,10 @@ def test_what_cannot_be_read_whole_keeps_no_access_token(exchange: Answer) -> No
 
 @pytest.mark.parametrize("grant", ["client_credentials", "token_exchange", "access_token"])
 def test_a_grant_that_presents_no_refresh_token_takes_none_from_an_answer(grant: str) -> None:
-    refresh = f'endpoint = "https://auth.example.com/token"\ngrant = "{grant}"'
+    refresh = (
+        f'endpoint = "https://auth.example.com/token"\ngrant = "{grant}"\n'
+        'parameters = { subject_token_type = "urn:ietf:params:oauth:token-type:jwt" }'
+    )
     by = provider(refresh=refresh, rotation='policy = "never"')
     brought = {"refresh_token": "rt-2", "refresh_token_expires_in": 60}
     assert tokens(brought, by) == TokenAnswer(access_token=Secret("at-1"))

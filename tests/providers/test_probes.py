@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from providers import Answer, Failure, FailureKind
 from providers.contradictions import contradictions
+from providers.credentials import ClientCredentials, Grant
 from providers.describe import describe
-from providers.probes import Verdict
+from providers.exchange import TokenRequest
+from providers.probes import ProbeReading, Verdict
 from providers.spec import ProviderSpec
 from tests.providers.definitions import provider, toml
 from tokenfleet.lifetimes import Lifetimes
@@ -30,14 +34,171 @@ needs_scope = "profile"
 every_seconds = 7200
 """
 TOKEN = Secret("the-token")
+CLIENT = ClientCredentials("our-app", Secret("our-secret"))
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+ME = 'endpoint = "https://api.example.com/me"\nalive_status = 200\n'
+
+
+def request_of(
+    definition: str,
+    *,
+    token: Secret | None = TOKEN,
+    scope: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    client: ClientCredentials = CLIENT,
+) -> TokenRequest | None:
+    """Return the probe of an account with these facts."""
+    return provider(definition).probe_request(client, Grant(None, scope, variables or {}, token), now=NOW)
+
+
+def sent(probe: str, **account: Any) -> TokenRequest:
+    """Return the request of a probe with these lines, which there must be."""
+    request = request_of(f"[probe]\n{ME}{probe}", **account)
+    assert request is not None
+    assert "the-token" not in repr(request)
+    assert "our-secret" not in repr(request)
+    return request
+
+
+def reading_of(probe: str, status: int, body: bytes, **head: str) -> ProbeReading:
+    """Return what an answer to a probe with these lines says."""
+    return provider(f"[probe]\n{ME}{probe}").read_probe(Answer(status, head, body))
 
 
 def test_a_probe_is_the_definition_s_request_with_the_token_as_bearer() -> None:
-    request = provider(PROBE).probe_request("our-app", TOKEN, "email profile", {"tenant": "Acme"})
+    request = request_of(PROBE, scope="email profile", variables={"tenant": "Acme"})
     assert request is not None
     assert (request.method, request.url) == ("GET", "https://acme.example.com/me?app=our-app")
     assert request.headers["Authorization"] == "Bearer the-token"
+    assert request.body == b""
     assert "the-token" not in repr(request)
+
+
+@pytest.mark.parametrize(
+    ("probe", "url", "headers", "body"),
+    [
+        ('authorization = "OAuth {access_token}"', "", {"Authorization": "OAuth the-token"}, ""),
+        (
+            'authorization = ""\nheaders = { X-Token = "{access_token}", X-Key = "{client_id}:{client_secret}" }',
+            "",
+            {"X-Token": "the-token", "X-Key": "our-app:our-secret"},
+            "",
+        ),
+        (
+            'authorization = ""\nparameters = { access_token = "{access_token}", app = "{client_id}|{client_secret}" }',
+            "?access_token=the-token&app=our-app%7Cour-secret",
+            {},
+            "",
+        ),
+        (
+            'method = "POST"\nbody = "form"\nparameters = { action = "get device" }',
+            "",
+            {"Authorization": "Bearer the-token", "Content-Type": "application/x-www-form-urlencoded"},
+            "action=get+device",
+        ),
+        (
+            (
+                'method = "POST"\nbody = "json"\nauthorization = ""\n'
+                'parameters = { "auth.token" = "{access_token}", statement = "select 1" }'
+            ),
+            "",
+            {"Content-Type": "application/json"},
+            '{"auth": {"token": "the-token"}, "statement": "select 1"}',
+        ),
+        (
+            'method = "POST"\nbody = "json"\nparameters = { query = "{{ viewer {{ id }} }}" }',
+            "",
+            {"Authorization": "Bearer the-token", "Content-Type": "application/json"},
+            '{"query": "{ viewer { id } }"}',
+        ),
+        ('method = "POST"\nbody = "none"', "", {"Authorization": "Bearer the-token"}, ""),
+        (
+            'headers = { accept = "application/vnd.example+json" }',
+            "",
+            {"accept": "application/vnd.example+json"},
+            "",
+        ),
+    ],
+    ids=["scheme", "headers", "query", "form", "json", "query language", "no body", "accept"],
+)
+def test_a_probe_carries_the_token_where_the_definition_puts_it(
+    probe: str, url: str, headers: dict[str, str], body: str
+) -> None:
+    request = sent(probe)
+    assert request.url == f"https://api.example.com/me{url}"
+    expected = {"Authorization": "Bearer the-token"} if "authorization" not in probe else {}
+    if "accept" not in headers:
+        expected["Accept"] = "application/json"
+    assert request.headers == expected | headers
+    assert request.body.decode() == body
+
+
+def test_a_probe_can_carry_what_is_computed_from_its_token_and_the_moment() -> None:
+    request = sent(
+        'authorization = "Basic {pair}"\nheaders = { X-Time = "{moment}" }\n'
+        '[computed.pair]\nkind = "base64"\nof = "{access_token}:"\n'
+        '[computed.moment]\nkind = "timestamp"'
+    )
+    assert request.headers["Authorization"] == "Basic dGhlLXRva2VuOg=="
+    assert request.headers["X-Time"] == str(int(NOW.timestamp()))
+
+
+def test_an_app_without_the_secret_that_a_probe_needs_is_not_probed() -> None:
+    probe = f'[probe]\n{ME}headers = {{ X-Key = "{{client_secret}}" }}'
+    assert request_of(probe) is not None
+    assert request_of(probe, client=ClientCredentials("our-app", None)) is None
+
+
+DEAD_WHEN = 'dead_when = [{ path = "error", value = "token_revoked" }, { path = "code", pattern = "auth*" }]'
+ALIVE_WHEN = 'alive_when = [{ path = "ok", value = true }, { path = "user.id" }]'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "verdict", "code"),
+    [
+        (200, b'{"ok": true, "user": {"id": 7}}', Verdict.ALIVE, "http_200"),
+        (200, b'{"ok": true}', Verdict.UNCLEAR, "http_200"),
+        (200, b'{"ok": false, "user": {"id": 7}}', Verdict.UNCLEAR, "http_200"),
+        (200, b'{"ok": false, "error": "token_revoked"}', Verdict.DEAD, "token_revoked"),
+        (200, b'{"ok": true, "user": {"id": 7}, "error": "token_revoked"}', Verdict.UNCLEAR, "http_200"),
+        (400, b'{"code": "AUTH-7 of customer 12"}', Verdict.DEAD, "auth"),
+        (401, b'{"error": "token_revoked"}', Verdict.DEAD, "token_revoked"),
+        (401, b"<html>", Verdict.DEAD, "http_401"),
+        (429, b'{"error": "token_revoked"}', Verdict.UNCLEAR, "http_429"),
+        (503, b'{"error": "token_revoked"}', Verdict.UNCLEAR, "http_503"),
+        (200, b'{"ok": false, "error": "token_revoked"} and more', Verdict.UNCLEAR, "http_200"),
+        (200, b'{"error": "token_revoked", "error": "busy"}', Verdict.UNCLEAR, "http_200"),
+        (200, b'[{"error": "token_revoked"}]', Verdict.UNCLEAR, "http_200"),
+        (200, b"<html>Welcome to our hotel</html>", Verdict.UNCLEAR, "http_200"),
+        (200, b"", Verdict.UNCLEAR, "http_200"),
+        (200, b"[" * 200_000, Verdict.UNCLEAR, "http_200"),
+        (200, b'{"ok": ' + b"9" * 200_000 + b"}", Verdict.UNCLEAR, "http_200"),
+        (200, b"\xff\xfe\x00\xd8", Verdict.UNCLEAR, "http_200"),
+    ],
+)
+def test_a_body_is_heard_as_far_as_the_definition_says_and_it_can_be_read(
+    status: int, body: bytes, verdict: Verdict, code: str
+) -> None:
+    assert reading_of(f"{ALIVE_WHEN}\n{DEAD_WHEN}", status, body) == ProbeReading(verdict, code)
+
+
+def test_a_body_that_cannot_be_read_is_not_one_without_an_error() -> None:
+    probe = 'alive_when = { path = "error", absent = true }'
+    assert reading_of(probe, 200, b'{"name": "Ada"}').verdict is Verdict.ALIVE
+    assert reading_of(probe, 200, b'{"error": 7}').verdict is Verdict.UNCLEAR
+    assert reading_of(probe, 200, b"<html>").verdict is Verdict.UNCLEAR
+
+
+def test_a_status_that_a_rule_names_counts_for_that_rule_alone() -> None:
+    probe = 'dead_when = { status = 403, path = "error.code", value = 190 }'
+    assert reading_of(probe, 403, b'{"error": {"code": 190}}') == ProbeReading(Verdict.DEAD, "190")
+    assert reading_of(probe, 400, b'{"error": {"code": 190}}') == ProbeReading(Verdict.UNCLEAR, "http_400")
+
+
+def test_a_word_may_come_as_a_form() -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert reading_of(DEAD_WHEN, 400, b"error=token_revoked", **form).verdict is Verdict.DEAD
+    assert reading_of(DEAD_WHEN, 400, b"error=token_revoked").verdict is Verdict.UNCLEAR
 
 
 @pytest.mark.parametrize(
@@ -48,16 +209,17 @@ def test_a_probe_is_the_definition_s_request_with_the_token_as_bearer() -> None:
         ("profile", {"tenant": "acme.evil.example/"}, TOKEN),
         ("profile", {"tenant": "acme"}, Secret("split\r\nHost: evil.example")),
         ("profile", {"tenant": "acme"}, Secret("\N{SNOWMAN}")),
+        ("profile", {"tenant": "acme"}, None),
     ],
-    ids=["scope", "no variable", "bad variable", "header injection", "not ASCII"],
+    ids=["scope", "no variable", "bad variable", "header injection", "not ASCII", "no token"],
 )
-def test_who_cannot_be_probed_is_not(scope: str, variables: dict[str, str], token: Secret) -> None:
-    assert provider(PROBE).probe_request("our-app", token, scope, variables) is None
+def test_who_cannot_be_probed_is_not(scope: str, variables: dict[str, str], token: Secret | None) -> None:
+    assert request_of(PROBE, token=token, scope=scope, variables=variables) is None
 
 
 def test_who_has_an_unknown_scope_is_probed_and_nobody_without_a_probe() -> None:
-    assert provider(PROBE).probe_request("our-app", TOKEN, None, {"tenant": "acme"}) is not None
-    assert provider().probe_request("our-app", TOKEN, None, {}) is None
+    assert request_of(PROBE, variables={"tenant": "acme"}) is not None
+    assert request_of("") is None
 
 
 @pytest.mark.parametrize("status", [*range(100, 600, 7), 200, 204, 401, 410, 429, 999])

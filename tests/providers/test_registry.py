@@ -15,12 +15,14 @@ from typing import Any
 import jsonschema
 import pytest
 
-from providers import Answer, ClientCredentials, Grant, load_registry
+from providers import Answer, Grant, load_registry
+from providers.credentials import RequestBuildError
 from providers.describe import describe, duration_text, validate_paths
 from providers.registry import CATALOG, DEFAULT_MAX_OUTSTANDING, Provider
 from providers.schema import SCHEMA_FILE, schema_text
 from providers.spec_answers import AnswerFields
 from providers.templates import VariableKind
+from tests.providers.clients import client_of
 from tests.providers.definitions import provider, toml
 from tokenfleet.errors import UserError
 from tokenfleet.outcome import (
@@ -33,12 +35,14 @@ from tokenfleet.outcome import (
     Unavailable,
     Undescribed,
 )
+from tokenfleet.presented import Presented
 from tokenfleet.tokens import Margins
 from tokenfleet_client.secret import Secret
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 FILES = sorted(CATALOG.glob("*.toml"))
 REGISTRY = load_registry()
+RENEWED = [one for one in REGISTRY if one.renews]
 SAMPLES: Mapping[VariableKind, str] = {
     "text": "acme",
     "digits": "123",
@@ -64,15 +68,27 @@ def put(document: dict[str, Any], path: str, value: object) -> None:
     document[last] = value
 
 
+AN_HOUR: Mapping[str, object] = {
+    "seconds": 3600,
+    "milliseconds": 3_600_000,
+    "minutes": 60,
+    "hours": 1,
+    "days_hours_minutes": "0:01:00",
+    "hours_minutes_seconds": "1:00:00",
+}
+
+
 def plain_answer(fields: AnswerFields) -> bytes:
-    """Return a token response with everything where ``fields`` say that it stands."""
+    """Return a token response with everything where ``fields`` say that it stands, and an hour to live."""
     document: dict[str, Any] = {}
     for condition in fields.success:
         if not condition.absent:
             put(document, condition.path[0], condition.value[0] if condition.value else "there")
     put(document, fields.access_token[0], "at-1")
     put(document, fields.refresh_token[0], "rt-2")
-    put(document, fields.expires_in.path[0], 3600)
+    life = fields.expires_in
+    if life.path:
+        put(document, life.path[0], AN_HOUR[life.unit if life.format == "number" else life.format])
     return json.dumps(document).encode()
 
 
@@ -121,17 +137,35 @@ def test_the_published_schema_refuses_mistakes(path: tuple[str, ...], value: obj
     assert not validator.is_valid(document)
 
 
-@pytest.mark.parametrize("one", REGISTRY, ids=lambda one: one.name)
-def test_every_definition_asks_and_understands_a_plain_answer(one: Provider) -> None:
-    client = ClientCredentials("client-1", Secret("hush"))
-    request = one.refresh_request(client, Grant(Secret("rt-1"), "a b", variables(one)))
+@pytest.mark.parametrize("one", RENEWED, ids=lambda one: one.name)
+def test_every_definition_shows_what_it_presents_and_nothing_else(one: Provider) -> None:
+    grant = Grant(Secret("rt-1"), "a b", variables(one), Secret("at-0"))
+    request = one.refresh_request(client_of(one), grant, now=NOW)
     assert request.url.startswith("https://")
-    assert b"rt-1" in (request.url.encode() if request.method == "GET" else request.body)
+    shown = request.url.encode() + request.body + "".join(request.headers.values()).encode()
+    kept = one.presents in (Presented.REFRESH_TOKEN, Presented.SUBJECT_TOKEN)
+    assert (b"rt-1" in shown, b"at-0" in shown) == (kept, one.presents is Presented.ACCESS_TOKEN)
+
+
+@pytest.mark.parametrize("one", RENEWED, ids=lambda one: one.name)
+def test_every_definition_understands_a_plain_answer(one: Provider) -> None:
     outcome = one.read(Answer(200, {}, plain_answer(one.spec.answer)), now=NOW)
     assert isinstance(outcome, Refreshed)
     assert outcome.answer.access_token == Secret("at-1")
-    assert outcome.answer.refresh_token == Secret("rt-2")
-    assert outcome.answer.expires_at == NOW + timedelta(hours=1)
+    rotates = one.presents is Presented.REFRESH_TOKEN
+    assert outcome.answer.refresh_token == (Secret("rt-2") if rotates else None)
+    told = timedelta(hours=1) if one.spec.answer.expires_in.path else None
+    life = told or timedelta(seconds=one.spec.lifetimes.access_seconds or 0)
+    assert outcome.answer.expires_at == NOW + life
+
+
+def test_who_is_never_renewed_is_never_asked_for_tokens() -> None:
+    for one in REGISTRY:
+        if one.renews:
+            continue
+        with pytest.raises(RequestBuildError) as caught:
+            one.refresh_request(client_of(one), Grant(Secret("rt-1"), None, variables(one)), now=NOW)
+        assert caught.value.code == "never_renewed"
 
 
 @pytest.mark.parametrize("one", REGISTRY, ids=lambda one: one.name)
@@ -263,8 +297,8 @@ def test_an_api_base_that_moves_is_captured() -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ("gogle", "did you mean google?"),
-        ("github-app-user", "did you mean github_app_user?"),
+        ("gogle", "did you mean google"),
+        ("github-app-user", "did you mean github_app_user"),
         ("quickbooks_online", "did you mean quickbooks?"),
         ("microsoft_entra", "did you mean microsoft or "),
         ("nothing_like_it", "'tokenfleet providers list'"),

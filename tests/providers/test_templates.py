@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from providers.patterns import Pattern
-from providers.templates import Template, UndeclaredVariableError, VariableKind, VariableRule, url_template
+from providers.templates import (
+    Template,
+    UndeclaredVariableError,
+    VariableKind,
+    VariableRule,
+    placeholders,
+    text_template,
+    url_template,
+)
 
 
 def rule(name: str, kind: VariableKind, *patterns: str) -> VariableRule:
@@ -95,11 +103,31 @@ def test_values_are_put_in_their_place(text: str, values: dict[str, str], expect
         ("{base}/{tenant}", "must go on"),
         ("https://a.example/{", "a brace"),
         ("https://a.example/{a-b}", "a brace"),
+        ("https://a.example/{{tenant}}", "cannot have unencoded"),
+        ("https://{{tenant}}.example/", "host that is not made of"),
     ],
 )
 def test_templates_that_could_leave_their_host_are_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         compiled(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("{{ viewer {{ id }} }}", "{ viewer { id } }"),
+        ("{{{tenant}}}", "{acme}"),
+        ("{{tenant}} is {tenant}", "{tenant} is acme"),
+    ],
+)
+def test_a_brace_that_is_meant_is_written_twice(text: str, sent: str) -> None:
+    assert text_template(text, RULES).expand({"tenant": "acme"}) == sent
+
+
+@pytest.mark.parametrize("text", ["{ viewer }", "{{tenant}", "{tenant}}", "}"])
+def test_a_lone_brace_is_told_how_it_is_written(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write \{\{ and \}\} for braces"):
+        text_template(text, RULES)
 
 
 def test_an_undeclared_variable_is_named() -> None:
@@ -178,3 +206,29 @@ def test_no_value_leaves_the_host(value: str) -> None:
             assert url.path.count("/") == text.count("/") - 2
         else:
             assert url.netloc.endswith((".shops.example", "accounts.example.com", ".eu", ".com.au"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{{ me {{ id }} }}", "{ me { id } }"),
+        ("{{me{{id}}}}", "{me{id}}"),
+        ("{{{name}}}", "{Ada}"),
+        ("{name}{{name}}", "Ada{name}"),
+    ],
+)
+def test_doubled_braces_stand_for_braces(text: str, expected: str) -> None:
+    template = text_template(text, {"name": VariableRule("name", "text")})
+    assert template.expand({"name": "Ada"}) == expected
+    assert template.names == placeholders(text) == (frozenset({"name"}) if "Ada" in expected else frozenset())
+
+
+@pytest.mark.parametrize("text", ["{", "}", "{ me }", "{{ me }", "{name}}", "{{{", "a}b"])
+def test_a_single_brace_is_a_mistake(text: str) -> None:
+    with pytest.raises(ValueError, match="brace"):
+        text_template(text, {"name": VariableRule("name", "text")})
+
+
+def test_a_url_has_no_braces_of_its_own() -> None:
+    with pytest.raises(ValueError, match="character"):
+        url_template("https://a.example/{{x}}", {}, allow_http=False)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from store import import_source
+from store.import_rules import ProviderRules
 from store.import_source import (
     CHUNK_LINES,
     LINE_BYTES,
@@ -22,9 +23,30 @@ from store.import_source import (
     UnreadableImport,
     read_chunks,
 )
+from tokenfleet.connected import ConnectedAccount
+from tokenfleet.errors import UserError
+from tokenfleet.outcome import TokenAnswer
+from tokenfleet.presented import Presented
+from tokenfleet.tokens import Margins
+from tokenfleet_client.secret import Secret
 
 NOW = datetime(2026, 11, 21, 7, 0, tzinfo=UTC)
 HEADER = "provider,external_id,refresh_token"
+
+
+def two_parts(answer: dict[str, Any], _received_at: datetime) -> list[ConnectedAccount]:
+    """An account for each member of an answer; the member's value is its refresh token."""
+    return [
+        ConnectedAccount(part or None, TokenAnswer(Secret("access"), refresh_token=Secret(token)))
+        for part, token in answer.items()
+    ]
+
+
+def rules_of(name: str) -> ProviderRules:
+    if name == "unknown":
+        raise UserError("there is no such provider")
+    presents = Presented.NOTHING if name == "keyless" else Presented.REFRESH_TOKEN
+    return ProviderRules(Margins(), lambda _variables: None, presents=presents, connect=two_parts)
 
 
 def line(external_id: str, **fields: Any) -> str:
@@ -35,7 +57,7 @@ def line(external_id: str, **fields: Any) -> str:
 
 def chunks_of(text: str | bytes, format: ImportFormat = ImportFormat.JSON_LINES) -> list[Chunk]:
     raw = text.encode() if isinstance(text, str) else text
-    return list(read_chunks(io.BytesIO(raw), format, now=NOW))
+    return list(read_chunks(io.BytesIO(raw), format, now=NOW, rules_of=rules_of))
 
 
 def read(text: str | bytes, format: ImportFormat = ImportFormat.JSON_LINES) -> Chunk:
@@ -108,6 +130,39 @@ def test_the_default_environment_is_the_same_said_or_not() -> None:
     assert len(chunk.bad) == 1
 
 
+def test_a_line_may_be_about_several_accounts() -> None:
+    answers = [{"": "bot-1", "user": "user-1"}, {"": "bot-2"}, {"": "bot-3", "user": "bot-1"}]
+    text = "\n".join(
+        line(f"team-{number}", refresh_token=None, answer=answer) for number, answer in enumerate(answers)
+    )
+    chunk = read(text)
+    assert ids(chunk) == [(1, "team-0"), (1, "team-0/user"), (2, "team-1"), (3, "team-2")]
+    assert chunk.bad == [BadLine(3, "has the same refresh token as line 1: one grant is one account's")]
+    assert chunk.shared == 2, "four accounts and a reason stand in three lines"
+
+
+def test_one_token_in_two_sets_of_an_answer_is_told() -> None:
+    chunk = read(line("team", refresh_token=None, answer={"": "bot-1", "user": "bot-1"}))
+    assert chunk.bad == [
+        BadLine(1, "has the same refresh token for two accounts: one grant is one account's")
+    ]
+
+
+def test_an_account_of_an_answer_is_the_same_as_one_of_a_line() -> None:
+    text = line("team/user") + "\n" + line("team", refresh_token=None, answer={"user": "other"})
+    assert read(text).bad == [BadLine(2, "is about the same account as line 1: keep one of them")]
+
+
+def test_accounts_that_live_by_their_client_alone_have_no_token_in_common() -> None:
+    without = {"provider": "keyless", "refresh_token": None, "access_token": "the same"}
+    assert len(read("\n".join([line("a", **without), line("b", **without)])).lines) == 2
+
+
+def test_an_unknown_provider_is_told_before_anything_is_asked_of_its_line() -> None:
+    chunk = read(line("a", provider="unknown", refresh_token=None))
+    assert chunk.bad == [BadLine(1, "there is no such provider")]
+
+
 def test_a_bad_line_does_not_count_as_the_first() -> None:
     chunk = read("\n".join([line("a", expires_in=-1), line("a")]))
     assert ids(chunk) == [(2, "a")]
@@ -145,7 +200,7 @@ def test_a_file_that_is_not_json_lines_is_told_as_a_whole(content: bytes, reason
         ("\n", "it has no CSV header"),
         ('{"provider": "acme"}', "it looks like JSON: say --format jsonl"),
         ("provider;external_id;refresh_token", "its columns are not separated by commas"),
-        ("provider,external_id", "its CSV header lacks refresh_token"),
+        ("provider,refresh_token", "its CSV header lacks external_id"),
         ("provider,external_id,refresh_token,colour", "its CSV header has the unknown column 'colour'"),
         ("acme,customer-1,1//0aB3aB3aB3aB3aB3", r"its CSV header has the unknown column"),
         ("provider,provider,external_id,refresh_token", "its CSV header names a column twice"),
@@ -201,7 +256,7 @@ def test_a_quote_that_is_never_closed_says_how_far_it_reached() -> None:
 
 def test_reading_leaves_the_stream_open() -> None:
     stream = io.BytesIO(f"{HEADER}\nacme,a,r".encode())
-    assert list(read_chunks(stream, ImportFormat.CSV, now=NOW))
+    assert list(read_chunks(stream, ImportFormat.CSV, now=NOW, rules_of=rules_of))
     assert not stream.closed
 
 
@@ -214,7 +269,7 @@ def test_a_stream_that_breaks_is_told_as_a_whole() -> None:
             raise OSError(5, "Input/output error")
 
     with pytest.raises(UnreadableImport, match=r"it cannot be read to its end \(Input/output error\)"):
-        list(read_chunks(io.BufferedReader(Broken()), ImportFormat.JSON_LINES, now=NOW))
+        list(read_chunks(io.BufferedReader(Broken()), ImportFormat.JSON_LINES, now=NOW, rules_of=rules_of))
 
 
 def test_one_refresh_token_for_two_accounts_is_refused_without_repeating_it() -> None:

@@ -14,7 +14,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from store import rejections, schedule, settlement, transitions
-from store.import_judgement import REJECTED, ROTATED, SPENT, UNKNOWN_PROVIDER, ProviderRules
+from store.import_admission import UNKNOWN_PROVIDER
+from store.import_judgement import REJECTED, ROTATED, SPENT
+from store.import_rules import ProviderRules
 from store.import_source import CHUNK_LINES, BadLine, ImportFormat, read_chunks
 from store.imports import Importer, Tally
 from store.keys import Vault
@@ -96,7 +98,9 @@ class Desk:
         stream = io.BytesIO("\n".join(map(json.dumps, lines)).encode())
         tally, bad = Tally(), list[BadLine]()
         importer = importer or self.importer()
-        for report in importer.run(read_chunks(stream, ImportFormat.JSON_LINES, now=now())):
+        for report in importer.run(
+            read_chunks(stream, ImportFormat.JSON_LINES, now=now(), rules_of=rules_of)
+        ):
             tally.add(report.tally)
             bad += report.bad
         return Done(tally, tuple(bad))
@@ -448,7 +452,7 @@ def test_a_spent_token_does_not_revive_an_account_that_needs_a_sign_in(desk: Des
     before = desk.everything()
     done = desk.bring(whole())
     assert done.tally == Tally(bad=1)
-    assert done.reason == SPENT
+    assert done.reason == SPENT.format(credential="refresh token")
     assert desk.everything() == before
 
 
@@ -457,7 +461,7 @@ def test_a_spent_token_does_not_revive_a_revoked_account(desk: Desk) -> None:
     with desk.engine.begin() as connection:
         connection.execute(text("UPDATE tokenfleet.accounts SET status = 'revoked'"))
         connection.execute(text("UPDATE tokenfleet.token_sets SET refresh_token = NULL, access_token = NULL"))
-    assert desk.bring(whole()).reason == SPENT
+    assert desk.bring(whole()).reason == SPENT.format(credential="refresh token")
     assert desk.bring(whole(refresh_token="second")).tally == Tally(reauthenticated=1, reactivated=1)
     assert desk.state().status is AccountStatus.ACTIVE
 
@@ -465,7 +469,9 @@ def test_a_spent_token_does_not_revive_a_revoked_account(desk: Desk) -> None:
 def test_a_rejected_token_that_was_never_imported_does_not_revive_an_account(desk: Desk) -> None:
     make_account(desk.engine, desk.vault, desk.app_id, external_id="made", refresh_token="held")
     desk.end("made")
-    assert desk.bring(whole("made", refresh_token="held")).reason == REJECTED
+    assert desk.bring(whole("made", refresh_token="held")).reason == REJECTED.format(
+        credential="refresh token"
+    )
 
 
 # Re-authentication
@@ -647,7 +653,7 @@ def test_a_token_that_one_app_has_rotated_is_not_given_to_another(desk: Desk) ->
     make_app(desk.engine, desk.vault, provider="acme", name="eu")
     desk.bring(whole())
     desk.rotate()
-    assert desk.bring(whole(app="eu")).reason == ROTATED
+    assert desk.bring(whole(app="eu")).reason == ROTATED.format(credential="refresh token")
     assert desk.state().refresh_token == "refresh-2"
 
 
@@ -662,7 +668,7 @@ def test_a_line_that_names_no_app_leaves_an_account_with_its_own(desk: Desk) -> 
 def test_a_token_rejected_for_a_wrong_variable_may_be_imported_with_the_right_one(desk: Desk) -> None:
     desk.bring(whole(variables={"region": "us"}))
     desk.end()
-    assert desk.bring(whole(variables={"region": "us"})).reason == SPENT
+    assert desk.bring(whole(variables={"region": "us"})).reason == SPENT.format(credential="refresh token")
     assert desk.bring(whole(variables={"region": "eu"})).tally == Tally(reauthenticated=1, reactivated=1)
 
 

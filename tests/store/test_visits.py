@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from store import schedule, settlement, visits
-from store.import_judgement import ProviderRules
+from store.import_rules import ProviderRules
 from store.keys import Vault
 from tests.store.test_imports import RULES, Desk
 from tests.support.builders import (

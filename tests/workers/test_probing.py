@@ -416,7 +416,10 @@ def sign_in(fleet: Fleet, account_id: AccountId) -> None:
         "expires_in": grant.tokens.expires_in,
     }
     chunks = read_chunks(
-        io.BytesIO(json.dumps(line).encode()), ImportFormat.JSON_LINES, now=datetime.now(UTC)
+        io.BytesIO(json.dumps(line).encode()),
+        ImportFormat.JSON_LINES,
+        now=datetime.now(UTC),
+        rules_of=compose_rules(fleet.registry),
     )
     importer = Importer(fleet.engine, fleet.vault, compose_rules(fleet.registry), actor="test", dry_run=False)
     assert [report.bad for report in importer.run(chunks)] == [()]
