@@ -44,11 +44,6 @@ def _rotation(spec: ProviderSpec) -> Iterator[Finding]:
             ("rotation", "policy"),
             f"must be 'never': a grant of kind {spec.refresh.grant!r} presents no refresh token",
         )
-    if rotation.grace_until_first_use and rotation.grace_seconds:
-        yield (
-            ("rotation", "grace_seconds"),
-            "contradicts grace_until_first_use: it lasts so long, or until then",
-        )
     idle = lifetimes.refresh_idle_seconds
     if idle is not None and rotation.grace_seconds > idle:
         yield ("rotation", "grace_seconds"), f"is longer than a refresh token lives unused ({idle})"
@@ -154,14 +149,6 @@ def _never_renewed(spec: ProviderSpec) -> Iterator[Finding]:
     for key in RENEWAL_KEYS:
         if getattr(life, key) is not None:
             yield ("lifetimes", key), "has no meaning when the grant is 'none': nothing is renewed"
-    if life.access_seconds is not None:
-        yield (
-            ("lifetimes", "access_seconds"),
-            (
-                "counts from an answer, and there is none when the grant is 'none': say refresh_absolute_seconds, "
-                "which counts from the sign-in, or let imports bring expires_at"
-            ),
-        )
     if spec.steps:
         yield ("steps", 0), "follows an answer, and there is none when the grant is 'none'"
     if spec.probe is None and not spec.notes:

@@ -280,11 +280,6 @@ CONTRADICTIONS = {
         "",
         "rotation.grace_until_first_use is a grace, but refresh tokens are never rotated",
     ),
-    "two graces": (
-        {"rotation": 'policy = "always"\ngrace_until_first_use = true\ngrace_seconds = 60'},
-        "",
-        "rotation.grace_seconds contradicts grace_until_first_use: it lasts so long, or until then",
-    ),
     "rotation of nothing": (
         {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "access_token"'},
         "",
@@ -354,17 +349,6 @@ CONTRADICTIONS = {
             '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200'
         ),
         "lifetimes.margin_latest_seconds has no meaning when the grant is 'none': nothing is renewed",
-    ),
-    "life that no answer begins": (
-        {"refresh": 'grant = "none"', "rotation": 'policy = "never"'},
-        (
-            "[lifetimes]\naccess_seconds = 60\n"
-            '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200'
-        ),
-        (
-            "lifetimes.access_seconds counts from an answer, and there is none when the grant is 'none': say "
-            "refresh_absolute_seconds, which counts from the sign-in, or let imports bring expires_at"
-        ),
     ),
     "key that nobody looks after": (
         {"refresh": 'grant = "none"', "rotation": 'policy = "never"'},
