@@ -64,6 +64,8 @@ class Event(StrEnum):
     WEBHOOK_SECRET_UNREADABLE = "webhook.secret_unreadable"
     WEBHOOK_UNSETTLED = "webhook.unsettled"
     HOUSEKEEPING_FAILED = "housekeeping.failed"
+    KEYS_RENEWED = "keys.renewed"
+    KEYS_UNUSABLE = "keys.unusable"
 
 
 # Worker

@@ -189,7 +189,7 @@ class GroupWriter:
         if promotions := [result for result in results if isinstance(result, Promotion)]:
             written.promoted = candidates.promote(connection, promotions, actor=self._owner)
         if visits_made := [result for result in results if isinstance(result, Visited)]:
-            visits.settle(connection, visits_made, actor=self._owner)
+            written.apps.resolved += visits.settle(connection, visits_made, actor=self._owner)
         if revocations_made := [result for result in results if isinstance(result, RevocationMade)]:
             revocations.settle(connection, revocations_made, actor=self._owner)
         if unasked := [result for result in results if isinstance(result, Unasked)]:
