@@ -18,7 +18,6 @@ from conformance.templates import (
     BadAssertion,
     computed_value,
     covered,
-    encoded_in,
     endpoint,
     filled,
     found_in,
