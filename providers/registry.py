@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from providers import placement
 from providers.connect import ConnectReader
-from providers.credentials import ClientCredentials, Grant
+from providers.credentials import ACCESS_TOKEN, ClientCredentials, Grant
 from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
 from providers.oauth2 import RefreshRequests
@@ -26,6 +27,7 @@ from providers.quota import QuotaHeaders
 from providers.revocation import RevocationReading, RevocationRequests
 from providers.spec import Lifetimes as LifetimesSpec
 from providers.spec import ProviderSpec, Rate
+from providers.steps import CompiledStep
 from tokenfleet.errors import DefinitionError, UserError
 from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import Outcome, Throttled
@@ -76,6 +78,8 @@ class Provider:
     """What of an account a renewal presents."""
     renews: bool = field(repr=False)
     """Whether access tokens are renewed at all; one that is not lives as long as its probes say."""
+    needs_access_token: bool = field(repr=False)
+    """Whether a renewal has the access token in its request."""
     endpoint_varies: bool
     """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
     _quota: QuotaHeaders = field(repr=False, compare=False)
@@ -84,6 +88,8 @@ class Provider:
     _answers: AnswerReader = field(repr=False, compare=False)
     _probes: ProbeRequests | None = field(repr=False, compare=False)
     _revocations: RevocationRequests | None = field(repr=False, compare=False)
+    steps: tuple[CompiledStep, ...] = field(repr=False, compare=False)
+    """What follows a good answer, in order."""
 
     @classmethod
     def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
@@ -104,6 +110,7 @@ class Provider:
             max_live=spec.rotation.max_live if rotates else None,
             presents=PRESENTED[spec.refresh.grant],
             renews=spec.refresh.grant != "none",
+            needs_access_token=spec.refresh.grant == "access_token" or ACCESS_TOKEN in placement.placed(spec),
             endpoint_varies="{" in (spec.refresh.endpoint or ""),
             _quota=QuotaHeaders(rate),
             _requests=RefreshRequests(spec, allow_http=allow_http),
@@ -113,6 +120,7 @@ class Provider:
             _revocations=RevocationRequests(spec, spec.revoke, allow_http=allow_http)
             if spec.revoke
             else None,
+            steps=tuple(CompiledStep(spec, step, allow_http=allow_http) for step in spec.steps),
         )
 
     def required_variables(self) -> frozenset[str]:

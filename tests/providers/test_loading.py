@@ -13,6 +13,7 @@ from providers.loading import read_directory
 from providers.spec_answers import RefreshOutcome
 from providers.spec_requests import Refresh
 from tests.providers.definitions import toml
+from tests.providers.mistaken_requests import REQUESTS
 from tokenfleet.errors import DefinitionError
 
 AUTHENTICATIONS = (
@@ -423,9 +424,9 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONTRADICTIONS)
+@pytest.mark.parametrize("name", [*CONTRADICTIONS, *REQUESTS])
 def test_contradictions_are_mistakes(tmp_path: Path, name: str) -> None:
-    parts, extra, expected = CONTRADICTIONS[name]
+    parts, extra, expected = (CONTRADICTIONS | REQUESTS)[name]
     [mistake] = mistakes(tmp_path, toml(extra, **parts))
     place, _, reason = mistake.partition(": ")
     assert reason == expected

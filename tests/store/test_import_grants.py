@@ -16,6 +16,7 @@ from store.keys import Vault
 from tests.store.test_imports import RULES, Desk, in_about
 from tests.support.builders import HOUR, make_app, now
 from tokenfleet.connected import ConnectedAccount
+from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import TokenAnswer
 from tokenfleet.presented import Presented
 from tokenfleet.tokens import Margins
@@ -55,6 +56,10 @@ def desk(engine: Engine, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> Desk:
     for name, presents in (("keyless", Presented.NOTHING), ("extending", Presented.ACCESS_TOKEN)):
         monkeypatch.setitem(RULES, name, ProviderRules(Margins(), no_reason, presents=presents))
         make_app(engine, vault, provider=name, name="default")
+    never_renewed = Lifetimes(renews=False, probe_every=HOUR)
+    static = ProviderRules(Margins(), no_reason, never_renewed, presents=Presented.NOTHING)
+    monkeypatch.setitem(RULES, "static", static)
+    make_app(engine, vault, provider="static", name="default")
     monkeypatch.setitem(RULES, "acme", ProviderRules(Margins(), needs_shard, connect=connect))
     return desk
 
@@ -114,6 +119,16 @@ def test_an_account_that_lives_by_its_access_token_is_known_by_it(desk: Desk) ->
     assert desk.bring(first).reason == SPENT.format(credential="access token")
     assert desk.bring(line("extending", access_token="granted-3")).tally.reactivated == 1
     assert (desk.state().status, desk.state().access_token) == (AccountStatus.ACTIVE, "granted-3")
+
+
+def test_an_account_that_is_never_renewed_is_probed_whoever_knows_its_end(desk: Desk) -> None:
+    assert desk.bring(line("static", access_token="key-1")).tally == Tally(created=1)
+    assert desk.state().status is AccountStatus.ACTIVE
+    assert desk.one("SELECT probing FROM tokenfleet.refresh_schedule")
+    assert desk.bring(line("static", access_token="key-2")).tally == Tally(reauthenticated=1)
+    assert (desk.state().access_token, desk.state().refresh_token) == ("key-2", None)
+    assert desk.one("SELECT probing FROM tokenfleet.refresh_schedule")
+    assert in_about(desk.state().next_refresh_at, timedelta(0), HOUR)
 
 
 def test_an_access_token_that_the_fleet_holds_and_that_was_rejected_revives_nobody(desk: Desk) -> None:
