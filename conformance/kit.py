@@ -47,8 +47,13 @@ class Kit:
         await self._detour.aclose()
         await self._player.__aexit__(kind, error, trace)
 
-    async def run(self, provider: Provider, played: ProviderSpec | None = None) -> Report:
-        """Put ``provider`` through every scenario, against a provider that does what ``played`` says, or it itself."""
+    async def run(
+        self, provider: Provider, played: ProviderSpec | None = None, *, only: str | None = None
+    ) -> Report:
+        """Put ``provider`` through every scenario, against a provider that does what ``played`` says, or it itself.
+
+        ``only`` names the one scenario to play.
+        """
         truth = played or provider.spec
         try:
             registration = register(truth, f"{truth.name}{next(self._numbers)}")
@@ -61,6 +66,7 @@ class Kit:
         results = [
             await self._perform(scenario, provider, truth, registration, first, second)
             for scenario in self._scenarios
+            if only in (None, scenario.name)
         ]
         return Report(provider.name, tuple(results))
 
