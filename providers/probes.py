@@ -8,6 +8,7 @@ token counts only in a body that was read whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -58,6 +59,15 @@ class ProbeRequests:
         self._dead_when = tuple(map(_compiled, probe.dead_when))
         self._reads_bodies = bool(self._alive_when or self._dead_when)
         self._needs_scope = frozenset((probe.needs_scope or "").split())
+
+    @property
+    def required_variables(self) -> frozenset[str]:
+        """Variables that a probe needs and that have no default."""
+        return self._call.required_variables
+
+    def check_variables(self, variables: Mapping[str, str]) -> None:
+        """Check what an account or its app says of the variables. Raises :class:`RequestBuildError`."""
+        self._call.check_variables(variables)
 
     def build(self, client: ClientCredentials, grant: Grant, now: datetime) -> TokenRequest | None:
         """Return the request that tries out the access token of ``grant`` at ``now``.

@@ -124,15 +124,20 @@ class Provider:
         )
 
     def required_variables(self) -> frozenset[str]:
-        """Return the variables without default that an account must have to be refreshed."""
-        return self._requests.required_variables
+        """Return the variables without default that an account must have to be refreshed, or else to be probed."""
+        return self._looked_at_by.required_variables
 
     def check_variables(self, variables: Mapping[str, str]) -> None:
-        """Check what an account and its app say of the variables that a refresh needs.
+        """Check what an account and its app say of the variables that a refresh needs, or else a probe.
 
         Raises :class:`~providers.credentials.RequestBuildError` that names the variable at fault.
         """
-        self._requests.check_variables(variables)
+        self._looked_at_by.check_variables(variables)
+
+    @property
+    def _looked_at_by(self) -> RefreshRequests | ProbeRequests:
+        """What an account is visited with: a token that is never renewed is only probed."""
+        return self._requests if self.renews or self._probes is None else self._probes
 
     def refresh_request(
         self, client: ClientCredentials, grant: Grant, *, now: datetime | None = None
@@ -270,9 +275,9 @@ def _lifetimes(spec: ProviderSpec) -> Lifetimes:
 
 
 def _replay_grace(spec: ProviderSpec) -> timedelta | None:
-    """Return how long a replaced refresh token works; where both a time and the first use end it, the time."""
     rotation = spec.rotation
     if rotation.grace_seconds:
+        # Also where first use ends it sooner: nobody uses what is missing.
         return timedelta(seconds=rotation.grace_seconds)
     return ENDLESS_GRACE if rotation.grace_until_first_use else None
 

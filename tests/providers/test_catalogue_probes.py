@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from providers import Answer, Grant, load_registry
+from providers.credentials import RequestBuildError
 from providers.exchange import TokenRequest
 from providers.probes import Verdict
 from providers.revocation import Answered
@@ -115,6 +116,14 @@ def test_a_probe_asks_what_the_provider_answers(
 ) -> None:
     request = probed(name, **variables)
     assert (request.method, request.url, request.body) == (method, url, body)
+
+
+def test_a_key_is_brought_with_what_its_probe_needs_for_nothing_else_would_miss_it() -> None:
+    assert REGISTRY.get("woocommerce").required_variables() == {"store_url", "consumer_key"}
+    assert REGISTRY.get("slack").required_variables() == frozenset()
+    REGISTRY.get("freshdesk").check_variables({"subdomain": "acme"})
+    with pytest.raises(RequestBuildError, match="subdomain"):
+        REGISTRY.get("freshdesk").check_variables({"subdomain": "acme.evil.example/"})
 
 
 VERDICTS: list[tuple[str, int, Any, Verdict]] = [
