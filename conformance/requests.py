@@ -18,6 +18,7 @@ from conformance.templates import (
     BadAssertion,
     computed_value,
     covered,
+    encoded_in,
     endpoint,
     filled,
     found_in,
