@@ -275,9 +275,9 @@ def _lifetimes(spec: ProviderSpec) -> Lifetimes:
 
 
 def _replay_grace(spec: ProviderSpec) -> timedelta | None:
-    """Return how long a replaced refresh token works; where both a time and the first use end it, the time."""
     rotation = spec.rotation
     if rotation.grace_seconds:
+        # Also where first use ends it sooner: nobody uses what is missing.
         return timedelta(seconds=rotation.grace_seconds)
     return ENDLESS_GRACE if rotation.grace_until_first_use else None
 

@@ -64,7 +64,8 @@ class Rotation(Part):
     family_revocation: bool = False
     """Whether presenting a replaced one ends the whole grant."""
     grace_until_first_use: bool = False
-    """Whether the replaced one works until the new access token is used for the first time."""
+    """Whether the replaced one works until the new access token is used for the first time; with ``grace_seconds``, no
+    longer than those."""
     max_live: Annotated[int, Field(ge=1)] | None = None
     """How many refresh tokens can be alive at once before the oldest dies."""
     max_live_per: Text | None = None

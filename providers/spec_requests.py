@@ -98,6 +98,8 @@ class Assertion(Part):
     """Which of the keys has signed it, in its head."""
     claims: dict[ParameterName, ParameterText | int | bool] = {}
     """Further claims, templates over variables."""
+    head: dict[ParameterName, ParameterText] = {}
+    """Further members of its head, templates over variables: the thumbprint of a certificate, say."""
 
 
 class Computed(Part):

@@ -103,7 +103,7 @@ PROBES: Final = Counter(
 REVOCATIONS: Final = Counter(
     "tokenfleet_revocations_total",
     "Requests to end a grant by what the provider answered.",
-    ["provider", "answered"],
+    ["provider", "outcome"],
 )
 LEASES_SKIPPED: Final = Counter(
     "tokenfleet_leases_skipped_total", "Jobs that went on without a lease because Redis did not answer."

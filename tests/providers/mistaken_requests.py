@@ -80,6 +80,21 @@ REQUESTS: dict[str, tuple[dict[str, str], str, str]] = {
         RS256 + "claims = { exp = 5 }",
         "assertion.claims.exp is a claim that every assertion has by itself",
     ),
+    "head of its own": (
+        {"client": 'authentication = "private_key_jwt"'},
+        RS256 + 'head = { kid = "1" }',
+        "assertion.head.kid is what key_id says",
+    ),
+    "secret in a head": (
+        {"client": 'authentication = "private_key_jwt"'},
+        RS256 + 'head = { x = "{client_secret}" }',
+        "assertion.head.x places {client_secret} in an assertion, which anybody can read: use variables",
+    ),
+    "assertion that is over when it is sent": (
+        {"client": 'authentication = "private_key_jwt"'},
+        RS256 + "lifetime_seconds = 60\nbackdate_seconds = 60",
+        "assertion.backdate_seconds is not shorter than its life (60): it would be over when it is sent",
+    ),
     "signing key as client secret": (
         {"refresh": REFRESH + 'grant = "jwt_bearer"'},
         RS256,
@@ -166,17 +181,17 @@ REQUESTS: dict[str, tuple[dict[str, str], str, str]] = {
     "dotted parameter in a query": (
         {"refresh": REFRESH + 'method = "GET"'},
         '[refresh.parameters]\n"a.b" = "1"',
-        "refresh.parameters.a.b leads with 'a.b' into an object, which only a JSON body has",
+        "refresh.parameters.\"a.b\" leads with 'a.b' into an object, which only a JSON body has",
     ),
     "dotted name inside another": (
         {"refresh": REFRESH + 'body = "json"'},
         '[refresh.parameters]\n"client_id.kind" = "1"',
-        "refresh.parameters.client_id.kind is inside 'client_id', which is sent as text",
+        "refresh.parameters.\"client_id.kind\" is inside 'client_id', which is sent as text",
     ),
     "dotted name with an empty part": (
         {"refresh": REFRESH + 'body = "json"'},
         '[refresh.parameters]\n"a..b" = "1"',
-        "refresh.parameters.a..b has an empty part: 'a..b'",
+        "refresh.parameters.\"a..b\" has an empty part: 'a..b'",
     ),
     "parameters without a body": (
         EMPTY_BODY,

@@ -114,18 +114,19 @@ def test_every_signature_is_one_that_an_independent_verifier_accepts(algorithm: 
 def test_the_claims_are_those_of_the_rfc_and_the_definition() -> None:
     extra = (
         'issuer = "app:{client_id}"\nlifetime_seconds = 120\nbackdate_seconds = 60\nkey_id = "key-{user}"\n'
+        'head = { "x5t#S256" = "print of {user}" }\n'
         'claims = { scope = "read for {user}", "https://example.com/level" = 3, admin = false }'
     )
     head, claims, _, _ = parts(asked("HS256", "s", extra, {"user": "anna"}))
     noon = int(NOW.timestamp())
-    assert head["kid"] == "key-anna"
+    assert head == {"alg": "HS256", "typ": "JWT", "kid": "key-anna", "x5t#S256": "print of anna"}
     assert len(claims.pop("jti")) >= 16
     assert claims == {
         "iss": "app:client-1",
         "sub": "anna",
         "aud": "https://auth.example.com",
         "iat": noon - 60,
-        "exp": noon + 120,
+        "exp": noon + 60,
         "scope": "read for anna",
         "https://example.com/level": 3,
         "admin": False,

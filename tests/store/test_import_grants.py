@@ -43,7 +43,7 @@ def connect(answer: dict[str, Any], received_at: datetime) -> list[ConnectedAcco
                 Secret(f"access-{token}"),
                 refresh_token=Secret(f"refresh-{token}"),
                 expires_at=received_at + HOUR,
-                variables={"shard": "eu"},
+                variables={"shard": f"of-{token}"},
             ),
         )
         for part, token in answer.items()
@@ -150,7 +150,7 @@ def test_an_answer_becomes_an_account_for_each_token_set_as_of_when_it_came(desk
     bot, user = desk.state("customer-1"), desk.state("customer-1/U7")
     assert (bot.access_token, bot.refresh_token) == ("access-bot", "refresh-bot")
     assert (user.access_token, user.refresh_token) == ("access-user", "refresh-user")
-    assert bot.variables == user.variables == {"shard": "eu"}, "what the answer states is enough"
+    assert (bot.variables, user.variables) == ({"shard": "of-bot"}, {"shard": "of-user"})
     moments = "SELECT DISTINCT {} FROM tokenfleet.{}"
     assert desk.one(moments.format("granted_at", "accounts")) == came
     assert desk.one(moments.format("obtained_at", "token_sets")) == came
@@ -169,7 +169,7 @@ def test_an_answer_signs_a_known_account_in_again(desk: Desk) -> None:
     assert desk.bring(told).tally == Tally(reauthenticated=1, reactivated=1)
     state = desk.state()
     assert (state.status, state.refresh_token) == (AccountStatus.ACTIVE, "refresh-second")
-    assert state.variables == {"shard": "eu", "region": "us"}
+    assert state.variables == {"shard": "of-second", "region": "us"}
     assert desk.one("SELECT granted_at FROM tokenfleet.accounts") == came
     assert desk.one("SELECT obtained_at FROM tokenfleet.token_sets") == came
 
