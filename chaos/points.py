@@ -95,8 +95,8 @@ _TABLE: Final = (
           "answer not read", loses_answer=True),
     Point("answer.after", _W, "providers.transport:Transport.ask", _AFTER, "answer read", loses_answer=True),
     # Hop 6.
-    Point("seal.before", _W, "workers.attempt:Asker._seal", _BEFORE, "judged, not sealed", loses_answer=True),
-    Point("seal.after", _W, "workers.attempt:Asker._seal", _AFTER, "sealed", loses_answer=True),
+    Point("seal.before", _W, "workers.sealing:Sealer.seal", _BEFORE, "judged, not sealed", loses_answer=True),
+    Point("seal.after", _W, "workers.sealing:Sealer.seal", _AFTER, "sealed", loses_answer=True),
     Point("journal.before", _W, "store.journal:Journal.append", _BEFORE, "not journalled", loses_answer=True),
     Point("journal.after", _W, "store.journal:Journal.append", _AFTER, "journalled"),
     Point("sync.before", _W, "store.journal:Journal.sync", _BEFORE, "journal not synced", depth=3),

@@ -25,10 +25,11 @@ class Outcome(StrEnum):
     REFRESHED = "refreshed"
     PAUSED = "paused"
     RESUMED = "resumed"
+    REVOKED = "revoked"
     UNCHANGED = "unchanged"
     """It was as wanted before."""
     WAITING = "waiting"
-    """Its refresh was requested, and no new tokens came in the time given."""
+    """What was requested did not come in the time given: new tokens, or a provider's word that a grant is ended."""
     REFUSED = "refused"
     NOT_FOUND = "not_found"
 

@@ -21,13 +21,14 @@ SECTIONS: Sections = {
         "refresh": Entry("cli.accounts_act:refresh", "Refresh accounts now, ahead of their time."),
         "pause": Entry("cli.accounts_act:pause", "Leave accounts alone until they are resumed."),
         "resume": Entry("cli.accounts_act:resume", "Refresh paused accounts again."),
+        "revoke": Entry("cli.accounts_revoke:revoke", "End grants: tell the provider, forget the tokens."),
     },
 }
 
 
 @click.group(cls=CommandGroup, sections=SECTIONS)
 def accounts() -> None:
-    """Import, list, explain, refresh, pause and resume accounts.
+    """Import, list, explain, refresh, pause, resume and revoke accounts.
 
     An account is one customer's connection at one provider. It is named by its id, or by
     PROVIDER/EXTERNAL_ID.

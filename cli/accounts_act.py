@@ -61,7 +61,7 @@ def refresh(
     settings = load_settings()
     request = RefreshRequest(load_providers(settings))
     with database(settings) as engine:
-        results = _act(engine, accounts, environment, request.make, "Requesting")
+        results = act_on(engine, accounts, environment, request.make, "Requesting")
         if any(result.outcome is Outcome.REQUESTED for result in results):
             with engine.connect() as connection:
                 idle = not read_processes(connection).schedulers
@@ -106,7 +106,7 @@ def pause(
         ]
 
     with database(load_settings()) as engine:
-        results = _act(engine, accounts, environment, act, "Pausing")
+        results = act_on(engine, accounts, environment, act, "Pausing")
     report(ctx, results, as_json=as_json)
 
 
@@ -139,7 +139,7 @@ def resume(ctx: click.Context, accounts: tuple[str, ...], environment: str, as_j
         ]
 
     with database(load_settings()) as engine:
-        results = _act(engine, accounts, environment, act, "Resuming")
+        results = act_on(engine, accounts, environment, act, "Resuming")
     report(ctx, results, as_json=as_json)
 
 
@@ -162,7 +162,7 @@ def _not_resumed(reference: Reference, account: AccountDetail) -> Result:
     return Result(reference.text, account.account_id, Outcome.REFUSED, only_new_tokens_help(account))
 
 
-def _act(engine: Engine, texts: Sequence[str], environment: str, act: Act, doing: str) -> list[Result]:
+def act_on(engine: Engine, texts: Sequence[str], environment: str, act: Act, doing: str) -> list[Result]:
     """Act on all accounts named, a thousand in a transaction; returns a result for each."""
     from cli.references import find, missing, parse_all
 

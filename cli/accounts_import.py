@@ -63,15 +63,22 @@ def import_accounts(
 ) -> None:
     """Import connections, or new tokens for known ones, from FILE or standard input.
 
-    One JSON object per line, or CSV with a header. Needed: provider, external_id, refresh_token. Optional:
-    access_token, token_type, scope, expires_at (RFC 3339) or expires_in (seconds), refresh_token_expires_at,
-    tenant, environment (default: production), app (default: default), variables and metadata (objects; in CSV
-    as JSON text).
+    One JSON object per line, or CSV with a header. Needed: provider, external_id, and what the provider is presented
+    with: mostly refresh_token (for a token exchange, the subject token); access_token where that is what
+    renewals present, or is never renewed; nothing where the client alone is enough. Optional: access_token, token_type,
+    scope, expires_at (RFC 3339) or expires_in (seconds), refresh_token_expires_at, tenant, environment
+    (default: production), app (default: default), variables and metadata (objects; in CSV as JSON text).
 
-    An account is known by provider, environment and external_id. A refresh token that was never imported
-    before is a new sign-in: it replaces what is stored, and an account that needed it becomes active. One
-    that was imported before leaves the tokens as they are, even if they were rotated since, so a file can be
-    imported again at any time. What a line leaves out stays as it is.
+    Or, in place of all tokens and expiries, answer: the object with which the token endpoint answered at connect,
+    unchanged (in CSV as JSON text), and received_at (RFC 3339; default: now), from which its lifetimes count.
+    It is read as the provider's definition says. Where that knows several token sets, each becomes an account,
+    whose external id has a / and what the answer states added to it.
+
+    An account is known by provider, environment and external_id. A token that was never imported before is a
+    new sign-in: it replaces what is stored, and an account that needed it becomes active. One that was
+    imported before leaves the tokens as they are, even if they were rotated since, so a file can be imported
+    again at any time. An account without any token of its own is tried again if it needed a sign-in. What a
+    line leaves out stays as it is.
 
     Bad lines are reported with their numbers and left out, the others go in, and the exit code is 1. It is 2
     when the file cannot be read at all.
@@ -80,6 +87,7 @@ def import_accounts(
     Examples:
       tokenfleet accounts import customers.jsonl --dry-run
       tokenfleet accounts import customers.csv --errors bad.jsonl
+      echo '{"provider": "slack", "external_id": "team-7", "answer": {...}}' | tokenfleet accounts import -
       psql -XAtc "SELECT row_to_json(c) FROM connections c" | tokenfleet accounts import -
     """
     from cli.session import database, load_providers, load_settings, operator
@@ -197,7 +205,6 @@ def _rules(provider: Provider) -> ProviderRules:
         check_variables,
         provider.lifetimes,
         presents=provider.presents,
-        renews=provider.renews,
         connect=provider.connect_reader().read,
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cli.output import counted, dated, duration, relative
 from tokenfleet.app_levels import AppLevel
 from tokenfleet.policy import ROTATION_LOST, UNSETTLED
+from tokenfleet.revoking import KEPT_FOR
 from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
@@ -55,6 +56,23 @@ def _because(account: AccountDetail) -> str:
     return f" ({account.status_reason})" if account.status_reason else ""
 
 
+def _revocation(account: AccountDetail) -> Iterator[str]:
+    """How far the provider knows that the grant is ended."""
+    token, schedule, now = account.token, account.schedule, account.database_now
+    if token is None or not (token.has_access_token or token.has_refresh_token):
+        yield "Its tokens are forgotten; its history says whether the provider has confirmed the revocation."
+        return
+    until = dated(account.status_changed_at + KEPT_FOR, now)
+    told = f"; it said {schedule.last_error}" if schedule is not None and schedule.attempts else ""
+    when = "as soon as nobody else asks about it"
+    if schedule is not None and schedule.next_refresh_at is not None:
+        when = f"at {dated(schedule.next_refresh_at, now)}"
+    yield (
+        f"The provider has not confirmed that yet{told}. It is asked {when}; the tokens are kept for that, sealed, "
+        f"until {until} at most. 'tokenfleet accounts revoke {account.account_id} --local-only' forgets them now."
+    )
+
+
 def _giving_up(account: AccountDetail) -> Iterator[str]:
     if account.schedule is not None and account.schedule.next_refresh_at is not None:
         yield "An answer came in after that: the next refresh will show whether it is good."
@@ -97,6 +115,7 @@ def _status(account: AccountDetail) -> Iterator[str]:
             )
         case AccountStatus.REVOKED:
             yield f"Ended deliberately at {since}{_because(account)}; new tokens would begin it anew."
+            yield from _revocation(account)
         case AccountStatus.ACTIVE:
             pass
 
@@ -116,6 +135,8 @@ def _app(account: AccountDetail) -> Iterator[str]:
 
 def _schedule(account: AccountDetail) -> Iterator[str]:
     schedule, now = account.schedule, account.database_now
+    if account.status is AccountStatus.REVOKED:
+        return
     if schedule is None:
         yield "It has no place on the schedule: its import did not finish. Import it again."
         return
@@ -167,6 +188,8 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
 
 def _tokens(account: AccountDetail) -> Iterator[str]:
     token, now = account.token, account.database_now
+    if account.status is AccountStatus.REVOKED:
+        return
     if token is None:
         yield "It holds no tokens."
         return

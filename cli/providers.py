@@ -81,6 +81,22 @@ def _definition(name: str, settings: Settings) -> tuple[ProviderSpec, str]:
     return spec, name
 
 
+@providers.command()
+def schema() -> None:
+    """Print the JSON Schema of definitions, for editors.
+
+    Write it beside your definitions, and begin each with the line #:schema ./schema.json: the editor then completes
+    keys, and shows what they mean.
+
+    \b
+    Example:
+      tokenfleet providers schema > schema.json
+    """
+    from providers.schema import SCHEMA_FILE
+
+    click.echo(SCHEMA_FILE.read_text("utf-8"), nl=False)
+
+
 @dataclass(frozen=True, slots=True)
 class DefinitionProblem:
     """One mistake in one definition."""

@@ -49,7 +49,9 @@ class Received:
         """
         if place == "query":
             return dict(self.query)
-        if place == "none":
+        if place == "any" and self.body in (b"", b"{}"):
+            return {}
+        if place in ("none", "any"):
             if self.body:
                 raise Malformed("there is a body, where none is expected")
             return {}

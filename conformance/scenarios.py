@@ -62,4 +62,7 @@ SCENARIOS: Final = tuple(
             scenarios_errors.undescribed_error,
         ),
     )
-) + tuple(_scenario(play, renews=False) for play in (scenarios_access.probe, scenarios_access.never_renewed))
+) + tuple(
+    _scenario(play, renews=False)
+    for play in (scenarios_access.probe, scenarios_access.revocation, scenarios_access.never_renewed)
+)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from conformance.probing import Door
+from conformance.doors import ProbeDoor, RevocationDoor
 from conformance.stage import FIREWALL_PAGE, Reply
 from conformance.trial import Trial
 from providers.probes import ProbeReading, Verdict
+from providers.revocation import Answered
 from tokenfleet.outcome import RequestRejected
-from tokenfleet.policy import RetryLater
+from tokenfleet.policy import RequireReauth, RetryLater
 
 WORDS_AGAINST_A_TOKEN: Final = 3
 """So many probes have to call a token dead that nobody else can be asked about."""
@@ -20,7 +21,7 @@ async def probe(trial: Trial) -> None:
     spec = trial.truth.probe
     trial.applies(spec, "the definition has no probe")
     assert spec is not None
-    door = Door(trial.stage, spec)
+    door = ProbeDoor(trial.stage, spec)
     trial.stage.doors.append(door)
     await _expect_verdict(trial, Verdict.ALIVE, "a living token")
     for page in (Reply(500, b""), Reply(429, b"{}"), Reply(403, FIREWALL_PAGE, content_type="text/html")):
@@ -38,9 +39,7 @@ async def _expect_verdict(trial: Trial, wanted: Verdict, what: str) -> ProbeRead
     account = trial.account
     if trial.provider.spec.probe is None:
         trial.expect(False, "a probe", "the definition has none", ("probe",))
-    request = trial.provider.probe_request(
-        account.client.client_id, account.tokens.access_token, account.tokens.scope, account.variables
-    )
+    request = trial.provider.probe_request(account.client, account.grant, now=trial.now)
     trial.expect(request is not None, "a probe of this account", "none can be made", ("probe", "endpoint"))
     assert request is not None
     reading = trial.provider.read_probe(await trial.detour.ask(request))
@@ -63,7 +62,7 @@ async def never_renewed(trial: Trial) -> None:
     spec = trial.truth.probe
     if spec is None:
         return
-    trial.stage.doors.append(Door(trial.stage, spec))
+    trial.stage.doors.append(ProbeDoor(trial.stage, spec))
     trial.stage.chain.kill_access_token()
     account.doubts = 0
     for word in range(1, WORDS_AGAINST_A_TOKEN + 1):
@@ -76,3 +75,38 @@ async def never_renewed(trial: Trial) -> None:
     trial.expect(
         account.needs_reauth is not None, "the customer to be asked to sign in again", "nothing", ("probe",)
     )
+
+
+async def revocation(trial: Trial) -> None:
+    """A revocation ends the grant at the provider, is told from an outage, and what follows is its word."""
+    revoke, account = trial.truth.revoke, trial.account
+    trial.applies(revoke, "the definition has no revocation")
+    assert revoke is not None
+    door = RevocationDoor(trial.stage, revoke)
+    trial.stage.doors.append(door)
+    trial.expect(trial.provider.revokes, "a revocation", "the definition has none", ("revoke",))
+    outages = (500, 503) if not {500, 503} & set(revoke.gone_status) else ()
+    for status in (*outages, *revoke.gone_status):
+        door.script.append(Reply(status, b""))
+        wanted = Answered.NOT_NOW if status in outages else Answered.REVOKED
+        await _expect_revocation(trial, wanted, f"an answer of {status}")
+    trial.expect(not trial.stage.chain.revoked, "the grant to live on meanwhile", "it was ended", ("revoke",))
+    await _expect_revocation(trial, Answered.REVOKED, "the provider's yes")
+    trial.expect(
+        trial.stage.chain.revoked,
+        "the grant to be ended",
+        "it lives: another token came",
+        ("revoke", "token"),
+    )
+    if trial.truth.refresh.grant == "refresh_token":
+        attempted = await trial.renew()
+        got = attempted.told
+        trial.expect(isinstance(attempted.decision, RequireReauth), "no token any more", got, ("revoke",))
+    trial.expect(account.attempts == 0, "no failure to be counted", f"{account.attempts}", ("revoke",))
+
+
+async def _expect_revocation(trial: Trial, wanted: Answered, what: str) -> None:
+    request = trial.provider.revocation_request(trial.account.client, trial.account.grant, now=trial.now)
+    reading = trial.provider.read_revocation(await trial.detour.ask(request))
+    trial.expect_accepted()
+    trial.expect(reading.answered is wanted, f"{what} to mean {wanted}", f"{reading.answered}", ("revoke",))

@@ -20,8 +20,9 @@ from conformance.clock import Clock
 from conformance.documents import Document
 from conformance.meanings import ErrorAnswer, saying
 from conformance.received import Received, path_parts
-from conformance.requests import Client, Credentials, Refused, check_refresh
+from conformance.requests import Client, Credentials, Refused, check
 from conformance.templates import endpoint
+from conformance.wanted import wanted_refresh
 from providers.problems import Location
 from providers.spec import ProviderSpec
 from sandbox.ledger import Presentation
@@ -136,7 +137,8 @@ class Stage:
         reaction = self.script.popleft() if self.script else BY_ITSELF
         now = self.clock.seconds()
         try:
-            credentials = check_refresh(self.spec, self.client, request, now=now)
+            wanted = wanted_refresh(self.spec, self.client.registration, self.client.scope)
+            credentials = check(self.spec, self.client, request, wanted, now=now)
         except Refused as refused:
             return self.refuse(refused)
         self.presented.append(credentials)

@@ -139,6 +139,8 @@ def read_assertion(
         raise BadAssertion(f"is signed with {head.get('alg')}, {assertion.algorithm} was expected")
     if assertion.key_id is not None and head.get("kid") != filled(assertion.key_id, values):
         raise BadAssertion("names another key (kid) than was expected")
+    if any(head.get(name) != filled(text, values) for name, text in assertion.head.items()):
+        raise BadAssertion("has another head than was expected")
     if not _is_signed(assertion.algorithm, who, signed, signature):
         raise BadAssertion("has a signature that is not the client's")
     expected: dict[str, object] = {
@@ -158,7 +160,7 @@ def read_assertion(
     issued, expires = claims.get("iat"), claims.get("exp")
     if not isinstance(issued, int) or not isinstance(expires, int) or not issued <= now + 1 or expires <= now:
         raise BadAssertion("is not valid now (iat, exp)")
-    if expires - issued > assertion.lifetime_seconds + assertion.backdate_seconds:
+    if expires - issued > assertion.lifetime_seconds:
         raise BadAssertion("lives longer than this provider permits (exp)")
     if now - issued < assertion.backdate_seconds - 1:
         raise BadAssertion("is not dated back as this provider needs it (iat)")

@@ -32,6 +32,8 @@ SigningKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 OWN_CLAIMS: Final = frozenset({"iss", "sub", "aud", "iat", "exp", "jti"})
 """Claims that every assertion has by itself."""
+OWN_HEAD: Final = frozenset({"alg", "kid"})
+"""Members of the head that have keys of their own in a definition."""
 MIN_RSA_BITS: Final = 2048
 """RFC 7518 sections 3.3 and 3.5."""
 MAX_PARSED_KEYS: Final = 256
@@ -49,7 +51,7 @@ class SigningKeyError(ValueError):
 class Assertions:
     """Makes the assertions of one definition. Immutable; safe in any thread."""
 
-    __slots__ = ("_algorithm", "_backdate", "_claims", "_constants", "_key_id", "_lifetime", "names")
+    __slots__ = ("_algorithm", "_backdate", "_claims", "_constants", "_head", "_lifetime", "names")
 
     def __init__(self, assertion: Assertion, rules: Mapping[str, VariableRule]) -> None:
         """Compile ``assertion``, which has passed ``providers.contradictions``; ``rules`` are its variables'."""
@@ -64,8 +66,9 @@ class Assertions:
         self._constants = {
             name: value for name, value in assertion.claims.items() if not isinstance(value, str)
         }
-        self._key_id = text_template(assertion.key_id, rules) if assertion.key_id else None
-        templates = [*self._claims.values(), *([self._key_id] if self._key_id else [])]
+        members = ({"kid": assertion.key_id} if assertion.key_id else {}) | assertion.head
+        self._head = {name: text_template(text, rules) for name, text in members.items()}
+        templates = [*self._claims.values(), *self._head.values()]
         self.names = frozenset(name for template in templates for name in template.names)
         """The variables that an assertion needs."""
 
@@ -74,28 +77,27 @@ class Assertions:
 
         Raises :class:`RequestBuildError` ``signing_key_unusable``.
         """
-        issued = int(now.timestamp())
-        header = {"alg": self._algorithm, "typ": "JWT"}
-        if self._key_id is not None:
-            header["kid"] = self._key_id.expand(values)
+        issued = int(now.timestamp()) - self._backdate
+        head = {"alg": self._algorithm, "typ": "JWT"}
+        head |= {name: template.expand(values) for name, template in self._head.items()}
         claims: dict[str, str | int | bool] = {
             name: template.expand(values) for name, template in self._claims.items()
         }
         claims |= self._constants
         claims |= {
-            "iat": issued - self._backdate,
+            "iat": issued,
             "exp": issued + self._lifetime,
             "jti": secrets.token_urlsafe(16),
         }
         try:
-            return signed(header, claims, self._algorithm, key)
+            return signed(head, claims, self._algorithm, key)
         except SigningKeyError as error:
             raise RequestBuildError("signing_key_unusable", f"the app's signing key {error}") from None
 
 
-def signed(header: Mapping[str, object], claims: Mapping[str, object], algorithm: Algorithm, key: str) -> str:
+def signed(head: Mapping[str, object], claims: Mapping[str, object], algorithm: Algorithm, key: str) -> str:
     """Return the JWS in compact form. Raises :class:`SigningKeyError`."""
-    signing_input = f"{_part(header)}.{_part(claims)}"
+    signing_input = f"{_part(head)}.{_part(claims)}"
     return f"{signing_input}.{base64url(signature(signing_input.encode('ascii'), algorithm, key))}"
 
 

@@ -70,6 +70,18 @@ class Call:
         templates = [self._endpoint, *self._headers.values(), *self._parameters.values()]
         self._values = Values(spec, templates, allow_http=allow_http, with_assertion=with_assertion)
 
+    @property
+    def required_variables(self) -> frozenset[str]:
+        """Variables that the request needs and that have no default."""
+        return self._values.required_variables
+
+    def check_variables(self, variables: Mapping[str, str]) -> None:
+        """Check what an account or its app says of the variables. Raises :class:`RequestBuildError`."""
+        try:
+            self._endpoint.expand(self._values.variables("client", variables))
+        except ValueError as error:
+            raise RequestBuildError("variable_malformed", f"a variable of the endpoint {error}") from None
+
     def build(
         self,
         client: ClientCredentials,

@@ -12,8 +12,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from providers.contradictions import contradictions
-from providers.problems import Lines, Location, Problem, key_text, told
+from providers.problems import Location, Problem, key_text, told
 from providers.spec import ProviderSpec
+from providers.toml_lines import Lines
 
 MAX_FILE_BYTES: Final = 256 * 1024
 SUFFIX: Final = ".toml"

@@ -16,6 +16,7 @@ from urllib.parse import quote_plus
 from providers import certificates, client_authentication, placement
 from providers.credentials import (
     ASSERTION,
+    REFRESH_TOKEN,
     ClientCredentials,
     Grant,
     RequestBuildError,
@@ -97,10 +98,13 @@ class RefreshRequests:
     def check_variables(self, variables: Mapping[str, str]) -> None:
         """Check what an account or its app says of the variables. Raises :class:`RequestBuildError`."""
         values = self._values.variables("client", variables) if self._values is not None else _NOTHING
-        if self._endpoint is not None:
-            self._url(self._endpoint, values)
         secrets = dict.fromkeys(template_names(self._varying_headers) - values.keys(), "secret")
         _header_values(_expanded(self._varying_headers, {**secrets, **values}))
+        try:
+            if self._endpoint is not None:
+                self._endpoint.expand(values)
+        except ValueError as error:
+            raise RequestBuildError("variable_malformed", f"a variable of the endpoint {error}") from None
 
     def build(self, client: ClientCredentials, grant: Grant, *, now: datetime | None = None) -> TokenRequest:
         """Return the request that presents ``grant`` once. Raises :class:`RequestBuildError`.
@@ -113,7 +117,14 @@ class RefreshRequests:
         headers = self._headers
         try:
             values = self._values.of(client, grant, now) if self._values is not None else _NOTHING
-            presented = self._present(client, grant, values)
+            presented = None
+            if self._presented == REFRESH_TOKEN and grant.refresh_token:
+                # By far the most frequent case, so without a call.
+                presented = grant.refresh_token.reveal()
+            elif self._presented == ASSERTION:
+                presented = values[ASSERTION]
+            elif self._presented is not None:
+                presented = credential(self._presented, client, grant)
             if self._varying_parameters:
                 rest.update(_expanded(self._varying_parameters, values))
             if self._scope_name is not None and grant.scope:
@@ -126,20 +137,15 @@ class RefreshRequests:
                     headers = {**headers, "Authorization": authorization}
             if self._varying_headers:
                 headers = _merged(headers, _header_values(_expanded(self._varying_headers, values)))
-            url = self._url(self._endpoint, values)
+            url = self._endpoint.expand(values)
             certificate = certificate_of(client, now) if self._needs_certificate else None
             return self._request(url, headers, presented, rest, certificate)
         except UnicodeEncodeError:
             raise RequestBuildError(
                 "not_encodable", "a token, the scope, the client or a variable is not valid Unicode text"
             ) from None
-
-    def _present(self, client: ClientCredentials, grant: Grant, values: Mapping[str, str]) -> str | None:
-        if self._presented is None:
-            return None
-        return (
-            values[ASSERTION] if self._presented == ASSERTION else credential(self._presented, client, grant)
-        )
+        except ValueError as error:
+            raise RequestBuildError("variable_malformed", f"a variable of the endpoint {error}") from None
 
     def _request(
         self,
@@ -161,14 +167,6 @@ class RefreshRequests:
         if self._body == "form":
             return TokenRequest(self._method, url, headers, text.encode("ascii"), certificate)
         return TokenRequest(self._method, with_query(url, text), headers, b"", certificate)
-
-    def _url(self, endpoint: Template, values: Mapping[str, str]) -> str:
-        try:
-            return endpoint.expand(values)
-        except UnicodeEncodeError:
-            raise
-        except ValueError as error:
-            raise RequestBuildError("variable_malformed", f"a variable of the endpoint {error}") from None
 
 
 def certificate_of(client: ClientCredentials, now: datetime | None) -> Secret:

@@ -8,6 +8,7 @@ token counts only in a body that was read whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -15,7 +16,7 @@ from typing import Final
 
 from providers.calls import AUTHORIZATION, Call
 from providers.credentials import ClientCredentials, Grant, RequestBuildError
-from providers.documents import parse
+from providers.documents import Document, parse
 from providers.exchange import Exchange, Failure, TokenRequest
 from providers.rules import CompiledRule, condition_test
 from providers.spec import ProviderSpec
@@ -59,6 +60,15 @@ class ProbeRequests:
         self._reads_bodies = bool(self._alive_when or self._dead_when)
         self._needs_scope = frozenset((probe.needs_scope or "").split())
 
+    @property
+    def required_variables(self) -> frozenset[str]:
+        """Variables that a probe needs and that have no default."""
+        return self._call.required_variables
+
+    def check_variables(self, variables: Mapping[str, str]) -> None:
+        """Check what an account or its app says of the variables. Raises :class:`RequestBuildError`."""
+        self._call.check_variables(variables)
+
     def build(self, client: ClientCredentials, grant: Grant, now: datetime) -> TokenRequest | None:
         """Return the request that tries out the access token of ``grant`` at ``now``.
 
@@ -76,25 +86,28 @@ class ProbeRequests:
     def read(self, exchange: Exchange) -> ProbeReading:
         """Return what ``exchange`` says of the token that was tried out. Never raises.
 
-        A word of ``dead_when`` goes before everything else; a status that says "alive" holds only with all of
-        ``alive_when``.
+        A word of ``dead_when`` counts whatever the status means, unless all of ``alive_when`` holds beside it: who says
+        both has not been definite.
         """
         if isinstance(exchange, Failure):
             return ProbeReading(Verdict.UNCLEAR, exchange.code)
         status = exchange.status
-        document, is_whole = parse(exchange) if self._reads_bodies else (None, False)
-        if is_whole:
-            for rule in self._dead_when:
-                if (word := rule.code_for(status, document)) is not None:
-                    return ProbeReading(Verdict.DEAD, word)
         code = f"http_{status}" if 100 <= status <= 999 else "http_invalid"
-        if status in self._dead:
-            return ProbeReading(Verdict.DEAD, code)
+        document, is_whole = parse(exchange) if self._reads_bodies else (None, False)
         # What cannot be read has no error in it either: that must not pass for a body without one.
         is_read = document is not None or not self._alive_when
-        if status in self._alive and is_read and all(holds(document) for holds in self._alive_when):
-            return ProbeReading(Verdict.ALIVE, code)
-        return ProbeReading(Verdict.UNCLEAR, code)
+        is_alive = status in self._alive and is_read and all(holds(document) for holds in self._alive_when)
+        word = self._word_against(status, document) if is_whole else None
+        if word is not None:
+            contradicted = is_alive and self._alive_when
+            return ProbeReading(Verdict.UNCLEAR, code) if contradicted else ProbeReading(Verdict.DEAD, word)
+        if status in self._dead:
+            return ProbeReading(Verdict.DEAD, code)
+        return ProbeReading(Verdict.ALIVE if is_alive else Verdict.UNCLEAR, code)
+
+    def _word_against(self, status: int, document: Document | None) -> str | None:
+        words = (rule.code_for(status, document) for rule in self._dead_when)
+        return next((word for word in words if word is not None), None)
 
 
 def _compiled(rule: ProbeRule) -> CompiledRule:

@@ -1,12 +1,12 @@
 """Mistakes in definitions, told to people: file, line, key, and the reason in plain words.
 
-The TOML parser keeps no positions, so :class:`Lines` finds a key's line by scanning the text once, and only
-when there is something to report.
+Where in the text a key stands is ``providers.toml_lines``.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,11 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from providers.spec import ProviderSpec
+from providers.toml_lines import Lines, Location
 
-Location = tuple[str | int, ...]
+__all__ = ["Lines", "Location", "Problem", "close_matches", "key_text", "suggestion", "told"]
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]#]+?)\s*\]\]?\s*(?:#.*)?")
-_KEY = re.compile(
-    r"\s*((?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'))*)\s*=(.*)"
-)
-_KEY_PART = re.compile(r"[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'")
-_STRING = re.compile(r'"""|\'\'\'|"(?:[^"\\]|\\.)*"|\'[^\']*\'|#.*')
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _QUOTED = re.compile(r"'([^']*)'")
 
 _TYPES: Final = {
@@ -63,41 +59,14 @@ class Problem:
         return f"{place}: {self.key} {self.reason}" if self.key else f"{place}: {self.reason}"
 
 
-class Lines:
-    """Finds the line of a key in TOML text."""
-
-    def __init__(self, text: str) -> None:
-        self._lines: dict[Location, int] = {}
-        table: Location = ()
-        counts: dict[Location, int] = {}
-        closing, depth = "", 0
-        for number, line in enumerate(text.splitlines(), start=1):
-            if closing or depth:
-                closing, depth = _skip(line, closing, depth)
-            elif header := _HEADER.fullmatch(line):
-                table = _parts(header[2])
-                if header[1] == "[[":
-                    counts[table] = counts.get(table, -1) + 1
-                    table = (*table, counts[table])
-                self._lines.setdefault(table, number)
-            elif assignment := _KEY.match(line):
-                self._lines.setdefault((*table, *_parts(assignment[1])), number)
-                closing, depth = _skip(assignment[2], "", 0)
-
-    def of(self, location: Location) -> int | None:
-        """Return the line of the key at ``location``, else of the nearest table around it."""
-        while location:
-            if location in self._lines:
-                return self._lines[location]
-            location = location[:-1]
-        return None
-
-
 def key_text(location: Location) -> str:
     """Return ``location`` as people write it: ``errors[2].status``."""
     text = ""
     for part in location:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part + 1}]"
+        else:
+            text += f"{'.' * bool(text)}{part if _BARE.fullmatch(part) else json.dumps(part)}"
     return text
 
 
@@ -170,26 +139,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if (found := _model_in(argument)) is not None:
             return found
     return None
-
-
-def _parts(dotted: str) -> Location:
-    return tuple(part.strip("\"'") for part in _KEY_PART.findall(dotted))
-
-
-def _skip(text: str, closing: str, depth: int) -> tuple[str, int]:
-    """Return the state after ``text``: the mark that ends an open string, and how many brackets are open."""
-    if closing:
-        _, found, text = text.partition(closing)
-        if not found:
-            return closing, depth
-    position = 0
-    while match := _STRING.search(text, position):
-        depth += _brackets(text[position : match.start()])
-        position = match.end()
-        if match[0] in ('"""', "'''"):
-            return _skip(text[position:], match[0], depth)
-    return "", depth + _brackets(text[position:])
-
-
-def _brackets(text: str) -> int:
-    return text.count("[") + text.count("{") - text.count("]") - text.count("}")

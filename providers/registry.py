@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from providers import placement
 from providers.connect import ConnectReader
-from providers.credentials import ClientCredentials, Grant
+from providers.credentials import ACCESS_TOKEN, ClientCredentials, Grant
 from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
 from providers.oauth2 import RefreshRequests
@@ -26,6 +27,7 @@ from providers.quota import QuotaHeaders
 from providers.revocation import RevocationReading, RevocationRequests
 from providers.spec import Lifetimes as LifetimesSpec
 from providers.spec import ProviderSpec, Rate
+from providers.steps import CompiledStep
 from tokenfleet.errors import DefinitionError, UserError
 from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import Outcome, Throttled
@@ -76,6 +78,8 @@ class Provider:
     """What of an account a renewal presents."""
     renews: bool = field(repr=False)
     """Whether access tokens are renewed at all; one that is not lives as long as its probes say."""
+    needs_access_token: bool = field(repr=False)
+    """Whether a renewal has the access token in its request."""
     endpoint_varies: bool
     """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
     _quota: QuotaHeaders = field(repr=False, compare=False)
@@ -84,6 +88,8 @@ class Provider:
     _answers: AnswerReader = field(repr=False, compare=False)
     _probes: ProbeRequests | None = field(repr=False, compare=False)
     _revocations: RevocationRequests | None = field(repr=False, compare=False)
+    steps: tuple[CompiledStep, ...] = field(repr=False, compare=False)
+    """What follows a good answer, in order."""
 
     @classmethod
     def compile(cls, spec: ProviderSpec, *, origin: str, allow_http: bool) -> Provider:
@@ -104,6 +110,7 @@ class Provider:
             max_live=spec.rotation.max_live if rotates else None,
             presents=PRESENTED[spec.refresh.grant],
             renews=spec.refresh.grant != "none",
+            needs_access_token=spec.refresh.grant == "access_token" or ACCESS_TOKEN in placement.placed(spec),
             endpoint_varies="{" in (spec.refresh.endpoint or ""),
             _quota=QuotaHeaders(rate),
             _requests=RefreshRequests(spec, allow_http=allow_http),
@@ -113,18 +120,24 @@ class Provider:
             _revocations=RevocationRequests(spec, spec.revoke, allow_http=allow_http)
             if spec.revoke
             else None,
+            steps=tuple(CompiledStep(spec, step, allow_http=allow_http) for step in spec.steps),
         )
 
     def required_variables(self) -> frozenset[str]:
-        """Return the variables without default that an account must have to be refreshed."""
-        return self._requests.required_variables
+        """Return the variables without default that an account must have to be refreshed, or else to be probed."""
+        return self._looked_at_by.required_variables
 
     def check_variables(self, variables: Mapping[str, str]) -> None:
-        """Check what an account and its app say of the variables that a refresh needs.
+        """Check what an account and its app say of the variables that a refresh needs, or else a probe.
 
         Raises :class:`~providers.credentials.RequestBuildError` that names the variable at fault.
         """
-        self._requests.check_variables(variables)
+        self._looked_at_by.check_variables(variables)
+
+    @property
+    def _looked_at_by(self) -> RefreshRequests | ProbeRequests:
+        """What an account is visited with: a token that is never renewed is only probed."""
+        return self._requests if self.renews or self._probes is None else self._probes
 
     def refresh_request(
         self, client: ClientCredentials, grant: Grant, *, now: datetime | None = None
@@ -262,9 +275,9 @@ def _lifetimes(spec: ProviderSpec) -> Lifetimes:
 
 
 def _replay_grace(spec: ProviderSpec) -> timedelta | None:
-    """Return how long a replaced refresh token works; where both a time and the first use end it, the time."""
     rotation = spec.rotation
     if rotation.grace_seconds:
+        # Also where first use ends it sooner: nobody uses what is missing.
         return timedelta(seconds=rotation.grace_seconds)
     return ENDLESS_GRACE if rotation.grace_until_first_use else None
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Final
 
 from providers import placement
-from providers.assertions import OWN_CLAIMS
+from providers.assertions import OWN_CLAIMS, OWN_HEAD
 from providers.credentials import ASSERTION, CLIENT_SECRET
 from providers.problems import Location
 from providers.spec import ProviderSpec
@@ -184,6 +184,14 @@ def _assertion(spec: ProviderSpec) -> Iterator[Finding]:
         )
     for name in sorted(assertion.claims.keys() & OWN_CLAIMS):
         yield ("assertion", "claims", name), "is a claim that every assertion has by itself"
+    for name in sorted(assertion.head.keys() & OWN_HEAD):
+        key = {"alg": "algorithm", "kid": "key_id"}[name]
+        yield ("assertion", "head", name), f"is what {key} says"
+    if assertion.backdate_seconds >= assertion.lifetime_seconds:
+        yield (
+            ("assertion", "backdate_seconds"),
+            f"is not shorter than its life ({assertion.lifetime_seconds}): it would be over when it is sent",
+        )
     if assertion.algorithm != "HS256":
         if own in placement.SECRET_AUTHENTICATIONS:
             yield ("client", "authentication"), "would send the app's secret, which is the signing key here"

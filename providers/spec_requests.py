@@ -58,32 +58,48 @@ class ParameterNames(Part):
     """What this provider calls the parameters of RFC 6749, 7523 and 8693. In JSON, a dot leads into an object."""
 
     grant_type: ParameterName = "grant_type"
+    """Which grant is meant."""
     refresh_token: ParameterName = "refresh_token"
+    """The refresh token."""
     access_token: ParameterName = "access_token"
+    """The access token, where it is what is presented."""
     subject_token: ParameterName = "subject_token"
+    """The token that is exchanged."""
     assertion: ParameterName = "assertion"
+    """The signed assertion, where it is the grant."""
     scope: ParameterName = "scope"
+    """What is asked for."""
     client_id: ParameterName = "client_id"
+    """Our client id."""
     client_secret: ParameterName = "client_secret"
+    """Our client secret, or the assertion in its place."""
     client_assertion: ParameterName = "client_assertion"
+    """The signed assertion, where it authenticates the client."""
     client_assertion_type: ParameterName = "client_assertion_type"
+    """What kind of assertion that is."""
 
 
 class Assertion(Part):
     """A JSON Web Token that the app signs with its private key for each request (RFC 7523 section 3)."""
 
     algorithm: Literal["RS256", "PS256", "ES256", "HS256"]
+    """How it is signed (RFC 7518 section 3.1)."""
     issuer: Template = "{client_id}"
+    """Who signs (``iss``), a template over variables."""
     subject: Annotated[str, Field(max_length=1000)] = "{client_id}"
     """For whom it asks; empty for nobody in particular."""
     audience: Template
+    """For which server (``aud``), a template over variables."""
     lifetime_seconds: Annotated[int, Field(ge=1, le=15_777_000)] = 300
+    """How long it is good for (``exp`` less ``iat``)."""
     backdate_seconds: Annotated[int, Field(ge=0, le=300)] = 0
     """How long before now it says that it was issued, for servers whose clock is behind."""
     key_id: Template | None = None
     """Which of the keys has signed it, in its head."""
     claims: dict[ParameterName, ParameterText | int | bool] = {}
     """Further claims, templates over variables."""
+    head: dict[ParameterName, ParameterText] = {}
+    """Further members of its head, templates over variables: the thumbprint of a certificate, say."""
 
 
 class Computed(Part):
@@ -94,6 +110,7 @@ class Computed(Part):
     """
 
     kind: Literal["sha256", "hmac_sha256", "base64", "timestamp", "random"]
+    """How it is computed."""
     of: Template | None = None
     """What is hashed or encoded."""
     key: Template | None = None
@@ -120,9 +137,11 @@ class Refresh(Part):
     grant_type: Annotated[str, Field(max_length=200)] | None = None
     """What is sent as grant type, if not what the RFC says; empty for none."""
     method: Literal["POST", "GET", "PUT", "PATCH"] = "POST"
+    """The HTTP method."""
     body: ParametersIn = "form"
     """Where the parameters go; those of a GET request are in the query."""
     names: ParameterNames = ParameterNames()
+    """What the provider calls the parameters, where it has names of its own."""
     parameters: dict[ParameterName, ParameterText] = {}
     """Further parameters, templates over variables."""
     headers: dict[HeaderName, HeaderValue] = {}
@@ -135,32 +154,45 @@ class Step(Part):
     """A request that follows a good answer, to trade its access token for the one that readers are to have."""
 
     endpoint: Template
+    """Where it is asked: an https URL over declared variables."""
     method: Method = "POST"
+    """The HTTP method."""
     body: ParametersIn = "form"
+    """Where the parameters go."""
     parameters: dict[ParameterName, ParameterText] = {}
     """Templates over variables and ``access_token``, the one that the request before has brought."""
     headers: dict[HeaderName, HeaderValue] = {}
+    """Further headers, templates over the same."""
     answer: AnswerFields = AnswerFields()
+    """Where its answer has what. The access token that readers get is the last step's."""
 
 
 class ProbeRule(Part):
     """An answer to a probe that says: the token does not work. Without status, 2xx and 4xx."""
 
     status: Statuses = ()
+    """Statuses or classes of statuses that it is for."""
     path: Paths
+    """Where to look in the answer."""
     value: Scalars = ()
+    """Exactly one of these."""
     pattern: Patterns = ()
+    """Or one of these, ``*`` for any run of characters."""
 
 
 class Probe(Part):
     """A cheap request with the access token that tells whether it works."""
 
     endpoint: Template
+    """What is asked: an https URL over declared variables."""
     method: Literal["GET", "POST"] = "GET"
+    """The HTTP method."""
     authorization: Annotated[str, Field(max_length=512)] = "Bearer {access_token}"
     """The Authorization header, a template over variables, ``access_token`` and computed values; empty for none."""
     headers: dict[HeaderName, HeaderValue] = {}
+    """Further headers, templates over the same."""
     parameters: dict[ParameterName, ParameterText] = {}
+    """Parameters, templates over the same."""
     body: ParametersIn = "query"
     """Where the parameters go."""
     alive_status: StatusNumbers
@@ -172,18 +204,22 @@ class Probe(Part):
     dead_when: Annotated[
         tuple[ProbeRule, ...], BeforeValidator(listed, json_schema_input_type=list[ProbeRule])
     ] = ()
-    """What means it by its body."""
+    """What means it by its body, unless all of ``alive_when`` holds as well: then nothing is certain."""
     every_seconds: Seconds = 21_600
     """How often a token is probed that is not refreshed sooner."""
     needs_scope: Text | None = None
+    """Scopes, separated by spaces, without which it cannot be asked; accounts that lack one are not probed."""
 
 
 class Revoke(Part):
     """The revocation request (RFC 7009)."""
 
     endpoint: Template
+    """Where it is asked: an https URL over declared variables."""
     method: Literal["POST", "DELETE", "GET"] = "POST"
+    """The HTTP method."""
     body: ParametersIn = "form"
+    """Where the parameters go."""
     parameter: ParameterName | Literal[""] = "token"
     """What the token is called; empty where a header alone carries it."""
     token: Literal["refresh_token", "access_token"] = "refresh_token"
@@ -193,6 +229,7 @@ class Revoke(Part):
     parameters: dict[ParameterName, ParameterText] = {}
     """Further parameters, templates over variables, ``client_secret`` and ``access_token``."""
     headers: dict[HeaderName, HeaderValue] = {}
+    """Further headers, templates over the same."""
     gone_status: StatusNumbers = ()
     """Statuses besides 2xx that mean: it is revoked, or was already."""
 

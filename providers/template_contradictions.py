@@ -109,6 +109,7 @@ def _uses(spec: ProviderSpec) -> Iterator[Use]:
             yield Use(("assertion", key), text)
         texts = {name: text for name, text in spec.assertion.claims.items() if isinstance(text, str)}
         yield from _table(("assertion", "claims"), texts, NOTHING)
+        yield from _table(("assertion", "head"), spec.assertion.head, NOTHING)
     for index, step in enumerate(spec.steps):
         yield Use(("steps", index, "endpoint"), step.endpoint, is_url=True)
         permits = computed | {CLIENT_SECRET, ACCESS_TOKEN}

@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from providers import Provider, Registry
 from scheduler import incidents
 from scheduler.publisher import Publisher, make_jobs
-from scheduler.sweeping import ExpirySweep, gated_apps
+from scheduler.sweeping import ExpirySweep, RevocationSweep, gated_apps
 from store import apps, candidates, history, schedule
 from store.apps import App
 from store.circuits import CircuitView
@@ -97,6 +97,7 @@ class Scheduler:
         self._waiting_jobs = 0
         self._unknown_providers: set[str] = set()
         self._sweep = ExpirySweep(owner=process_name())
+        self._revocations = RevocationSweep(owner=process_name())
 
     def run(self) -> None:
         """Tick until :meth:`stop`; between ticks listen, so that a request starts work at once."""
@@ -168,6 +169,7 @@ class Scheduler:
         gated = gated_apps(known, now, circuits_open=self._open_circuits())
         if self._sweep.is_due(now) and (gated or any(app.in_incident for app in known)):
             self._sweep.run_aside(self._engine, gated, now)
+        self._revocations.run_aside(self._engine, now)
         if not allowances:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)

@@ -1,4 +1,6 @@
-"""Accounts that nobody asks about: their owners are told when the token has expired meanwhile.
+"""What nobody is occupied with: tokens that expire unnoticed, and revocations that somebody has left lying.
+
+Accounts that nobody asks about: their owners are told when the token has expired meanwhile.
 
 Whoever is asked in vain is told by the worker that asked (``store.settlement``). Here it is about everybody else:
 accounts of an app that is paused, on hold or behind an open circuit, and those that an incident has set apart.
@@ -14,7 +16,7 @@ from typing import Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from store import announcements
+from store import announcements, revocations
 from store.apps import App
 from store.engine import is_contention
 from tokenfleet.jobs import AppId
@@ -22,6 +24,8 @@ from tokenfleet.jobs import AppId
 PATIENCE_MS: Final = 250
 EVERY: Final = timedelta(seconds=5)
 """How long at most an expired token of such an app goes unnoticed, about."""
+REVOCATIONS_EVERY: Final = timedelta(seconds=30)
+"""How long at most a revocation that nobody goes on with waits, about."""
 REST: Final = 4
 """A sweep is followed by a rest so many times as long: with a million accounts set apart it takes seconds, and claims
 of healthy apps wait for it."""
@@ -61,6 +65,27 @@ class ExpirySweep:
         rest = timedelta(seconds=time.monotonic() - began) * REST
         self._next_at = now + (rest if len(told) >= announcements.SWEPT_AT_ONCE else max(rest, EVERY))
         return len(told)
+
+
+class RevocationSweep:
+    """Sees to it that every revocation comes to its end (``store.revocations``), however many schedulers sweep."""
+
+    def __init__(self, *, owner: str) -> None:
+        self._owner = owner
+        self._next_at = datetime.min.replace(tzinfo=UTC)
+
+    def run_aside(self, engine: Engine, now: datetime) -> None:
+        """Sweep if it is time to, in a transaction of its own and with little patience."""
+        if now < self._next_at:
+            return
+        self._next_at = now + REVOCATIONS_EVERY
+        try:
+            with engine.begin() as connection:
+                connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE_MS}ms'"))
+                revocations.sweep(connection, actor=self._owner)
+        except DBAPIError as error:
+            if not is_contention(error):
+                raise
 
 
 def gated_apps(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import IntEnum
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,16 +18,28 @@ COLUMNS: Final = """
            CAST(:scope AS text[]), CAST(:expires_at AS timestamptz[]), CAST(:obtained_at AS timestamptz[]),
            CAST(:refresh_token_expires_at AS timestamptz[]), CAST(:variables AS jsonb[]),
            CAST(:next_refresh_at AS timestamptz[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]),
-           CAST(:probing AS boolean[]), CAST(:learned_lifetime AS interval[]))
+           CAST(:probing AS boolean[]), CAST(:learned_lifetime AS interval[]), CAST(:part AS smallint[]))
         AS i (account_id, epoch, generation, access_token, refresh_token, token_type, scope, expires_at,
               obtained_at, refresh_token_expires_at, variables, next_refresh_at, job_id, duration_ms, probing,
-              learned_lifetime)
+              learned_lifetime, part)
 """
 
 _PLAIN: Final = (
     "account_id epoch generation access_token refresh_token expires_at obtained_at refresh_token_expires_at "
-    "next_refresh_at job_id duration_ms probing learned_lifetime"
+    "next_refresh_at job_id duration_ms probing learned_lifetime part"
 )
+
+
+class Part(IntEnum):
+    """Which part of an attempt's result it is, where steps follow the answer that brought the refresh token."""
+
+    WHOLE = 0
+    """All of it: there are no steps, or they had nothing to wait for."""
+    FIRST = 1
+    """The new refresh token. Steps follow under the same claim; readers keep their token, failures are remembered."""
+    SECOND = 2
+    """What the steps brought, over the first part of the same attempt and over nothing else. It is never a candidate:
+    its refresh token is that of the first part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,7 @@ class SavedTokens:
     """The end of the grant, if its customer has to be told now."""
     learned_lifetime: timedelta | None = None
     """How long a token of this account was found to live, if ``expires_at`` was taken from that."""
+    part: Part = Part.WHOLE
 
 
 def columns(answers: Sequence[SavedTokens]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _OF_ACCOUNT = text("""
 """)
 
 _LATE = text("""
-    SELECT DISTINCT t.account_id, s.claim_epoch, t.generation, t.refresh_token
+    SELECT DISTINCT t.account_id, s.claim_epoch, t.generation, t.access_token, t.refresh_token
     FROM tokenfleet.token_candidates c
     JOIN tokenfleet.accounts a ON a.id = c.account_id
     JOIN tokenfleet.token_sets t ON t.account_id = c.account_id
@@ -109,6 +109,7 @@ class Deposed:
     account_id: AccountId
     epoch: Epoch
     generation: int
+    access_token: bytes | None
     refresh_token: bytes | None
 
 
@@ -124,7 +125,7 @@ class Promotion:
     generation: int
     candidate_id: int
     access_token: bytes
-    refresh_token: bytes
+    refresh_token: bytes | None
     code: str | None
     job_id: UUID | None
     duration_ms: int | None
@@ -139,7 +140,13 @@ def of_account(connection: Connection, account_id: AccountId) -> list[Candidate]
 def deposed(connection: Connection) -> list[Deposed]:
     """Return the accounts in ``needs_reauth`` or set apart by an incident that have a candidate; these are few."""
     return [
-        Deposed(AccountId(row.account_id), Epoch(row.claim_epoch), row.generation, row.refresh_token)
+        Deposed(
+            AccountId(row.account_id),
+            Epoch(row.claim_epoch),
+            row.generation,
+            row.access_token,
+            row.refresh_token,
+        )
         for row in connection.execute(_LATE)
     ]
 

@@ -106,7 +106,7 @@ def _credential(line: ImportLine, rules: ProviderRules) -> Secret | None:
             if line.refresh_token:
                 raise LineRejected(NEVER_PRESENTED)
             if not line.access_token:
-                raise LineRejected(NO_PRESENTED_TOKEN if rules.renews else NO_LASTING_TOKEN)
+                raise LineRejected(NO_PRESENTED_TOKEN if rules.lifetimes.renews else NO_LASTING_TOKEN)
             return line.access_token
         case None:
             if line.refresh_token:

@@ -33,8 +33,6 @@ class ProviderRules:
     check: Callable[[Mapping[str, str]], str | None]
     lifetimes: Lifetimes = NOTHING_SAID
     presents: Presented = Presented.REFRESH_TOKEN
-    renews: bool = True
-    """Whether access tokens are renewed at all."""
     connect: Callable[[dict[str, Any], datetime], Sequence[ConnectedAccount]] = no_answers
 
     @property
@@ -46,7 +44,7 @@ class ProviderRules:
             case Presented.ACCESS_TOKEN:
                 return "access_token"
             case Presented.NOTHING:
-                return None if self.renews else "access_token"
+                return None if self.lifetimes.renews else "access_token"
 
     @property
     def credential_name(self) -> str:

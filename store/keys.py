@@ -20,9 +20,9 @@ from tokenfleet_client.errors import EnvelopeError
 _CREATION_LOCK = 7_305_811_035
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Vault:
-    """The data keys of both rings, ready for use."""
+    """The data keys of both rings, ready for use. :func:`reload` replaces them, under whoever holds the vault."""
 
     access: DataKeys
     refresh: DataKeys
@@ -52,6 +52,16 @@ def open_vault(connection: Connection, settings: Settings) -> Vault:
         _ensure_primary(connection, ring)
     rows = load_wrapped(connection)
     return Vault(_unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows))
+
+
+def reload(connection: Connection, settings: Settings, vault: Vault) -> None:
+    """Load the keys of both rings into ``vault``, those too that were made since it was opened.
+
+    Raises :class:`UserError` when a key-encryption key is missing; the vault then stays as it was.
+    """
+    rows = load_wrapped(connection)
+    access, refresh = _unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows)
+    vault.access, vault.refresh = access, refresh
 
 
 def _unwrap(ring: KeyRing, rows: list[WrappedKey]) -> DataKeys:

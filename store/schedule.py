@@ -89,7 +89,7 @@ _START = text("""
 _READ = text("""
     SELECT a.id, a.status, a.variables || t.variables AS variables, t.generation, t.access_token,
            t.refresh_token, t.scope,
-           t.expires_at, t.obtained_at, t.refresh_token_expires_at, t.learned_lifetime, a.granted_at,
+           t.epoch, t.expires_at, t.obtained_at, t.refresh_token_expires_at, t.learned_lifetime, a.granted_at,
            a.reauth_told_at, clock_timestamp() AS database_now
     FROM tokenfleet.accounts a JOIN tokenfleet.token_sets t ON t.account_id = a.id
     WHERE a.id = ANY (CAST(:account_ids AS bigint[]))
@@ -252,7 +252,8 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
     for row in connection.execute(_READ, {"account_ids": list(started)}):
         schedule = started[row.id]
         is_due = schedule.next_refresh_at is not None and schedule.next_refresh_at <= row.database_now
-        if row.status not in ASKABLE:
+        is_forgotten = row.status == AccountStatus.REVOKED and not (row.access_token or row.refresh_token)
+        if row.status not in ASKABLE or is_forgotten:
             unrefreshable.append(row.id)
             continue
         if not is_due:
@@ -273,7 +274,9 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 refresh_token_expires_at=row.refresh_token_expires_at,
                 attempts=schedule.attempts,
                 doubts=schedule.doubts,
-                unanswered=schedule.unanswered,
+                # Tokens that came under the claim before this one have been presented by nobody: who died after them
+                # had only steps to go.
+                unanswered=0 if 0 < row.epoch == schedule.claim_epoch - 1 else schedule.unanswered,
                 is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,
                 database_now=row.database_now,

@@ -22,7 +22,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from store import announcements, parking, transitions
-from store.answers import COLUMNS, SavedTokens, columns, lists
+from store.answers import COLUMNS, Part, SavedTokens, columns, lists
 from store.incidents import Incident
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
@@ -33,26 +33,32 @@ _SAVE = text(f"""
     saved AS (
         UPDATE tokenfleet.token_sets t
         SET generation = t.generation + 1, epoch = i.epoch, access_token = i.access_token,
-            refresh_token = i.refresh_token, token_type = i.token_type, scope = i.scope,
+            refresh_token = i.refresh_token, token_type = COALESCE(i.token_type, t.token_type), scope = i.scope,
             expires_at = i.expires_at, obtained_at = i.obtained_at,
             refresh_token_expires_at = i.refresh_token_expires_at, variables = t.variables || i.variables,
             learned_lifetime = COALESCE(i.learned_lifetime, t.learned_lifetime)
         FROM i WHERE t.account_id = i.account_id AND t.generation = i.generation
+            -- The second part of a result only over its own first part: another answer may have that generation.
+            AND (i.part <> 2 OR t.epoch = i.epoch)
         RETURNING t.account_id
     ), scheduled AS (
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE i.next_refresh_at END,
-            claimed_until = CASE WHEN s.claim_epoch = i.epoch THEN NULL ELSE s.claimed_until END,
-            attempts = 0, doubts = 0, unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false,
-            probing = i.probing, expiry_told = false
+            claimed_until = CASE WHEN s.claim_epoch = i.epoch AND i.part <> 1 THEN NULL ELSE s.claimed_until END,
+            attempts = CASE WHEN i.part <> 1 THEN 0 ELSE s.attempts END,
+            doubts = CASE WHEN i.part <> 1 THEN 0 ELSE s.doubts END, unanswered = 0,
+            failing_since = CASE WHEN i.part <> 1 THEN NULL ELSE s.failing_since END,
+            last_error = CASE WHEN i.part <> 1 THEN NULL ELSE s.last_error END,
+            quarantined = s.quarantined AND i.part = 1, probing = i.probing,
+            expiry_told = s.expiry_told AND i.part = 1
         FROM i JOIN saved USING (account_id) WHERE s.account_id = i.account_id
         RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled, s.incident_id,
                   s.claim_epoch = i.epoch AS is_newest
     ), history AS (
         INSERT INTO tokenfleet.account_events
             (account_id, kind, generation, epoch, job_id, duration_ms, actor)
-        SELECT i.account_id, 'refresh.succeeded', i.generation + 1, i.epoch, i.job_id, i.duration_ms,
-               CAST(:actor AS text)
+        SELECT i.account_id, CASE WHEN i.part <> 1 THEN 'refresh.succeeded' ELSE 'steps.begun' END,
+               i.generation + 1, i.epoch, i.job_id, i.duration_ms, CAST(:actor AS text)
         FROM i JOIN saved USING (account_id)
     )
     SELECT account_id, unscheduled, incident_id, is_newest FROM scheduled
@@ -62,7 +68,7 @@ _ALREADY = text("""
     SELECT e.account_id, e.epoch FROM tokenfleet.account_events e
     JOIN unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[])) AS i (account_id, epoch)
         USING (account_id, epoch)
-    WHERE e.kind IN ('refresh.succeeded', 'refresh.lost_race')
+    WHERE e.kind IN ('refresh.succeeded', 'refresh.lost_race', 'refresh.dropped', 'steps.begun')
       -- No answer is written before it is obtained: this spares the partitions of older days.
       AND e.at >= CAST(:since AS timestamptz) - interval '1 hour'
 """)
@@ -75,7 +81,7 @@ _CANDIDATE = text(f"""
              obtained_at, refresh_token_expires_at, variables)
         SELECT i.account_id, i.generation + 1, i.epoch, i.access_token, i.refresh_token, i.token_type,
                i.scope, i.expires_at, i.obtained_at, i.refresh_token_expires_at, i.variables
-        FROM i JOIN tokenfleet.accounts a ON a.id = i.account_id
+        FROM i JOIN tokenfleet.accounts a ON a.id = i.account_id AND a.status <> 'revoked'
         ON CONFLICT DO NOTHING
         RETURNING account_id, generation, epoch
     ), released AS (
@@ -84,6 +90,11 @@ _CANDIDATE = text(f"""
     )
     INSERT INTO tokenfleet.account_events (account_id, kind, generation, epoch, actor)
     SELECT account_id, 'refresh.lost_race', generation, epoch, CAST(:actor AS text) FROM kept
+    UNION ALL
+    -- The tokens of an account that was ended have been forgotten: no new one is stored.
+    SELECT i.account_id, 'refresh.dropped', i.generation + 1, i.epoch, CAST(:actor AS text)
+    FROM i JOIN tokenfleet.accounts a ON a.id = i.account_id AND a.status = 'revoked'
+    RETURNING account_id, kind
 """)
 
 _DEFER = text("""
@@ -91,10 +102,10 @@ _DEFER = text("""
         SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]),
             CAST(:generation AS bigint[]), CAST(:next_refresh_at AS timestamptz[]), CAST(:code AS text[]),
             CAST(:kind AS text[]), CAST(:counts AS boolean[]), CAST(:answer_lost AS boolean[]),
-            CAST(:quarantined AS boolean[]), CAST(:in_doubt AS boolean[]), CAST(:job_id AS uuid[]),
-            CAST(:duration_ms AS int[]), CAST(:detail AS jsonb[]))
+            CAST(:quarantined AS boolean[]), CAST(:in_doubt AS boolean[]), CAST(:probing AS boolean[]),
+            CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]), CAST(:detail AS jsonb[]))
         AS i (account_id, epoch, generation, next_refresh_at, code, kind, counts, answer_lost, quarantined,
-              in_doubt, job_id, duration_ms, detail)
+              in_doubt, probing, job_id, duration_ms, detail)
     ), deferred AS (
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = CASE
@@ -102,7 +113,7 @@ _DEFER = text("""
                 -- A sample that brought no word: another one is taken in its turn. A lost answer cannot wait for that.
                 WHEN s.incident_id IS NOT NULL AND NOT i.answer_lost THEN NULL
                 ELSE i.next_refresh_at END,
-            claimed_until = NULL, probing = false,
+            claimed_until = NULL, probing = i.probing,
             attempts = s.attempts + CASE WHEN i.counts THEN 1 ELSE 0 END,
             doubts = s.doubts + CASE WHEN i.in_doubt THEN 1 ELSE 0 END,
             unanswered = s.unanswered + CASE WHEN i.answer_lost THEN 1 ELSE 0 END,
@@ -160,6 +171,8 @@ class Deferral:
     in_doubt: bool = False
     expired: bool = False
     """The access token has expired: readers have nothing that works."""
+    probing: bool = False
+    """What is due next is a probing visit: the account's tokens are never renewed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +196,11 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
     The answer to a sample of an incident proves that the provider's rejections were false, and ends it. A late answer
     for an account that was set apart proves nothing: it is verified like that of one that was given up.
 
-    Several answers for one account are written one after the other, by epoch.
+    Several answers for one account are written one after the other, by epoch; the two of one epoch, before and after
+    steps, by generation. The second is never a candidate: its refresh token is that of the first.
     """
     # In one order, so that two transactions with the same accounts never wait for each other.
-    answers = sorted(answers, key=lambda answer: (answer.account_id, answer.epoch))
+    answers = sorted(answers, key=lambda answer: (answer.account_id, answer.epoch, answer.generation))
     first = {answer.account_id: answer for answer in reversed(answers)}
     if len(first) < len(answers):
         # One statement would take one of them and lose the other, which may be the only live successor.
@@ -212,7 +226,8 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         moved = transitions.apply(connection, Trigger.REFRESHED, ids, actor=actor, reason=None)
         transitions.reschedule(connection, {each: activating[each] for each in moved & unscheduled})
         unscheduled -= moved
-    if unscheduled:
+    # Late answers too: of an account that was revoked meanwhile they are revoked next, not in an hour.
+    if unscheduled := unscheduled | {row.account_id for row in rows if not row.is_newest}:
         transitions.verify(connection, sorted(unscheduled))
     ends = {
         answer.account_id: answer.grant_ends_at
@@ -231,12 +246,15 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         proving=frozenset(AccountId(row.account_id) for row in rows if row.is_newest),
         actor=actor,
     )
-    missed = [answer for answer in answers if answer.account_id not in saved]
+    missed = [
+        answer for answer in answers if answer.account_id not in saved and answer.part is not Part.SECOND
+    ]
     repeated = _already_written(connection, missed)
     late_answers = [answer for answer in missed if answer.account_id not in repeated]
+    late: frozenset[AccountId] = frozenset()
     if late_answers:
-        connection.execute(_CANDIDATE, columns(late_answers) | {"actor": actor})
-    late = frozenset(answer.account_id for answer in late_answers)
+        rows = connection.execute(_CANDIDATE, columns(late_answers) | {"actor": actor}).all()
+        late = frozenset(AccountId(row.account_id) for row in rows if row.kind == "refresh.lost_race")
     return SaveResult(saved, repeated, late, recovered)
 
 
@@ -246,8 +264,8 @@ def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) 
     Whoever depends on an account whose token has expired meanwhile is told, once.
     """
     names = (
-        "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined in_doubt job_id "
-        "duration_ms detail"
+        "account_id epoch generation next_refresh_at code kind counts answer_lost quarantined in_doubt probing "
+        "job_id duration_ms detail"
     )
     deferrals = sorted(deferrals, key=lambda deferral: deferral.account_id)
     connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor, "unsettled": UNSETTLED})

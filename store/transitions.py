@@ -72,10 +72,13 @@ _UNSCHEDULE = text("""
 """)
 
 _VERIFY = text("""
-    UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = now(), incident_id = NULL, probing = false
+    UPDATE tokenfleet.refresh_schedule s
+    -- Of a revoked account what came in is revoked, which waits for refreshes as a probe does: store.revocations.
+    SET next_refresh_at = now(), incident_id = NULL, probing = a.status = 'revoked',
+        failing_since = CASE WHEN a.status = 'revoked' THEN now() ELSE s.failing_since END
     FROM tokenfleet.accounts a
-    WHERE a.id = s.account_id AND (a.status = 'needs_reauth' OR s.incident_id IS NOT NULL)
-      AND s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NULL
+    WHERE a.id = s.account_id AND (a.status IN ('needs_reauth', 'revoked') OR s.incident_id IS NOT NULL)
+      AND s.account_id = ANY (CAST(:account_ids AS bigint[])) AND (s.next_refresh_at IS NULL OR a.status = 'revoked')
 """)
 
 _RESUME = text("""
@@ -162,9 +165,10 @@ def unschedule(connection: Connection, account_ids: Sequence[AccountId]) -> None
 
 
 def verify(connection: Connection, account_ids: Sequence[AccountId]) -> None:
-    """Let those of ``account_ids`` that were given up, or set apart by an incident, be asked once more.
+    """Let those of ``account_ids`` that were given up, revoked, or set apart by an incident, be asked once more.
 
-    An answer has come in since; it says nothing of the others that the incident has.
+    An answer has come in since; it says nothing of the others that the incident has. Of a revoked account its new
+    tokens are still to be revoked.
     """
     connection.execute(_VERIFY, {"account_ids": list(account_ids)})
 

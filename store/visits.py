@@ -20,8 +20,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from store import announcements, transitions
+from store import announcements, parking, transitions
 from store.answers import lists
+from store.incidents import Incident
 from tokenfleet.jobs import AccountId, Epoch
 
 _SETTLE = text("""
@@ -29,26 +30,37 @@ _SETTLE = text("""
         SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]),
             CAST(:generation AS bigint[]), CAST(:next_refresh_at AS timestamptz[]), CAST(:probing AS boolean[]),
             CAST(:was_probing AS boolean[]), CAST(:alive_at AS timestamptz[]), CAST(:kind AS text[]),
-            CAST(:code AS text[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]))
+            CAST(:code AS text[]), CAST(:job_id AS uuid[]), CAST(:duration_ms AS int[]), CAST(:clears AS boolean[]))
         AS i (account_id, epoch, generation, next_refresh_at, probing, was_probing, alive_at, kind, code, job_id,
-              duration_ms)
+              duration_ms, clears)
     ), settled AS (
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = CASE
+                -- A sample that brought no word: another one is taken in its turn.
+                WHEN s.incident_id IS NOT NULL AND NOT i.clears THEN NULL
                 WHEN s.next_refresh_at IS NULL OR t.generation <> i.generation OR s.probing <> i.was_probing
                 THEN s.next_refresh_at ELSE i.next_refresh_at END,
             probing = CASE
                 WHEN t.generation <> i.generation OR s.probing <> i.was_probing THEN s.probing ELSE i.probing END,
             alive_at = CASE WHEN t.generation = i.generation THEN COALESCE(i.alive_at, s.alive_at)
                             ELSE s.alive_at END,
+            attempts = CASE WHEN i.clears THEN 0 ELSE s.attempts END,
+            doubts = CASE WHEN i.clears THEN 0 ELSE s.doubts END,
+            unanswered = CASE WHEN i.clears THEN 0 ELSE s.unanswered END,
+            failing_since = CASE WHEN i.clears THEN NULL ELSE s.failing_since END,
+            last_error = CASE WHEN i.clears THEN NULL ELSE s.last_error END,
+            quarantined = s.quarantined AND NOT i.clears,
             claimed_until = NULL
         FROM i JOIN tokenfleet.token_sets t ON t.account_id = i.account_id
         WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch AND s.claimed_until IS NOT NULL
-        RETURNING s.account_id
+        RETURNING s.account_id, s.incident_id
+    ), history AS (
+        INSERT INTO tokenfleet.account_events (account_id, kind, code, generation, epoch, job_id, duration_ms, actor)
+        SELECT i.account_id, i.kind, i.code, i.generation, i.epoch, i.job_id, i.duration_ms, CAST(:actor AS text)
+        FROM i JOIN settled USING (account_id) WHERE i.kind IS NOT NULL
     )
-    INSERT INTO tokenfleet.account_events (account_id, kind, code, generation, epoch, job_id, duration_ms, actor)
-    SELECT i.account_id, i.kind, i.code, i.generation, i.epoch, i.job_id, i.duration_ms, CAST(:actor AS text)
-    FROM i JOIN settled USING (account_id) WHERE i.kind IS NOT NULL
+    SELECT account_id, incident_id FROM settled JOIN i USING (account_id)
+    WHERE incident_id IS NOT NULL AND i.clears
 """)
 
 _TURN = text("""
@@ -78,7 +90,8 @@ class Visited:
 
     ``probing`` says what that visit will be, ``was_probing`` what this one was. ``kind`` and ``code`` are for the
     history, None when there is nothing to note. ``alive_at`` is when the access token was found to work.
-    ``grant_ends_at`` is the end of the grant, if its customer has to be told now.
+    ``grant_ends_at`` is the end of the grant, if its customer has to be told now. ``clears`` says that the probe has
+    found alive what is never renewed: that is its success, and what failed before is forgotten.
     """
 
     account_id: AccountId
@@ -93,17 +106,26 @@ class Visited:
     grant_ends_at: datetime | None
     job_id: UUID
     duration_ms: int
+    clears: bool = False
 
 
-def settle(connection: Connection, visits: Sequence[Visited], *, actor: str) -> None:
-    """Write visits. One whose claim has moved on is ignored; what has been asked for meanwhile stays asked for."""
-    names = "account_id epoch generation next_refresh_at probing was_probing alive_at kind code job_id duration_ms"
+def settle(connection: Connection, visits: Sequence[Visited], *, actor: str) -> tuple[Incident, ...]:
+    """Write visits; returns the incidents that one of them has ended.
+
+    One whose claim has moved on is ignored; what has been asked for meanwhile stays asked for.
+    """
+    names = (
+        "account_id epoch generation next_refresh_at probing was_probing alive_at kind code job_id "
+        "duration_ms clears"
+    )
     visits = sorted(visits, key=lambda visit: visit.account_id)
     ends = {visit.account_id: visit.grant_ends_at for visit in visits if visit.grant_ends_at is not None}
     transitions.lock(connection, [visit.account_id for visit in visits])
     if ends:
         announcements.tell_reauth_upcoming(connection, ends, actor=actor)
-    connection.execute(_SETTLE, lists(visits, names) | {"actor": actor})
+    rows = connection.execute(_SETTLE, lists(visits, names) | {"actor": actor})
+    samples = {AccountId(row.account_id): row.incident_id for row in rows}
+    return parking.end_samples(connection, samples, proving=frozenset(samples), actor=actor)
 
 
 def turn_to_refresh(

@@ -75,9 +75,10 @@ paused; a second rejection of a ``needs_reauth`` account tells nobody again."""
 REFRESHABLE: Final = frozenset({AccountStatus.CONNECTING, AccountStatus.ACTIVE})
 """Statuses in which the fleet asks the provider."""
 
-ASKABLE: Final = REFRESHABLE | {AccountStatus.NEEDS_REAUTH}
-"""Statuses in which an account that is due may be asked. One that was given up is due only when an answer came in
-after that: it becomes active when a refresh with that answer has succeeded."""
+ASKABLE: Final = REFRESHABLE | {AccountStatus.NEEDS_REAUTH, AccountStatus.REVOKED}
+"""Statuses in which the provider of an account that is due may be asked about it. One that was given up is due only
+when an answer came in after that: it becomes active when a refresh with that answer has succeeded. One that was
+revoked is due while it has tokens: its provider is asked to end the grant, and nothing else."""
 
 
 def sources(trigger: Trigger) -> frozenset[AccountStatus]:

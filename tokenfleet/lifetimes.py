@@ -162,7 +162,7 @@ def first_visit(
         return next_visit(holding, lifetimes, margins, now=now, chance=chance)
     if (
         not has_access_token
-        or _is_unknown(holding, lifetimes)
+        or is_unknown(holding, lifetimes)
         or (expires_at is not None and expires_at <= now)
     ):
         return Visit(now, Purpose.REFRESH)
@@ -176,9 +176,15 @@ def visit_after_unclear_probe(
 
     A token of unknown lifetime has nothing but probes to tell its end: without a clear word it is renewed instead.
     """
-    if _is_unknown(holding, lifetimes):
+    if is_unknown(holding, lifetimes):
         return Visit(now + UNKNOWN_LIFETIME_INTERVAL * (0.75 + chance / 4), Purpose.REFRESH)
     return next_visit(holding, lifetimes, margins, now=now, chance=chance)
+
+
+def is_unknown(holding: Holding, lifetimes: Lifetimes) -> bool:
+    """Answer whether nobody knows when the access token ends, and a new one can be had."""
+    is_endless = lifetimes.access_never_expires or holding.never_expires
+    return holding.expires_at is None and lifetimes.renews and not is_endless
 
 
 def refresh_opens(
@@ -237,7 +243,7 @@ def _refreshes(holding: Holding, lifetimes: Lifetimes, margins: Margins, chance:
     if holding.expires_at is not None:
         due = refresh_due(holding.expires_at, now=holding.obtained_at, margins=margins, chance=chance)
         yield Visit(due, Purpose.REFRESH)
-    elif _is_unknown(holding, lifetimes) and lifetimes.probe_every is None:
+    elif is_unknown(holding, lifetimes) and lifetimes.probe_every is None:
         interval = UNKNOWN_LIFETIME_INTERVAL * (0.75 + chance / 4)
         yield Visit(holding.obtained_at + interval, Purpose.REFRESH)
 
@@ -264,15 +270,9 @@ def _keepalives(holding: Holding, lifetimes: Lifetimes, chance: float) -> Iterat
 
 def _probe_interval(holding: Holding, lifetimes: Lifetimes) -> timedelta | None:
     every = lifetimes.probe_every
-    if every is None or not _is_unknown(holding, lifetimes):
+    if every is None or not is_unknown(holding, lifetimes):
         return every
     return min(every, UNKNOWN_LIFETIME_INTERVAL)
-
-
-def _is_unknown(holding: Holding, lifetimes: Lifetimes) -> bool:
-    """Answer whether nobody knows when the access token ends, and a new one can be had."""
-    is_endless = lifetimes.access_never_expires or holding.never_expires
-    return holding.expires_at is None and lifetimes.renews and not is_endless
 
 
 def _known_ends(holding: Holding, lifetimes: Lifetimes) -> Iterator[tuple[datetime, timedelta]]:

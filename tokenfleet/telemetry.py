@@ -64,6 +64,8 @@ class Event(StrEnum):
     WEBHOOK_SECRET_UNREADABLE = "webhook.secret_unreadable"
     WEBHOOK_UNSETTLED = "webhook.unsettled"
     HOUSEKEEPING_FAILED = "housekeeping.failed"
+    KEYS_RENEWED = "keys.renewed"
+    KEYS_UNUSABLE = "keys.unusable"
 
 
 # Worker
@@ -97,6 +99,11 @@ IN_FLIGHT: Final = Gauge("tokenfleet_in_flight", "Accounts being asked about now
 JOURNAL_UNSETTLED: Final = Gauge("tokenfleet_journal_unsettled", "Answers on disk, not yet in Postgres.")
 PROBES: Final = Counter(
     "tokenfleet_probes_total", "Probes by what they said of the access token.", ["provider", "verdict"]
+)
+REVOCATIONS: Final = Counter(
+    "tokenfleet_revocations_total",
+    "Requests to end a grant by what the provider answered.",
+    ["provider", "outcome"],
 )
 LEASES_SKIPPED: Final = Counter(
     "tokenfleet_leases_skipped_total", "Jobs that went on without a lease because Redis did not answer."

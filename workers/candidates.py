@@ -49,7 +49,9 @@ class Candidates:
         job_id: UUID | None,
         duration_ms: int | None,
     ) -> bool:
-        """Let the newest candidate succeed the ``rejected`` refresh token of ``generation``.
+        """Let the newest candidate succeed the ``rejected`` token of ``generation``.
+
+        That is the refresh token, where there are some, else the access token.
 
         Returns when it is written, or False when there is none: then the rejection stands. Waits while Postgres
         is away, since nobody can be told meanwhile either.
@@ -59,7 +61,7 @@ class Candidates:
             if opened is None:
                 continue
             access_token, refresh_token = opened
-            if refresh_token == rejected:
+            if (access_token if refresh_token is None else refresh_token) == rejected:
                 await self._discard(candidate)
                 continue
             following = generation + 1
@@ -71,7 +73,9 @@ class Candidates:
                 access_token=self._vault.access.seal(
                     access_token.reveal(), access_token_binding(account_id, following)
                 ),
-                refresh_token=self._vault.refresh.seal(
+                refresh_token=None
+                if refresh_token is None
+                else self._vault.refresh.seal(
                     refresh_token.reveal(), refresh_token_binding(account_id, following)
                 ),
                 code=code,
@@ -91,8 +95,14 @@ class Candidates:
             accounts = await connection.run_sync(candidates.deposed)
         for account in accounts:
             try:
-                binding = refresh_token_binding(account.account_id, account.generation)
-                rejected = Secret(self._vault.refresh.open(account.refresh_token or b"", binding))
+                place = (account.account_id, account.generation)
+                if account.refresh_token is not None:
+                    opened = self._vault.refresh.open(account.refresh_token, refresh_token_binding(*place))
+                else:
+                    opened = self._vault.access.open(
+                        account.access_token or b"", access_token_binding(*place)
+                    )
+                rejected = Secret(opened)
             except EnvelopeError:
                 continue
             await self.succeed(
@@ -123,14 +133,20 @@ class Candidates:
             async with self._engine.begin() as connection:
                 await connection.run_sync(candidates.discard, candidate.candidate_id)
 
-    def _open(self, account_id: AccountId, candidate: Candidate) -> tuple[Secret, Secret] | None:
+    def _open(self, account_id: AccountId, candidate: Candidate) -> tuple[Secret, Secret | None] | None:
         generation = candidate.generation
         try:
             access = self._vault.access.open(
                 candidate.access_token, access_token_binding(account_id, generation)
             )
-            refresh = self._vault.refresh.open(
-                candidate.refresh_token or b"", refresh_token_binding(account_id, generation)
+            refresh = (
+                None
+                if candidate.refresh_token is None
+                else Secret(
+                    self._vault.refresh.open(
+                        candidate.refresh_token, refresh_token_binding(account_id, generation)
+                    )
+                )
             )
         except EnvelopeError:
             # Kept, since its key may come back; said once, since every round of housekeeping meets it.
@@ -139,4 +155,4 @@ class Candidates:
                 telemetry.alarm(Event.CANDIDATE_UNREADABLE, account_id=account_id)
             return None
         telemetry.UNSEALED.labels("candidate").inc()
-        return Secret(access), Secret(refresh)
+        return Secret(access), refresh

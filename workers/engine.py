@@ -35,14 +35,12 @@ from tokenfleet.broker import BROKER_SOCKET_SECONDS
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Settings, Tunables, process_name
 from tokenfleet.telemetry import Event
-from workers.attempt import Asker
 from workers.breaker import Breaker
 from workers.candidates import Candidates
+from workers.composition import compose_refresher
 from workers.flushing import Flusher
 from workers.governor import Governor
 from workers.pacing import LONGEST_WAIT_SECONDS
-from workers.probing import Prober
-from workers.refresh import Refresher, reserve_seconds
 from workers.replay import adopt_orphans, consult_journals
 from workers.room import STRAGGLER_SECONDS
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
@@ -196,36 +194,20 @@ class Engine:
         self._limits = Limits(self._redis, prefix=tunables.redis_prefix, clock=boottime)
         breaker = Breaker(Circuits(self._redis, prefix=tunables.redis_prefix), clock=boottime)
         governor = Governor(self._transport, self._limits, breaker)
-        self._asker = Asker(
-            self._vault,
-            self._journal,
-            self._writer,
-            self._candidates,
-            self._flusher,
-            governor,
-        )
-        prober = Prober(
-            self._engine,
-            governor,
-            self._vault,
-            self._writer,
+        self._refresher = compose_refresher(
+            settings,
+            tunables,
+            engine=self._engine,
+            registry=self._registry,
+            vault=self._vault,
+            leases=leases,
+            journal=self._journal,
+            flusher=self._flusher,
+            writer=self._writer,
+            candidates=self._candidates,
+            governor=governor,
             owner=self.name,
-            claim=timedelta(seconds=tunables.claim_seconds),
-            reserve_seconds=reserve_seconds(tunables),
-        )
-        self._refresher = Refresher(
-            self._engine,
-            self._registry,
-            self._vault,
-            leases,
-            self._asker,
-            self._writer,
-            self._journal,
-            governor,
-            owner=self.name,
-            tunables=tunables,
             consult=self._consult,
-            prober=prober,
         )
         await self._adopt()
         self._postgres_away = False

@@ -12,7 +12,7 @@ claim of before can last: what Postgres says is what counts, so an operator can 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -41,6 +41,9 @@ it is late by the same for everybody, and what arrives is as evenly spaced as th
 
 _rate = lru_cache(maxsize=1024)(Rate.of)
 
+
+LastLook = Callable[[], Awaitable[bool]]
+"""Answers whether an account may still be asked about, at the very last moment."""
 
 CLAIM_EXPIRED: Final = "claim_expired"
 """The transport's word for a request that was not sent because it was too late."""
@@ -105,16 +108,22 @@ class Governor:
         *,
         again: bool = False,
         timeout_seconds: float | None = None,
+        last_look: LastLook | None = None,
     ) -> Sent | NotNow:
         """Send one request as soon as it may leave; or return how long it is not worth waiting, nothing being sent.
 
         The account that has been due for longest goes first. ``again`` says that its token was presented in this
-        attempt and the answer lost. What was sent must be followed by :meth:`heard`.
+        attempt and the answer lost. What was sent must be followed by :meth:`heard`. ``last_look`` is asked when all
+        waiting is over; where it says no, nothing is sent.
         """
         for tries in itertools.count():
             permit = await self._admit(asking, attempt, again=again, strict=tries < STRICT_TRIES)
             if isinstance(permit, NotNow):
                 return permit
+            if last_look is not None and not await last_look():
+                if permit.is_trial:
+                    self._breaker.tried(asking.app.app_id, Trial.UNUSED)
+                return NotNow(0.0)
             if attempt.due_at is not None and not tries and not again and not attempt.probing:
                 delay = (asking.now(attempt) - attempt.due_at).total_seconds()
                 telemetry.DUE_DELAY_SECONDS.observe(max(delay, 0.0))

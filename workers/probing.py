@@ -5,6 +5,8 @@ Promises:
 * No answer to a probe changes a token or a status. One that calls the token dead leads to a refresh in the same
   attempt, under the same claim, through the fence once more (``store.visits.turn_to_refresh``); only the outcome of
   that refresh decides. Any other answer, and none, leads to a later visit (G4).
+* Where access tokens are never renewed there is no refresh to ask: every visit is a probe, whoever wants it, and
+  ``tokenfleet.dead_probes`` says when a token is dead. Without a probe nobody is called dead.
 * A probe presents no refresh token (G2), and takes :data:`~providers.probes.PROBE_TIMEOUT_SECONDS` at most; a visit
   that comes when a refresh is due anyway is one (G1).
 * Where the provider refuses early refreshes nobody is asked before the window opens, whoever wants it. A token that is
@@ -30,22 +32,29 @@ from store.keys import Vault
 from store.schedule import Attempt
 from store.visits import Visited
 from tokenfleet import telemetry
-from tokenfleet.learning import learned_lifetime
+from tokenfleet.learning import NEVER_EXPIRES, learned_lifetime
 from tokenfleet.lifetimes import (
     Holding,
+    Purpose,
     Visit,
     announced_end,
+    is_unknown,
     must_present,
     next_visit,
     refresh_opens,
     visit_after_unclear_probe,
 )
+from tokenfleet.outcome import GrantRejected
+from tokenfleet.policy import doubt_delay
 from tokenfleet_client.envelope import access_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.governor import Governor
+from workers.judging import Judge
 from workers.pacing import NotNow
-from workers.settling import Asking
+from workers.reputation import Reputation
+from workers.results import AppAnswered, Result
+from workers.settling import Asking, Judged
 from workers.writer import GroupWriter
 
 TOO_EARLY: Final = "visit.too_early"
@@ -71,6 +80,8 @@ class Prober:
         governor: Governor,
         vault: Vault,
         writer: GroupWriter,
+        judge: Judge,
+        reputation: Reputation,
         *,
         owner: str,
         claim: timedelta,
@@ -84,10 +95,14 @@ class Prober:
         self._governor = governor
         self._vault = vault
         self._writer = writer
+        self._judge = judge
+        self._reputation = reputation
         self._chance = random.SystemRandom().random
 
-    async def visit(self, asking: Asking, attempt: Attempt) -> Going | NotNow | None:
-        """Return what to go on with; None when the visit is settled; or when it is worth another try."""
+    async def visit(self, asking: Asking, attempt: Attempt) -> Going | Judged | NotNow | None:
+        """Return what to go on with, or to settle; None when the visit is settled; or when it is worth another try."""
+        if not asking.provider.renews:
+            return await self._probe(asking, attempt)
         if not attempt.probing:
             # What has failed is tried again when it is due, though its token was to live for longer: a probe said no.
             is_first = not attempt.attempts and not attempt.unanswered and attempt.access_token is not None
@@ -100,6 +115,10 @@ class Prober:
         is_wanted = asking.app.held_since is not None and not _is_early(asking, attempt)
         if is_wanted or must_present(holding, provider.lifetimes, provider.margins, now=now):
             return await self._go_on(asking, attempt, None)
+        return await self._probe(asking, attempt)
+
+    async def _probe(self, asking: Asking, attempt: Attempt) -> Going | Judged | NotNow | None:
+        provider = asking.provider
         request = self._request(asking, attempt)
         if request is None:
             return await self._without_probe(asking, attempt)
@@ -109,10 +128,14 @@ class Prober:
             return exchange
         reading = provider.read_probe(exchange)
         telemetry.PROBES.labels(provider.name, reading.verdict.value).inc()
-        if reading.verdict is Verdict.DEAD:
+        duration_ms = round((boottime() - began) * 1000)
+        if reading.verdict is not Verdict.DEAD:
+            await self._later(asking, attempt, reading, duration_ms)
+            return None
+        if provider.renews:
             return await self._go_on(asking, attempt, reading.code)
-        await self._later(asking, attempt, reading, round((boottime() - began) * 1000))
-        return None
+        decision = self._judge.weigh_dead_probe(reading.code, asking, attempt, now=asking.now(attempt))
+        return Judged(GrantRejected(reading.code), decision, False, duration_ms, PROBED[Verdict.DEAD])
 
     async def _go_on(self, asking: Asking, attempt: Attempt, dead: str | None) -> Going | NotNow:
         """Turn the visit into a refresh; ``dead`` is what a probe met that found the token dead."""
@@ -127,7 +150,7 @@ class Prober:
 
     async def _without_probe(self, asking: Asking, attempt: Attempt) -> Going | NotNow | None:
         """Visit an account that cannot be probed: its definition has no probe, or its scope does not allow it."""
-        if attempt.expires_at is None and not asking.provider.lifetimes.access_never_expires:
+        if is_unknown(_holding(attempt), asking.provider.lifetimes):
             # Nothing else would tell that the token has ended.
             return await self._go_on(asking, attempt, None)
         await self._settle(asking, attempt, self._plan(asking, attempt), None)
@@ -138,6 +161,9 @@ class Prober:
         kind = PROBED[reading.verdict]
         if reading.verdict is Verdict.ALIVE:
             visit = self._plan(asking, attempt)
+        elif not provider.renews and attempt.doubts:
+            # No word for it and none against it: the doubt stays as old as it is.
+            visit = Visit(now + doubt_delay(attempt.doubts - 1, self._chance()), Purpose.PROBE)
         else:
             visit = visit_after_unclear_probe(
                 holding, provider.lifetimes, provider.margins, now=now, chance=self._chance()
@@ -183,6 +209,11 @@ class Prober:
     ) -> None:
         now = asking.now(attempt)
         is_alive = reading is not None and reading.verdict is Verdict.ALIVE
+        beside: tuple[Result, ...] = ()
+        if is_alive and not asking.provider.renews:
+            # As good as a refresh: the grant lives.
+            self._reputation.succeeded(asking.app)
+            beside = (AppAnswered(asking.app.app_id),) if asking.app.is_sampled else ()
         await self._writer.add(
             Visited(
                 account_id=attempt.account_id,
@@ -197,7 +228,9 @@ class Prober:
                 grant_ends_at=announced_end(_holding(attempt), asking.provider.lifetimes, now=now),
                 job_id=asking.job_id,
                 duration_ms=duration_ms,
-            )
+                clears=is_alive and not asking.provider.renews,
+            ),
+            *beside,
         )
 
     def _request(self, asking: Asking, attempt: Attempt) -> TokenRequest | None:
@@ -229,4 +262,5 @@ def _holding(attempt: Attempt) -> Holding:
         granted_at=attempt.granted_at,
         refresh_token_expires_at=attempt.refresh_token_expires_at,
         told=attempt.reauth_told,
+        never_expires=attempt.learned_lifetime == NEVER_EXPIRES,
     )

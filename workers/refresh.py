@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Concatenate, Final, ParamSpec, TypeVar
 from uuid import UUID
@@ -37,13 +37,18 @@ from tokenfleet.guard import SAMPLES
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Tunables
 from tokenfleet.telemetry import Event
+from tokenfleet_client.contract import AccountStatus
 from workers.attempt import Asker
 from workers.credentials import open_credentials
 from workers.governor import Governor
+from workers.key_renewal import KeyRenewal
+from workers.pacing import NotNow
 from workers.probing import Going, Prober
 from workers.results import Unasked
+from workers.revoke import Revoker
 from workers.room import Room, Seats
-from workers.settling import Asking
+from workers.settling import Asking, Judged
+from workers.takeover import Lookout
 from workers.writer import GroupWriter
 
 P = ParamSpec("P")
@@ -84,18 +89,18 @@ class Refresher:
         *,
         owner: str,
         tunables: Tunables,
-        consult: Callable[[Mapping[AccountId, int]], Awaitable[frozenset[AccountId]]],
+        lookout: Lookout,
+        key_renewal: KeyRenewal,
         prober: Prober,
+        revoker: Revoker,
     ) -> None:
-        """``consult`` writes the answers that any process here has, dead or alive, for accounts at these generations,
-        and returns whose they were.
-        """
         self._engine = engine
         self._registry = registry
         self._vault = vault
         self._leases = leases
         self._asker = asker
         self._prober = prober
+        self._revoker = revoker
         self._writer = writer
         self._journal = journal
         self._governor = governor
@@ -106,7 +111,8 @@ class Refresher:
         self._seats = Seats(tunables.worker_threads)
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._consult = consult
+        self._lookout = lookout
+        self._key_renewal = key_renewal
         self._busy: set[AccountId] = set()
         self._renewal_seconds = tunables.lease_seconds / RENEWALS_PER_LEASE
 
@@ -176,6 +182,12 @@ class Refresher:
         if app is None or not may_ask or app.provider not in self._registry:
             await self._in_database(schedule.release, job)
             return []
+        sealed = (app.client_secret, app.client_certificate)
+        if any(map(self._key_renewal.lacks_key_of_secret, sealed)) and (
+            wait := await self._key_renewal.renew()
+        ):
+            await self._in_database(schedule.postpone, job, wait=timedelta(seconds=wait))
+            return []
         provider, client = self._registry.get(app.provider), open_credentials(self._vault, app)
         hopeful, later = await self._governor.foresee(job.app_id, provider, len(job.accounts))
         job = await self._postpone_after(job, hopeful, timedelta(seconds=later.seconds))
@@ -190,7 +202,7 @@ class Refresher:
         claimed_at = boottime()
         attempts = await self._in_database(schedule.start, leased, claim=self._claim)
         read_at = boottime()
-        attempts = await self._without_answered(attempts)
+        attempts = await self._readable(await self._without_answered(attempts))
         self._busy.update(attempt.account_id for attempt in attempts)
         started = {attempt.account_id for attempt in attempts}
         unused = [account_id for account_id, _ in leased.accounts if account_id not in started]
@@ -220,21 +232,19 @@ class Refresher:
 
     async def _without_answered(self, attempts: list[Attempt]) -> list[Attempt]:
         """Return ``attempts`` without those whose earlier answer turns up at the last moment."""
-        doubtful = {attempt.account_id: attempt.generation for attempt in attempts if attempt.is_unsettled}
-        if not doubtful:
-            return attempts
-        try:
-            answered = await self._consult(doubtful)
-            # A journal that is gone now has just been written to Postgres.
-            answered |= await self._in_database(schedule.moved_since, doubtful)
-        except Exception as error:  # noqa: BLE001
-            # The others of this job have been started and are owed their requests; these wait for their next claim.
-            telemetry.logger().warning(Event.JOURNAL_UNREADABLE.value, error=type(error).__name__)
-            answered = frozenset(doubtful)
+        answered = await self._lookout.answered(attempts)
         for attempt in attempts:
             if attempt.account_id in answered:
                 await self._abandon(attempt)
         return [attempt for attempt in attempts if attempt.account_id not in answered]
+
+    async def _readable(self, attempts: list[Attempt]) -> list[Attempt]:
+        """Return ``attempts`` without those that wait for the keys under which a sibling has sealed them."""
+        strange = [attempt for attempt in attempts if self._key_renewal.lacks_key_of(attempt)]
+        if not strange or not (wait := await self._key_renewal.renew()):
+            return attempts
+        await self._writer.add(*(Unasked(each.account_id, each.epoch, wait) for each in strange))
+        return [attempt for attempt in attempts if attempt not in strange]
 
     async def _abandon(self, attempt: Attempt) -> None:
         """Give back a claim under which nothing was sent; if that fails, it ends by itself."""
@@ -252,12 +262,11 @@ class Refresher:
     async def _perform(self, asking: Asking, attempt: Attempt) -> None:
         telemetry.IN_FLIGHT.inc()
         try:
-            going = await self._prober.visit(asking, attempt)
-            not_now = (
-                await self._asker.perform(going.asking, going.attempt) if isinstance(going, Going) else going
-            )
-            if not_now is not None:
-                await self._writer.add(Unasked(attempt.account_id, attempt.epoch, not_now.seconds))
+            ended = await self._visit(asking, attempt)
+            if isinstance(ended, Judged):
+                await self._asker.settle(asking, attempt, ended)
+            elif ended is not None:
+                await self._writer.add(Unasked(attempt.account_id, attempt.epoch, ended.seconds))
         except Exception as error:  # noqa: BLE001
             # A fault of ours. The account waits longer each time; the alarm brings a person.
             name = f"{attempt.account_id}-{attempt.epoch}"
@@ -267,6 +276,15 @@ class Refresher:
             self._busy.discard(attempt.account_id)
             telemetry.IN_FLIGHT.dec()
             await self._room.leave(asking.app.app_id, 1)
+
+    async def _visit(self, asking: Asking, attempt: Attempt) -> Judged | NotNow | None:
+        """Make the visit that ``attempt`` is for; return what is left to settle, or when it is worth another try."""
+        if attempt.status is AccountStatus.REVOKED:
+            return await self._revoker.visit(asking, attempt)
+        going = await self._prober.visit(asking, attempt)
+        if not isinstance(going, Going):
+            return going
+        return await self._asker.perform(going.asking, going.attempt, self._lookout.last_look(attempt))
 
     async def _postpone_after(self, job: RefreshJob, count: int, wait: timedelta) -> RefreshJob:
         """Return the ``count`` most urgent accounts of ``job``; the others are postponed."""

@@ -8,6 +8,7 @@ from datetime import datetime
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.rejection import Rejection
+from store.revocations import RevocationMade
 from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
 from store.visits import Visited
@@ -68,5 +69,5 @@ class Unasked:
     wait_seconds: float
 
 
-Settled = SavedTokens | Deferral | Rejection | Promotion | Visited | Unasked
+Settled = SavedTokens | Deferral | Rejection | Promotion | Visited | RevocationMade | Unasked
 Result = Settled | AppPaused | AppUnthrottled | AppHeld | AppRecovered | AppAnswered | UnknownAnswer

@@ -85,6 +85,8 @@ class Judged:
     decision: Decision
     replayed: bool
     duration_ms: int
+    kind: str | None = None
+    """How the history calls it, if not by its outcome: a probe's word, say."""
 
 
 def results(asking: Asking, attempt: Attempt, judged: Judged) -> tuple[Result, ...]:
@@ -156,7 +158,7 @@ def _deferral(
         generation=attempt.generation,
         next_refresh_at=at,
         code=code,
-        kind=KINDS[type(outcome)],
+        kind=judged.kind or KINDS[type(outcome)],
         counts=counts,
         answer_lost=lost,
         quarantined=quarantined,
@@ -164,5 +166,9 @@ def _deferral(
         job_id=asking.job_id,
         duration_ms=judged.duration_ms,
         detail=detail,
-        expired=attempt.expires_at is not None and attempt.expires_at <= asking.now(attempt),
+        # Where nothing is renewed, nothing fails to be renewed.
+        expired=asking.provider.renews
+        and attempt.expires_at is not None
+        and attempt.expires_at <= asking.now(attempt),
+        probing=not asking.provider.renews,
     )

@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import candidates, returns, settlement, unknowns, visits
+from store import candidates, returns, revocations, settlement, unknowns, visits
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
@@ -33,6 +33,7 @@ from store.journal import Journal, Segment
 from store.leases import Leases
 from store.rejection import Rejection
 from store.rejections import reject
+from store.revocations import RevocationMade
 from store.settlement import Deferral
 from store.unknowns import UnknownAnswer
 from store.visits import Visited
@@ -188,7 +189,9 @@ class GroupWriter:
         if promotions := [result for result in results if isinstance(result, Promotion)]:
             written.promoted = candidates.promote(connection, promotions, actor=self._owner)
         if visits_made := [result for result in results if isinstance(result, Visited)]:
-            visits.settle(connection, visits_made, actor=self._owner)
+            written.apps.resolved += visits.settle(connection, visits_made, actor=self._owner)
+        if revocations_made := [result for result in results if isinstance(result, RevocationMade)]:
+            revocations.settle(connection, revocations_made, actor=self._owner)
         if unasked := [result for result in results if isinstance(result, Unasked)]:
             returns.give_back(
                 connection, [(each.account_id, each.epoch, each.wait_seconds) for each in unasked]

@@ -109,6 +109,8 @@ def _assertion(assertion: Assertion) -> Fact:
         text += f", key id {assertion.key_id}"
     if assertion.claims:
         text += f", claims {assignments(assertion.claims)}"
+    if assertion.head:
+        text += f", in its head {assignments(assertion.head)}"
     return fact("Assertion", f"{text}.", Topic.ASSERTION)
 
 

@@ -68,6 +68,56 @@ def test_standard_input_is_imported(fleet: Shell, engine: Engine) -> None:
     assert count(engine) == 1
 
 
+INSTALLATION = {
+    "ok": True,
+    "access_token": "access-bot",
+    "refresh_token": "refresh-bot",
+    "expires_in": 43_200,
+    "bot_user_id": "B1",
+    "authed_user": {
+        "id": "U7",
+        "access_token": "access-user",
+        "refresh_token": "refresh-user",
+        "expires_in": 43_200,
+    },
+}
+
+
+def installed(name: str, **answer: Any) -> str:
+    """Return a line that brings the answer of an installation, and nothing that is in it."""
+    return line(name, provider="slack_rotating", refresh_token=None, answer={**INSTALLATION, **answer})
+
+
+def test_the_answer_that_connected_a_customer_is_imported_as_it_came(
+    tokenfleet: Shell, tmp_path: Path, engine: Engine
+) -> None:
+    register(tokenfleet, tmp_path, "slack_rotating")
+    ran = bring(tokenfleet, tmp_path / "installed.jsonl", installed("team-7"), "--json")
+    assert ran.exit_code == 0
+    assert {name: json.loads(ran.stdout)[name] for name in ("lines", "created")} == {"lines": 1, "created": 2}
+    with engine.connect() as connection:
+        names = connection.execute(text("SELECT external_id FROM tokenfleet.accounts ORDER BY id")).scalars()
+        assert list(names) == ["team-7/B1", "team-7/U7"]
+    row = (
+        '"team-8","slack_rotating","' + json.dumps(INSTALLATION).replace("-", "-8").replace('"', '""') + '"\n'
+    )
+    ran = bring(tokenfleet, tmp_path / "installed.csv", "external_id,provider,answer\n" + row)
+    assert ran.stdout.startswith("2 created, 0 bad"), ran.stderr
+
+
+def test_an_answer_that_connects_nobody_is_told_by_its_line_and_not_repeated(
+    tokenfleet: Shell, tmp_path: Path
+) -> None:
+    register(tokenfleet, tmp_path, "slack_rotating")
+    content = installed("a", ok=False) + installed("b", authed_user={"id": "U8", "access_token": "access-8"})
+    ran = bring(tokenfleet, tmp_path / "installed.jsonl", content)
+    assert ran.exit_code == 1
+    told = ran.stderr.splitlines()
+    assert told[0].startswith("line 1: answer is not a success of this provider's token endpoint")
+    assert told[1].startswith("line 2: answer has no refresh token in its token set user")
+    assert "access-" not in ran.stderr + ran.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("nobody.jsonl", ""), ("blank.jsonl", "\n\n"), ("head.csv", "provider,external_id,refresh_token\n")],
@@ -98,13 +148,13 @@ def test_the_same_file_may_be_imported_again(fleet: Shell, tmp_path: Path) -> No
 
 
 def test_bad_lines_are_told_and_the_exit_code_says_so(fleet: Shell, tmp_path: Path, engine: Engine) -> None:
-    content = line("a") + "nonsense\n" + line("b", provider="gogle") + line("a") + line("c")
+    content = line("a") + "nonsense\n" + line("b", provider="hubspt") + line("a") + line("c")
     ran = bring(fleet, tmp_path / "accounts.jsonl", content)
     assert ran.exit_code == 1
     assert ran.stdout.startswith("2 created, 3 bad in ")
     assert ran.stderr.splitlines() == [
         "line 2: is not a whole JSON object",
-        "line 3: there is no provider 'gogle': did you mean google?",
+        "line 3: there is no provider 'hubspt': did you mean hubspot?",
         "line 4: is about the same account as line 1: keep one of them",
     ]
     assert count(engine) == 2

@@ -17,13 +17,13 @@ from tests.support.builders import make_account, now, park
 
 SECRET: Final = "planted-client-secret"
 
-_REGISTRY: Final = load_registry()
-CONFIDENTIAL: Final = next(
-    provider.name
-    for provider in _REGISTRY
-    if provider.spec.client.authentication != "none" and not provider.required_variables()
-)
-WITH_VARIABLE: Final = next(provider for provider in _REGISTRY if provider.required_variables())
+_WITH_SECRETS: Final = [
+    provider
+    for provider in load_registry()
+    if provider.spec.client.authentication != "none" and not provider.spec.client.certificate
+]
+CONFIDENTIAL: Final = next(each.name for each in _WITH_SECRETS if not each.required_variables())
+WITH_VARIABLE: Final = next(each for each in _WITH_SECRETS if each.required_variables())
 VARIABLE: Final = next(iter(WITH_VARIABLE.required_variables()))
 
 

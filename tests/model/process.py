@@ -1,7 +1,8 @@
 """A worker process of the model: the real use case, its collaborators, and a seam at every await.
 
 What runs is what runs in production: ``Refresher``, ``Asker``, ``GroupWriter``, ``Leases``, ``Journal`` and
-``adopt_orphans``, put together as ``workers.engine`` does. Only the three wires to the outside are cut open:
+``adopt_orphans``, put together by
+``workers.composition``. Only the three wires to the outside are cut open:
 Postgres, Redis and the provider are reached through the classes here, which stop before and after everything
 they do. What they do is done by a real Postgres and a real Redis, in one piece: interleavings inside one
 transaction are not explored here (``tests/support/racing.py`` is for them).
@@ -35,13 +36,12 @@ from tests.model.provider import Call
 from tests.model.stepped_loop import SteppedLoop
 from tokenfleet.circuit import Standing
 from tokenfleet.jobs import AccountId, AppId, RefreshJob
-from workers.attempt import Asker
 from workers.breaker import Breaker
 from workers.candidates import Candidates
+from workers.composition import compose_refresher
 from workers.flushing import Flusher
 from workers.governor import Governor
-from workers.probing import Prober
-from workers.refresh import SAVING_SECONDS, Refresher, reserve_seconds
+from workers.refresh import SAVING_SECONDS
 from workers.replay import adopt_orphans, consult_journals
 from workers.writer import GroupWriter
 
@@ -225,35 +225,20 @@ class WorkerProcess:
         governor = Governor(
             cast(Any, ProviderWire(self)), cast(Any, None), NoCircuit(self), clock=lambda: world.now
         )
-        asker = Asker(
-            world.vault,
-            self._journal,
-            self.writer,
-            self._candidates,
-            Flusher(self._journal, wait_seconds=world.tunables.group_commit_seconds),
-            governor,
-        )
-        self._refresher = Refresher(
-            database,
-            world.registry,
-            world.vault,
-            leases,
-            asker,
-            self.writer,
-            self._journal,
-            governor,
+        self._refresher = compose_refresher(
+            world.settings,
+            world.tunables,
+            engine=database,
+            registry=world.registry,
+            vault=world.vault,
+            leases=leases,
+            journal=self._journal,
+            flusher=Flusher(self._journal, wait_seconds=world.tunables.group_commit_seconds),
+            writer=self.writer,
+            candidates=self._candidates,
+            governor=governor,
             owner=name,
-            tunables=world.tunables,
             consult=self._consult,
-            prober=Prober(
-                database,
-                governor,
-                world.vault,
-                self.writer,
-                owner=name,
-                claim=timedelta(seconds=world.tunables.claim_seconds),
-                reserve_seconds=reserve_seconds(world.tunables),
-            ),
         )
         self._start(self._open())
 

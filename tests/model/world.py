@@ -335,7 +335,7 @@ def stage_of(engine: Engine, vault: Vault, settings: Settings, redis: Redis, hom
     """Yield a stage on a test's own database; the workers' clock is the world's while it lasts."""
     stage = Stage(engine, vault, settings, redis, home)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("refresh", "attempt", "settling"):
+        for module in ("refresh", "keeping", "settling"):
             patch.setattr(f"workers.{module}.boottime", stage.boottime)
         with structlog.testing.capture_logs():
             yield stage

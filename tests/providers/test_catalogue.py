@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from datetime import timedelta
+from pathlib import Path
 
 from providers.registry import CATALOG
 from providers.spec import ProviderSpec
@@ -12,6 +13,7 @@ CATALOGUE = {
     file.stem: ProviderSpec.model_validate(tomllib.loads(file.read_text("utf-8")))
     for file in sorted(CATALOG.glob("*.toml"))
 }
+LEFT_OUT = Path(__file__).parents[2] / "docs" / "providers-left-out.md"
 KEPT = {name: spec for name, spec in CATALOGUE.items() if spec.refresh.grant == "none"}
 
 
@@ -50,6 +52,14 @@ def test_a_token_that_renews_itself_is_renewed_days_before_its_end() -> None:
     week = timedelta(days=7).total_seconds()
     late = [name for name, life in themselves.items() if (life.margin_latest_seconds or 0) < week]
     assert late == []
+
+
+def test_who_has_no_probe_stands_on_the_page_that_says_why() -> None:
+    rows = [
+        line.split(" | ") for line in LEFT_OUT.read_text("utf-8").splitlines() if " | the probe | " in line
+    ]
+    explained = {name for row in rows for name in row[0].removeprefix("| ").split(", ")}
+    assert explained == {name for name, spec in CATALOGUE.items() if spec.probe is None}
 
 
 def test_the_two_chains_of_an_installation_are_told_apart() -> None:

@@ -13,6 +13,7 @@ from providers.loading import read_directory
 from providers.spec_answers import RefreshOutcome
 from providers.spec_requests import Refresh
 from tests.providers.definitions import toml
+from tests.providers.mistaken_requests import REQUESTS
 from tokenfleet.errors import DefinitionError
 
 AUTHENTICATIONS = (
@@ -274,6 +275,89 @@ CONTRADICTIONS = {
         '[probe]\nendpoint = "https://api.example.com/me"',
         "probe.alive_status is missing",
     ),
+    "grace until first use without rotation": (
+        {"rotation": 'policy = "never"\ngrace_until_first_use = true'},
+        "",
+        "rotation.grace_until_first_use is a grace, but refresh tokens are never rotated",
+    ),
+    "rotation of nothing": (
+        {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "access_token"'},
+        "",
+        "rotation.policy must be 'never': a grant of kind 'access_token' presents no refresh token",
+    ),
+    "disuse of nothing": (
+        {
+            "refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "client_credentials"',
+            "rotation": 'policy = "never"',
+        },
+        "[lifetimes]\nrefresh_idle_seconds = 60",
+        (
+            "lifetimes.refresh_idle_seconds has no meaning: a grant of kind 'client_credentials' presents no refresh "
+            "token"
+        ),
+    ),
+    "token that is never old enough": (
+        {},
+        "[lifetimes]\naccess_seconds = 3600\nminimum_age_seconds = 3580",
+        "lifetimes.minimum_age_seconds leaves no moment for a refresh: an access token lives 3600",
+    ),
+    "margin before the token is old enough": (
+        {},
+        "[lifetimes]\naccess_seconds = 3600\nminimum_age_seconds = 3000\nmargin_earliest_seconds = 601",
+        (
+            "lifetimes.margin_earliest_seconds is earlier than the provider permits: minimum_age_seconds is 3000 of "
+            "3600"
+        ),
+    ),
+    "age at which the refresh token is dead": (
+        {},
+        "[lifetimes]\nrefresh_idle_seconds = 60\nminimum_age_seconds = 60",
+        "lifetimes.minimum_age_seconds allows no refresh before an unused refresh token dies (60)",
+    ),
+    "token that lives on for nobody knows how long": (
+        {},
+        "[answer]\nkeeps_access_token = true",
+        "answer.keeps_access_token needs lifetimes.access_seconds, which says for how long the token lives on",
+    ),
+    "token that lives on and is traded": (
+        {},
+        (
+            "[answer]\nkeeps_access_token = true\n[lifetimes]\naccess_seconds = 60\n"
+            '[[steps]]\nendpoint = "https://auth.example.com/step"'
+        ),
+        "answer.keeps_access_token contradicts steps, which trade the access token of each answer",
+    ),
+    "step that brings nothing": (
+        {},
+        '[[steps]]\nendpoint = "https://auth.example.com/step"\nanswer = { keeps_access_token = true }',
+        (
+            "steps[1].answer.keeps_access_token has no meaning in a step: what it has to bring is an access token"
+        ),
+    ),
+    "steps behind nothing": (
+        {"refresh": 'grant = "none"', "rotation": 'policy = "never"'},
+        (
+            '[[steps]]\nendpoint = "https://auth.example.com/step"\n'
+            '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200'
+        ),
+        "steps[1] follows an answer, and there is none when the grant is 'none'",
+    ),
+    "renewal of what is never renewed": (
+        {"refresh": 'grant = "none"', "rotation": 'policy = "never"'},
+        (
+            "[lifetimes]\nmargin_latest_seconds = 60\n"
+            '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200'
+        ),
+        "lifetimes.margin_latest_seconds has no meaning when the grant is 'none': nothing is renewed",
+    ),
+    "key that nobody looks after": (
+        {"refresh": 'grant = "none"', "rotation": 'policy = "never"'},
+        "",
+        (
+            "probe is missing: without one nobody learns that a key has ended. If the provider has nothing to probe, "
+            "say so in notes"
+        ),
+    ),
     "limit for nobody": (
         {"rotation": 'policy = "always"\nmax_live_per = "user"'},
         "",
@@ -423,9 +507,9 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONTRADICTIONS)
+@pytest.mark.parametrize("name", [*CONTRADICTIONS, *REQUESTS])
 def test_contradictions_are_mistakes(tmp_path: Path, name: str) -> None:
-    parts, extra, expected = CONTRADICTIONS[name]
+    parts, extra, expected = (CONTRADICTIONS | REQUESTS)[name]
     [mistake] = mistakes(tmp_path, toml(extra, **parts))
     place, _, reason = mistake.partition(": ")
     assert reason == expected

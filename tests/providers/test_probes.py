@@ -160,7 +160,7 @@ ALIVE_WHEN = 'alive_when = [{ path = "ok", value = true }, { path = "user.id" }]
         (200, b'{"ok": true}', Verdict.UNCLEAR, "http_200"),
         (200, b'{"ok": false, "user": {"id": 7}}', Verdict.UNCLEAR, "http_200"),
         (200, b'{"ok": false, "error": "token_revoked"}', Verdict.DEAD, "token_revoked"),
-        (200, b'{"ok": true, "user": {"id": 7}, "error": "token_revoked"}', Verdict.DEAD, "token_revoked"),
+        (200, b'{"ok": true, "user": {"id": 7}, "error": "token_revoked"}', Verdict.UNCLEAR, "http_200"),
         (400, b'{"code": "AUTH-7 of customer 12"}', Verdict.DEAD, "auth"),
         (401, b'{"error": "token_revoked"}', Verdict.DEAD, "token_revoked"),
         (401, b"<html>", Verdict.DEAD, "http_401"),

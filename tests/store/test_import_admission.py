@@ -21,6 +21,7 @@ from store.import_line import LineRejected, parse_json
 from store.import_rules import ProviderRules
 from tokenfleet.connected import ConnectedAccount
 from tokenfleet.errors import UserError
+from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import TokenAnswer
 from tokenfleet.presented import Presented
 from tokenfleet.tokens import Margins
@@ -61,7 +62,8 @@ def rules_of(name: str) -> ProviderRules:
     if name not in PRESENTS:
         raise UserError(f"there is no provider {name!r}")
     presents, renews = PRESENTS[name]
-    return ProviderRules(Margins(), lambda _: None, presents=presents, renews=renews, connect=connect)
+    lifetimes = Lifetimes(renews=renews)
+    return ProviderRules(Margins(), lambda _: None, lifetimes, presents=presents, connect=connect)
 
 
 def admitted(provider: str, **fields: Any) -> list[NumberedLine]:

@@ -16,6 +16,7 @@ from store.keys import Vault
 from tests.store.test_imports import RULES, Desk, in_about
 from tests.support.builders import HOUR, make_app, now
 from tokenfleet.connected import ConnectedAccount
+from tokenfleet.lifetimes import Lifetimes
 from tokenfleet.outcome import TokenAnswer
 from tokenfleet.presented import Presented
 from tokenfleet.tokens import Margins
@@ -42,7 +43,7 @@ def connect(answer: dict[str, Any], received_at: datetime) -> list[ConnectedAcco
                 Secret(f"access-{token}"),
                 refresh_token=Secret(f"refresh-{token}"),
                 expires_at=received_at + HOUR,
-                variables={"shard": "eu"},
+                variables={"shard": f"of-{token}"},
             ),
         )
         for part, token in answer.items()
@@ -55,6 +56,10 @@ def desk(engine: Engine, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> Desk:
     for name, presents in (("keyless", Presented.NOTHING), ("extending", Presented.ACCESS_TOKEN)):
         monkeypatch.setitem(RULES, name, ProviderRules(Margins(), no_reason, presents=presents))
         make_app(engine, vault, provider=name, name="default")
+    never_renewed = Lifetimes(renews=False, probe_every=HOUR)
+    static = ProviderRules(Margins(), no_reason, never_renewed, presents=Presented.NOTHING)
+    monkeypatch.setitem(RULES, "static", static)
+    make_app(engine, vault, provider="static", name="default")
     monkeypatch.setitem(RULES, "acme", ProviderRules(Margins(), needs_shard, connect=connect))
     return desk
 
@@ -116,6 +121,16 @@ def test_an_account_that_lives_by_its_access_token_is_known_by_it(desk: Desk) ->
     assert (desk.state().status, desk.state().access_token) == (AccountStatus.ACTIVE, "granted-3")
 
 
+def test_an_account_that_is_never_renewed_is_probed_whoever_knows_its_end(desk: Desk) -> None:
+    assert desk.bring(line("static", access_token="key-1")).tally == Tally(created=1)
+    assert desk.state().status is AccountStatus.ACTIVE
+    assert desk.one("SELECT probing FROM tokenfleet.refresh_schedule")
+    assert desk.bring(line("static", access_token="key-2")).tally == Tally(reauthenticated=1)
+    assert (desk.state().access_token, desk.state().refresh_token) == ("key-2", None)
+    assert desk.one("SELECT probing FROM tokenfleet.refresh_schedule")
+    assert in_about(desk.state().next_refresh_at, timedelta(0), HOUR)
+
+
 def test_an_access_token_that_the_fleet_holds_and_that_was_rejected_revives_nobody(desk: Desk) -> None:
     desk.bring(line("extending", access_token="granted-1"))
     with desk.engine.begin() as connection:
@@ -135,7 +150,7 @@ def test_an_answer_becomes_an_account_for_each_token_set_as_of_when_it_came(desk
     bot, user = desk.state("customer-1"), desk.state("customer-1/U7")
     assert (bot.access_token, bot.refresh_token) == ("access-bot", "refresh-bot")
     assert (user.access_token, user.refresh_token) == ("access-user", "refresh-user")
-    assert bot.variables == user.variables == {"shard": "eu"}, "what the answer states is enough"
+    assert (bot.variables, user.variables) == ({"shard": "of-bot"}, {"shard": "of-user"})
     moments = "SELECT DISTINCT {} FROM tokenfleet.{}"
     assert desk.one(moments.format("granted_at", "accounts")) == came
     assert desk.one(moments.format("obtained_at", "token_sets")) == came
@@ -154,7 +169,7 @@ def test_an_answer_signs_a_known_account_in_again(desk: Desk) -> None:
     assert desk.bring(told).tally == Tally(reauthenticated=1, reactivated=1)
     state = desk.state()
     assert (state.status, state.refresh_token) == (AccountStatus.ACTIVE, "refresh-second")
-    assert state.variables == {"shard": "eu", "region": "us"}
+    assert state.variables == {"shard": "of-second", "region": "us"}
     assert desk.one("SELECT granted_at FROM tokenfleet.accounts") == came
     assert desk.one("SELECT obtained_at FROM tokenfleet.token_sets") == came
 

@@ -336,6 +336,13 @@ def test_a_start_leaves_out_accounts_that_are_not_refreshed_and_gives_their_clai
             text("UPDATE tokenfleet.accounts SET status = :status WHERE id = :id"),
             {"status": status.value, "id": left_out},
         )
+        if status is AccountStatus.REVOKED:
+            connection.execute(
+                text(
+                    "UPDATE tokenfleet.token_sets SET access_token = NULL, refresh_token = NULL WHERE account_id = :id"
+                ),
+                {"id": left_out},
+            )
 
     attempts = start(engine, job)
 

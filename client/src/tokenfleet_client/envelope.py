@@ -133,6 +133,13 @@ class DataKeys:
             ) from None
         return plaintext.decode()
 
+    def holds_key_of(self, envelope: bytes) -> bool:
+        """Answer whether the key that ``envelope`` names is held; True for what is no envelope and names none."""
+        try:
+            return key_id_of(envelope) in self._ciphers
+        except EnvelopeError:
+            return True
+
     def needs_reseal(self, envelope: bytes) -> bool:
         """Answer whether ``envelope`` is sealed under another key than the primary one."""
         return key_id_of(envelope) != self.primary_id

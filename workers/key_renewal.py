@@ -1,0 +1,81 @@
+"""Data keys that were made after this process started are loaded when something is met that they have sealed.
+
+Promise: a row that a sibling has sealed under a new key is not taken for damage. A key is in Postgres before anything
+is sealed with it, so what one look did not find is not there; and Postgres is looked at once in
+:data:`RENEWAL_SECONDS` at most, however many rows name a key that nobody has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from store import keys
+from store.keys import Vault
+from store.schedule import Attempt
+from tokenfleet import telemetry
+from tokenfleet.errors import UserError
+from tokenfleet.settings import Settings
+from tokenfleet.telemetry import Event
+from tokenfleet_client.envelope import DataKeys
+
+RENEWAL_SECONDS: Final = 5.0
+
+
+class KeyRenewal:
+    """Keeps one vault up to date. One per worker process."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        settings: Settings,
+        vault: Vault,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._vault = vault
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._looked_at = float("-inf")
+
+    def lacks_key_of(self, attempt: Attempt) -> bool:
+        """Answer whether one of the account's tokens is sealed under a key that is not here."""
+        return _is_foreign(self._vault.access, attempt.access_token) or _is_foreign(
+            self._vault.refresh, attempt.refresh_token
+        )
+
+    def lacks_key_of_secret(self, *sealed: bytes | None) -> bool:
+        """Answer whether something of an app is sealed under a key that is not here."""
+        return any(_is_foreign(self._vault.refresh, each) for each in sealed)
+
+    async def renew(self) -> float:
+        """Load the data keys, and return 0; or return after how many seconds that may be tried."""
+        asked_at = self._clock()
+        async with self._lock:
+            if self._looked_at >= asked_at:
+                # Somebody else has looked since.
+                return 0.0
+            if (left := self._looked_at + RENEWAL_SECONDS - asked_at) > 0:
+                return left
+            self._looked_at = self._clock()
+            try:
+                async with self._engine.connect() as connection:
+                    await connection.run_sync(keys.reload, self._settings, self._vault)
+            except (SQLAlchemyError, OSError):
+                return RENEWAL_SECONDS
+            except UserError as error:
+                telemetry.logger().error(Event.KEYS_UNUSABLE.value, error=str(error))
+            else:
+                telemetry.logger().info(Event.KEYS_RENEWED.value)
+            return 0.0
+
+
+def _is_foreign(ring: DataKeys, envelope: bytes | None) -> bool:
+    return envelope is not None and not ring.holds_key_of(envelope)

@@ -1,0 +1,58 @@
+"""Who takes over an account first looks whether its answer is there, and looks again right before asking.
+
+The attempt before was started and never settled: its worker may be dead, frozen or cut off from Postgres, with an
+answer in its journal. Invariant (G2): what was answered is not presented again, as far as this disk and Postgres can
+tell. Two looks, because a worker that was frozen may wake up while we wait for a slot. Nobody else pays for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from store import schedule
+from store.schedule import Attempt
+from tokenfleet import telemetry
+from tokenfleet.jobs import AccountId
+from tokenfleet.telemetry import Event
+from workers.governor import LastLook
+
+Consult = Callable[[Mapping[AccountId, int]], Awaitable[frozenset[AccountId]]]
+"""Writes the answers that any process here has, dead or alive, for accounts at these generations; returns whose."""
+
+
+class Lookout:
+    """Finds answers to what is about to be asked. One per worker process."""
+
+    def __init__(self, engine: AsyncEngine, consult: Consult) -> None:
+        self._engine = engine
+        self._consult = consult
+
+    async def answered(self, attempts: Sequence[Attempt]) -> frozenset[AccountId]:
+        """Return the accounts of ``attempts`` that must not be asked about now: their earlier answer turned up.
+
+        Or nobody can tell: these wait for their next claim.
+        """
+        doubtful = {attempt.account_id: attempt.generation for attempt in attempts if attempt.is_unsettled}
+        if not doubtful:
+            return frozenset()
+        try:
+            answered = await self._consult(doubtful)
+            # A journal that is gone now has just been written to Postgres.
+            async with self._engine.connect() as connection:
+                return answered | await connection.run_sync(schedule.moved_since, doubtful)
+        except Exception as error:  # noqa: BLE001
+            # The others of this job have been started and are owed their requests.
+            telemetry.logger().warning(Event.JOURNAL_UNREADABLE.value, error=type(error).__name__)
+            return frozenset(doubtful)
+
+    def last_look(self, attempt: Attempt) -> LastLook | None:
+        """Return what is to be asked right before the request; None for an attempt that nobody made before."""
+        if not attempt.is_unsettled:
+            return None
+
+        async def look() -> bool:
+            return not await self.answered([attempt])
+
+        return look
