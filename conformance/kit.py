@@ -31,10 +31,11 @@ START: Final = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 class Kit:
     """Trials of definitions: ``async with Kit() as kit: report = await kit.run(provider)``."""
 
-    def __init__(self, scenarios: Sequence[Scenario] = SCENARIOS) -> None:
+    def __init__(self, scenarios: Sequence[Scenario] = SCENARIOS, *, timeout_seconds: float = 10.0) -> None:
+        """Play ``scenarios``; the fleet waits ``timeout_seconds`` for each answer."""
         self._scenarios = scenarios
         self._player = Player()
-        self._detour = Detour()
+        self._detour = Detour(timeout_seconds=timeout_seconds)
         self._numbers = itertools.count(1)
 
     async def __aenter__(self) -> Self:
