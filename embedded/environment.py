@@ -22,7 +22,14 @@ DATABASE_VARIABLES: Final = ("TOKENFLEET_DATABASE_URL", "DATABASE_URL")
 REDIS_VARIABLES: Final = ("TOKENFLEET_REDIS_URL", "REDIS_URL")
 HOME_VARIABLE: Final = "TOKENFLEET_HOME"
 
-_FORGETFUL: Final = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_FORGETFUL: Final = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    # Nothing is recovered from the log, and where such a server lies in memory it is dear.
+    "max_wal_size": "128MB",
+    "min_wal_size": "32MB",
+}
 _RUNNING_FILE: Final = "running.env"
 
 

@@ -22,6 +22,7 @@ from embedded.environment import Environment
 from store import keys, migrate
 from store.engine import make_engine
 from store.keys import Vault
+from tests.support.databases import cloned_database, home_of_servers
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey
 
@@ -29,7 +30,10 @@ from tokenfleet_client.envelope import KeyEncryptionKey
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """URLs of a running Postgres and a running Redis-compatible server."""
-    with Environment(tmp_path_factory.mktemp("servers"), os.environ, durable=False) as environment:
+    with (
+        home_of_servers(tmp_path_factory.mktemp("servers")) as home,
+        Environment(home, os.environ, durable=False) as environment,
+    ):
         yield dict(environment.environ())
 
 
@@ -53,16 +57,8 @@ def template(servers: dict[str, str]) -> Iterator[str]:
 @pytest.fixture
 def database_url(servers: dict[str, str], template: str) -> Iterator[str]:
     """URL of a migrated, empty database that is dropped afterwards."""
-    name = f"tokenfleet_test_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(servers["TOKENFLEET_DATABASE_URL"], isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
-    yield (
-        make_url(servers["TOKENFLEET_DATABASE_URL"]).set(database=name).render_as_string(hide_password=False)
-    )
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+    with cloned_database(servers, template) as url:
+        yield url
 
 
 @pytest.fixture

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.engine import make_url
 
 from chaos.processes import Processes
 from sandbox.server import SandboxServer
 from store import keys
 from store.engine import make_engine
 from tests.chaos.hops import Hops, empty
+from tests.support.databases import cloned_database
 from tests.support.fleet import Fleet
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey
@@ -42,30 +40,23 @@ def hops(
     keys_file = home / "keys.json"
     keys_file.touch(mode=0o600)
     keys_file.write_text(json.dumps(generated))
-    name = f"tokenfleet_test_{uuid.uuid4().hex[:12]}"
-    server = make_url(servers["TOKENFLEET_DATABASE_URL"])
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
-    empty(servers["TOKENFLEET_REDIS_URL"])
-    environ = {
-        "PATH": os.environ.get("PATH", ""),
-        "TOKENFLEET_DATABASE_URL": server.set(database=name).render_as_string(hide_password=False),
-        "TOKENFLEET_REDIS_URL": servers["TOKENFLEET_REDIS_URL"],
-        "TOKENFLEET_HOME": str(home),
-        "TOKENFLEET_PROVIDERS_DIR": str(providers),
-        "TOKENFLEET_ALLOW_HTTP_PROVIDERS": "true",
-        "TOKENFLEET_LOG_LEVEL": "warning",
-    }
-    settings = Settings.from_environ(environ)
-    engine = make_engine(settings.database_url, application_name="test", pool_size=5)
-    with engine.begin() as connection:
-        vault = keys.open_vault(connection, settings)
-    with SandboxServer() as sandbox:
-        started = Hops(Fleet(engine, vault, settings, sandbox, providers), processes, environ)
-        yield started
-        processes.stop(*(child for child in processes.children if child.is_alive))
-    engine.dispose()
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+    with cloned_database(servers, template) as database_url:
+        empty(servers["TOKENFLEET_REDIS_URL"])
+        environ = {
+            "PATH": os.environ.get("PATH", ""),
+            "TOKENFLEET_DATABASE_URL": database_url,
+            "TOKENFLEET_REDIS_URL": servers["TOKENFLEET_REDIS_URL"],
+            "TOKENFLEET_HOME": str(home),
+            "TOKENFLEET_PROVIDERS_DIR": str(providers),
+            "TOKENFLEET_ALLOW_HTTP_PROVIDERS": "true",
+            "TOKENFLEET_LOG_LEVEL": "warning",
+        }
+        settings = Settings.from_environ(environ)
+        engine = make_engine(settings.database_url, application_name="test", pool_size=5)
+        with engine.begin() as connection:
+            vault = keys.open_vault(connection, settings)
+        with SandboxServer() as sandbox:
+            started = Hops(Fleet(engine, vault, settings, sandbox, providers), processes, environ)
+            yield started
+            processes.stop(*(child for child in processes.children if child.is_alive))
+        engine.dispose()
