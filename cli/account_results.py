@@ -22,6 +22,8 @@ class Outcome(StrEnum):
     """What became of one account."""
 
     REQUESTED = "requested"
+    PROBING = "probing"
+    """Its access token is never renewed: it is tried out instead."""
     REFRESHED = "refreshed"
     PAUSED = "paused"
     RESUMED = "resumed"

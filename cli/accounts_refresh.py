@@ -49,20 +49,40 @@ class RefreshRequest:
         wanted = [
             account.account_id
             for account in found.values()
-            if account.status in REFRESHABLE and opens[account.account_id] is None
+            if account.status in REFRESHABLE
+            and opens[account.account_id] is None
+            and not self._is_left_alone(account)
         ]
         requested = set(schedule.request_refresh(connection, sorted(wanted)))
         return [
-            Result(reference.text, account.account_id, Outcome.REQUESTED, _prospect(account))
+            self._accepted(reference, account)
             if account.account_id in requested
             else Result(
                 reference.text,
                 account.account_id,
                 Outcome.REFUSED,
-                _refusal(account, opens[account.account_id]),
+                _left_alone(account)
+                if account.status in REFRESHABLE and self._is_left_alone(account)
+                else _refusal(account, opens[account.account_id]),
             )
             for reference, account in found.items()
         ]
+
+    def _accepted(self, reference: Reference, account: AccountDetail) -> Result:
+        if account.provider not in self._registry or self._registry.get(account.provider).renews:
+            return Result(reference.text, account.account_id, Outcome.REQUESTED, _prospect(account))
+        message = (
+            f"access tokens of {account.provider} are never renewed: this one is tried out now, and 'tokenfleet "
+            f"accounts show {account.account_id}' says what came of it"
+        )
+        return Result(reference.text, account.account_id, Outcome.PROBING, message)
+
+    def _is_left_alone(self, account: AccountDetail) -> bool:
+        """Answer whether there is nothing to ask about: no renewal, and no probe."""
+        if account.provider not in self._registry:
+            return False
+        lifetimes = self._registry.get(account.provider).lifetimes
+        return not lifetimes.renews and lifetimes.probe_every is None
 
     def _opens(self, account: AccountDetail) -> datetime | None:
         """Return when the provider will allow a refresh that it would refuse now, None when it is allowed."""
@@ -122,6 +142,13 @@ def _prospect(account: AccountDetail) -> str:
     if app.paused_until is not None and app.paused_until > now:
         return f"requested, but the provider asked us to wait until {moment(app.paused_until)}"
     return "requested"
+
+
+def _left_alone(account: AccountDetail) -> str:
+    return (
+        f"access tokens of {account.provider} are never renewed, and its definition has no probe: there is nothing to "
+        "ask. A new token comes by an import"
+    )
 
 
 def _refusal(account: AccountDetail, opens: datetime | None) -> str:

@@ -132,6 +132,9 @@ class Revocation:
             connection,
             known,
             untold={account_id for account_id, account in known.items() if not self._can_tell(account)},
+            showing_access={
+                account_id for account_id, account in known.items() if self._needs_access_token(account)
+            },
             code=LOCAL_ONLY if self.local_only else NOT_SUPPORTED,
             actor=self.actor,
             reason=self.reason,
@@ -143,6 +146,11 @@ class Revocation:
             return False
         # A definition that is not here may be where the workers run.
         return account.provider not in self.registry or self.registry.get(account.provider).revokes
+
+    def _needs_access_token(self, account: AccountDetail) -> bool:
+        if account.provider not in self.registry:
+            return True
+        return self.registry.get(account.provider).revocation_shows_access_token
 
     def _result(self, reference: Reference, account: AccountDetail, begun: Begun) -> Result:
         account_id = account.account_id

@@ -145,12 +145,17 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
             f"In quarantine because of {schedule.last_error}: neither repetition nor the customer can mend that. "
             f"Mend it, then 'tokenfleet accounts refresh {account.account_id}'."
         )
+    elif schedule.doubts and schedule.probing:
+        yield (
+            f"A suspect: {counted(schedule.doubts, 'probe')} in a row found its access token dead "
+            f"({schedule.last_error}), which nothing renews. It is probed again; a third word like that counts."
+        )
     elif schedule.doubts:
         yield (
             f"A suspect: repetition may not help with {schedule.last_error}. It is asked again twice, far apart, "
             "before it is put into quarantine; 'tokenfleet providers unknowns' lists answers that nobody has described."
         )
-    if schedule.failing_since is not None:
+    if schedule.failing_since is not None and not (schedule.doubts and schedule.probing):
         yield (
             f"Refreshing fails since {dated(schedule.failing_since, now)}, "
             f"{counted(schedule.attempts, 'attempt')} in a row; the last one ended in {schedule.last_error}."

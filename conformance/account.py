@@ -112,7 +112,33 @@ class Account:
             if not isinstance(decision, Replay):
                 break
             replayed = True
-        return self._settled(Attempted(exchange, outcome, decision, replayed, now))
+        attempted = Attempted(exchange, outcome, decision, replayed, now)
+        if self.provider.steps and completed is None and isinstance(outcome, Refreshed):
+            return await self._follow(outcome.answer, attempted)
+        return self._settled(attempted)
+
+    async def _follow(self, answer: TokenAnswer, first: Attempted) -> Attempted:
+        """Keep the refresh token of a good answer, and follow the steps to the token that readers are to have."""
+        self.tokens = replace(self.tokens, refresh_token=answer.refresh_token or self.tokens.refresh_token)
+        self.variables.update(answer.variables)
+        self.unanswered = 0
+        for step in self.provider.steps:
+            grant = replace(self.grant, access_token=answer.access_token)
+            exchange = await self.transport.ask(step.build(self.client, grant, now=self.clock.now))
+            outcome = step.read(exchange, now=self.clock.now)
+            if not isinstance(outcome, Refreshed):
+                decision = self._decide(outcome, replayed=False)
+                return self._settled(Attempted(exchange, outcome, decision, False, self.clock.now))
+            brought = outcome.answer
+            answer = replace(
+                brought,
+                refresh_token=answer.refresh_token,
+                refresh_token_expires_at=answer.refresh_token_expires_at,
+                scope=brought.scope if brought.scope is not None else answer.scope,
+                variables={**answer.variables, **brought.variables},
+            )
+        ended = Refreshed(answer)
+        return self._settled(replace(first, outcome=ended, decision=self._decide(ended, replayed=False)))
 
     def weigh_dead_probe(self, code: str) -> Decision:
         """Settle that a probe found the access token dead, of a provider that never renews one."""

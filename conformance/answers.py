@@ -114,8 +114,18 @@ def stated_life(fields: AnswerFields, life_seconds: int) -> int:
     return round(max(1, round(life_seconds / unit)) * unit)
 
 
-def alternates(fields: AnswerFields, spec: ProviderSpec) -> int:
+def last_fields(spec: ProviderSpec) -> AnswerFields:
+    """Return where the answer has what that brings the token for readers."""
+    return spec.steps[-1].answer if spec.steps else spec.answer
+
+
+def alternates(spec: ProviderSpec) -> int:
     """Return how many shapes it takes to use every path at least once."""
+    answers = [spec.answer, *(step.answer for step in spec.steps)]
+    return max(_alternates(fields, spec) for fields in answers)
+
+
+def _alternates(fields: AnswerFields, spec: ProviderSpec) -> int:
     every = [
         fields.access_token,
         fields.refresh_token,

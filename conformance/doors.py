@@ -1,17 +1,18 @@
-"""What else stands at a provider beside its token endpoint: the API behind a probe, and revocation."""
+"""What else stands at a provider beside its token endpoint: the API behind a probe, revocation, steps."""
 
 from __future__ import annotations
 
 import json
 from collections import deque
 
-from conformance.answers import fulfilled
+from conformance.answers import fulfilled, success
+from conformance.chains import Issue
 from conformance.documents import Document, instance_of, with_value
 from conformance.meanings import ANYTHING
 from conformance.received import Received
 from conformance.requests import Refused, check
 from conformance.stage import Reply, Stage
-from conformance.wanted import wanted_probe, wanted_revocation
+from conformance.wanted import wanted_probe, wanted_revocation, wanted_step
 from providers.spec_requests import Probe, ProbeRule, Revoke
 
 
@@ -88,6 +89,39 @@ class RevocationDoor:
         )
         chain.revoked = chain.revoked or by_name or is_ours
         return Reply(200, b"{}")
+
+
+class StepDoor:
+    """Trades the access token of one answer for the next one."""
+
+    def __init__(self, stage: Stage, position: int) -> None:
+        self.script: deque[Reply] = deque()
+        """What to say to the coming requests instead."""
+        self._stage = stage
+        self._position = position
+        self._step = stage.spec.steps[position]
+
+    def __call__(self, request: Received) -> Reply | None:
+        """Return the answer to a step, None for a request that is none."""
+        stage, step = self._stage, self._step
+        if not stage.is_at(step.endpoint, request):
+            return None
+        wanted = wanted_step(step, self._position)
+        try:
+            presented = check(stage.spec, stage.client, request, wanted, now=stage.clock.seconds())
+        except Refused as refused:
+            return stage.refuse(refused)
+        if self.script:
+            return self.script.popleft()
+        chain = stage.chain
+        if presented.access_token != chain.access_token.reveal():
+            reason = "the access token is not the one that was answered last"
+            return stage.refuse(Refused("request_rejected", reason, ("steps", self._position)))
+        chain.renew_access_token()
+        issue = Issue(chain.access_token, chain.life_seconds, None, rotated=False)
+        stage.issued = issue
+        document = success(stage.spec, step.answer, issue, stage.shape, now=stage.clock.seconds())
+        return Reply(200, json.dumps(document).encode())
 
 
 def _dead(rule: ProbeRule) -> Reply:

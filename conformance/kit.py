@@ -12,6 +12,7 @@ from typing import Final, Self
 from conformance.account import account
 from conformance.clock import Clock
 from conformance.detour import Detour
+from conformance.doors import StepDoor
 from conformance.player import Player
 from conformance.registration import SCOPE, Registration, register, variables
 from conformance.report import Report, Result, Verdict
@@ -77,6 +78,7 @@ class Kit:
         clock = Clock(START)
         scope = f"{SCOPE} {truth.probe.needs_scope or ''}".strip() if truth.probe else SCOPE
         stage = Stage(truth, Client(registration, dict(first), scope), clock)
+        stage.doors += (StepDoor(stage, position) for position in range(len(truth.steps)))
         name = self._player.add(stage)
         try:
             trial = Trial(

@@ -60,6 +60,7 @@ SCENARIOS: Final = tuple(
             scenarios_errors.connection_refused,
             scenarios_errors.error_rules,
             scenarios_errors.undescribed_error,
+            scenarios_access.steps,
         ),
     )
 ) + tuple(

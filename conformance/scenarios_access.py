@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from conformance.doors import ProbeDoor, RevocationDoor
+from conformance.doors import ProbeDoor, RevocationDoor, StepDoor
 from conformance.stage import FIREWALL_PAGE, Reply
 from conformance.trial import Trial
 from providers.probes import ProbeReading, Verdict
 from providers.revocation import Answered
 from tokenfleet.outcome import RequestRejected
-from tokenfleet.policy import RequireReauth, RetryLater
+from tokenfleet.policy import Quarantine, RequireReauth, RetryLater
 
 WORDS_AGAINST_A_TOKEN: Final = 3
 """So many probes have to call a token dead that nobody else can be asked about."""
@@ -33,6 +33,23 @@ async def probe(trial: Trial) -> None:
     for _ in range(door.deaths):
         await _expect_verdict(trial, Verdict.DEAD, "a token that was ended")
     trial.expect(door.deaths, "a way in which the probe calls a token dead", "none", ("probe",))
+
+
+async def steps(trial: Trial) -> None:
+    """A step that fails loses nothing and is no word about the grant: the next attempt begins anew."""
+    trial.applies(trial.truth.steps, "no step follows an answer")
+    doors = [door for door in trial.stage.doors if isinstance(door, StepDoor)]
+    for position, door in enumerate(doors):
+        for reply in (Reply(500, b""), Reply(401, b'{"error": "invalid_grant"}'), Reply(200, b"{}")):
+            held, where = trial.account.tokens.access_token, ("steps", position)
+            door.script.append(reply)
+            attempted = await trial.renew()
+            later = isinstance(attempted.decision, RetryLater | Quarantine)
+            trial.expect(later, "another try later", attempted.told, where)
+            same = trial.account.tokens.access_token == held
+            trial.expect(same, "readers to keep their access token", "another", where)
+            trial.expect_right_refresh_token()
+            trial.expect_saved(await trial.renew())
 
 
 async def _expect_verdict(trial: Trial, wanted: Verdict, what: str) -> ProbeReading:

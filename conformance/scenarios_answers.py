@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
-from conformance.answers import Shape, alternates
+from conformance.answers import Shape, alternates, last_fields
 from conformance.meanings import meaning
 from conformance.stage import Reaction
 from conformance.trial import Trial
@@ -24,9 +24,9 @@ async def refresh(trial: Trial) -> None:
 
 async def answer_shapes(trial: Trial) -> None:
     """Each field is read at each of its paths, its number as number or text, its expiry as lifetime or moment."""
-    fields = trial.truth.answer
+    fields = last_fields(trial.truth)
     told_by = ("in", "at") if fields.expires_at is not None else ("in",)
-    for alternate in range(alternates(fields, trial.truth)):
+    for alternate in range(alternates(trial.truth)):
         for told in told_by:
             for as_text in (False, True):
                 shape = Shape(alternate=alternate, told_by=told, as_text=as_text)
@@ -100,7 +100,7 @@ async def no_access_token(trial: Trial) -> None:
 async def odd_expiry(trial: Trial) -> None:
     """An expiry that is missing or absurd is neither "never" nor an invented hour; one that is too long is believed
     only as far as the account is visited before it."""
-    truth, fields = trial.truth, trial.truth.answer
+    truth, fields = trial.truth, last_fields(trial.truth)
     never = truth.lifetimes.access_never_expires
     fallback = None if never else timedelta(seconds=trial.stage.chain.life_seconds)
     shapes = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -97,6 +97,8 @@ class Stage:
         """Token requests that arrived."""
         self.issued: Issue | None = None
         """What the last good answer brought, whether it arrived or not."""
+        self.shape = PLAIN
+        """What is odd about the steps that follow the last good answer."""
         self.last_document: Document | None = None
         """What the last good answer said."""
         self.doors: list[Callable[[Received], Reply | None]] = []
@@ -149,6 +151,7 @@ class Stage:
             self.denials.append(issue)
             return self._denied(issue)
         self.issued = issue
+        self.shape = replace(reaction.shape, access_token=True, refresh_token=True, breaks_success=None)
         fields = self.spec.answer
         # Who rotates says when the refresh token ends; who does not, says it all the same.
         document = success(
@@ -160,6 +163,8 @@ class Stage:
             refresh_expires_at=self.chain.refresh_expires_at,
             scope=self.client.scope,
         )
+        self.shape = PLAIN
+        """What is odd about the steps that follow the last good answer."""
         self.last_document = document
         body = json.dumps(document).encode()
         if reaction.delivery is Delivery.GARBLED:

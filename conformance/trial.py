@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from conformance.account import Account, Attempted
-from conformance.answers import stated_life
+from conformance.answers import last_fields, stated_life
 from conformance.detour import Detour
 from conformance.meanings import ErrorAnswer
 from conformance.player import Player
@@ -160,7 +160,7 @@ class Trial:
             tokens.scope == self.stage.client.scope, "the scope that was granted", f"{tokens.scope}", where
         )
         if expires_in is None and not truth.lifetimes.access_never_expires:
-            expires_in = timedelta(seconds=stated_life(truth.answer, issued.life_seconds))
+            expires_in = timedelta(seconds=stated_life(last_fields(truth), issued.life_seconds))
         self.expect_expiry(attempted, expires_in)
         self.expect_visit(attempted)
 

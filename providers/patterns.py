@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 MAX_PATTERN_CHARACTERS: Final = 200
@@ -31,8 +32,12 @@ class Pattern:
     tail: str | None
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def compile(cls, text: str) -> Pattern:
-        """Return the pattern written as ``text``. Raises :class:`ValueError` with the reason."""
+        """Return the pattern written as ``text``, compiled once for all.
+
+        Raises :class:`ValueError` with the reason.
+        """
         if not text.strip("*"):
             raise ValueError("matches everything: write some of the text that is expected")
         if len(text) > MAX_PATTERN_CHARACTERS:

@@ -52,7 +52,9 @@ def used_names(spec: ProviderSpec, texts: Iterable[str], *, sent: bool = False) 
 
     With ``sent``, only those that need not be sent otherwise: a digest has the place of the client's secret alone.
     """
-    found = frozenset(name for text in texts for name in placeholders(text))
+    found = frozenset().union(*map(placeholders, texts))
+    if not spec.computed:
+        return found
     waiting = list(found & spec.computed.keys())
     seen = set(found)
     while waiting:

@@ -7,8 +7,10 @@ a mistake of ours.
 from __future__ import annotations
 
 import difflib
+import gc
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -20,11 +22,10 @@ from providers.connect import ConnectReader
 from providers.credentials import ACCESS_TOKEN, ClientCredentials, Grant
 from providers.exchange import Answer, Exchange, TokenRequest
 from providers.loading import read_directory
-from providers.oauth2 import RefreshRequests
-from providers.outcome import AnswerReader
-from providers.probes import ProbeReading, ProbeRequests
+from providers.parts import Parts
+from providers.probes import ProbeReading
 from providers.quota import QuotaHeaders
-from providers.revocation import RevocationReading, RevocationRequests
+from providers.revocation import RevocationReading
 from providers.spec import Lifetimes as LifetimesSpec
 from providers.spec import ProviderSpec, Rate
 from providers.steps import CompiledStep
@@ -83,11 +84,8 @@ class Provider:
     endpoint_varies: bool
     """Whether accounts have token endpoints of their own: one that is down says nothing of the others."""
     _quota: QuotaHeaders = field(repr=False, compare=False)
-    _requests: RefreshRequests = field(repr=False, compare=False)
     _allow_http: bool = field(repr=False, compare=False)
-    _answers: AnswerReader = field(repr=False, compare=False)
-    _probes: ProbeRequests | None = field(repr=False, compare=False)
-    _revocations: RevocationRequests | None = field(repr=False, compare=False)
+    _parts: Parts = field(repr=False, compare=False)
     steps: tuple[CompiledStep, ...] = field(repr=False, compare=False)
     """What follows a good answer, in order."""
 
@@ -113,31 +111,21 @@ class Provider:
             needs_access_token=spec.refresh.grant == "access_token" or ACCESS_TOKEN in placement.placed(spec),
             endpoint_varies="{" in (spec.refresh.endpoint or ""),
             _quota=QuotaHeaders(rate),
-            _requests=RefreshRequests(spec, allow_http=allow_http),
             _allow_http=allow_http,
-            _answers=AnswerReader(spec, allow_http=allow_http),
-            _probes=ProbeRequests(spec, spec.probe, allow_http=allow_http) if spec.probe else None,
-            _revocations=RevocationRequests(spec, spec.revoke, allow_http=allow_http)
-            if spec.revoke
-            else None,
+            _parts=Parts(spec, allow_http=allow_http),
             steps=tuple(CompiledStep(spec, step, allow_http=allow_http) for step in spec.steps),
         )
 
     def required_variables(self) -> frozenset[str]:
         """Return the variables without default that an account must have to be refreshed, or else to be probed."""
-        return self._looked_at_by.required_variables
+        return self._parts.visits.required_variables
 
     def check_variables(self, variables: Mapping[str, str]) -> None:
         """Check what an account and its app say of the variables that a refresh needs, or else a probe.
 
         Raises :class:`~providers.credentials.RequestBuildError` that names the variable at fault.
         """
-        self._looked_at_by.check_variables(variables)
-
-    @property
-    def _looked_at_by(self) -> RefreshRequests | ProbeRequests:
-        """What an account is visited with: a token that is never renewed is only probed."""
-        return self._requests if self.renews or self._probes is None else self._probes
+        self._parts.visits.check_variables(variables)
 
     def refresh_request(
         self, client: ClientCredentials, grant: Grant, *, now: datetime | None = None
@@ -148,11 +136,11 @@ class Provider:
         :class:`~providers.credentials.RequestBuildError` when a variable, a token or something of the app is missing or
         malformed; nothing was sent then, and the account is not at fault.
         """
-        return self._requests.build(client, grant, now=now)
+        return self._parts.requests.build(client, grant, now=now)
 
     def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
         """Return what ``exchange``, received at ``now``, means. Total: never raises."""
-        outcome = self._answers.read(exchange, now=now)
+        outcome = self._parts.answers.read(exchange, now=now)
         if isinstance(outcome, Throttled) and outcome.retry_after is None and isinstance(exchange, Answer):
             return replace(outcome, retry_after=self._quota.resets_in(exchange, now))
         return outcome
@@ -167,30 +155,35 @@ class Provider:
 
     def probe_request(self, client: ClientCredentials, grant: Grant, *, now: datetime) -> TokenRequest | None:
         """Return the request that tells whether the access token of ``grant`` works; None when it cannot be probed."""
-        return self._probes.build(client, grant, now) if self._probes is not None else None
+        return self._parts.probes.build(client, grant, now) if self._parts.probes is not None else None
 
     def read_probe(self, exchange: Exchange) -> ProbeReading:
         """Return what the answer to a probe says of the token. Total: never raises."""
-        assert self._probes is not None
-        return self._probes.read(exchange)
+        assert self._parts.probes is not None
+        return self._parts.probes.read(exchange)
 
     @property
     def revokes(self) -> bool:
         """Whether a grant can be ended by a request."""
-        return self._revocations is not None
+        return self._parts.revocations is not None
+
+    @property
+    def revocation_shows_access_token(self) -> bool:
+        """Whether that request carries the access token: one that has expired may not do then."""
+        return self._revocations is not None and self._revocations.shows_access_token
 
     def revocation_request(self, client: ClientCredentials, grant: Grant, *, now: datetime) -> TokenRequest:
         """Return the request that ends ``grant`` (RFC 7009), which there is where ``revokes`` says so.
 
         Raises :class:`~providers.credentials.RequestBuildError`.
         """
-        assert self._revocations is not None
-        return self._revocations.build(client, grant, now)
+        assert self._parts.revocations is not None
+        return self._parts.revocations.build(client, grant, now)
 
     def read_revocation(self, exchange: Exchange) -> RevocationReading:
         """Return what the answer to a revocation request says. Total: never raises."""
-        assert self._revocations is not None
-        return self._revocations.read(exchange)
+        assert self._parts.revocations is not None
+        return self._parts.revocations.read(exchange)
 
 
 class Registry:
@@ -230,7 +223,7 @@ def load_registry(extra_dir: Path | None = None, *, allow_http: bool = False) ->
     """
     found, problems = _built_in(allow_http)
     if extra_dir is not None:
-        own, mistakes = _compiled(extra_dir, allow_http=allow_http)
+        own, mistakes = compiled(extra_dir, allow_http=allow_http)
         found, problems = found | own, [*problems, *mistakes]
     if problems:
         raise DefinitionError(problems)
@@ -240,16 +233,35 @@ def load_registry(extra_dir: Path | None = None, *, allow_http: bool = False) ->
 @cache
 def _built_in(allow_http: bool) -> tuple[dict[str, Provider], list[str]]:
     """Return the catalogue by name and its mistakes, read once: it does not change while a process lives."""
-    return _compiled(CATALOG, allow_http=allow_http)
+    found = compiled(CATALOG, allow_http=allow_http)
+    # So no collection of cycles ever walks through it.
+    gc.freeze()
+    return found
 
 
-def _compiled(directory: Path, *, allow_http: bool) -> tuple[dict[str, Provider], list[str]]:
-    definitions, problems = read_directory(directory, allow_http=allow_http)
-    providers = (
-        Provider.compile(definition.spec, origin=definition.file, allow_http=allow_http)
-        for definition in definitions
-    )
-    return {one.name: one for one in providers}, list(map(str, problems))
+def compiled(directory: Path, *, allow_http: bool) -> tuple[dict[str, Provider], list[str]]:
+    """Return the providers that are defined directly in ``directory`` by name, and every mistake in the others."""
+    with _uncollected():
+        definitions, problems = read_directory(directory, allow_http=allow_http)
+        providers = {
+            definition.spec.name: Provider.compile(
+                definition.spec, origin=definition.file, allow_http=allow_http
+            )
+            for definition in definitions
+        }
+    return providers, list(map(str, problems))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector of cycles from looking again and again at definitions, all of which stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def burst_of(rate: Rate) -> int:

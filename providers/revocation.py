@@ -15,6 +15,7 @@ from typing import Final
 from providers.calls import AUTHORIZATION, Call
 from providers.client_authentication import way
 from providers.credentials import (
+    ACCESS_TOKEN,
     CLIENT_SECRET,
     REFRESH_TOKEN,
     ClientCredentials,
@@ -71,7 +72,7 @@ class RevocationReading:
 class RevocationRequests:
     """Builds and reads the revocations of one definition. Immutable; safe in any thread."""
 
-    __slots__ = ("_call", "_gone", "_id_name", "_parameter", "_rules", "_token")
+    __slots__ = ("_call", "_gone", "_id_name", "_parameter", "_rules", "_token", "shows_access_token")
 
     def __init__(self, spec: ProviderSpec, revoke: Revoke, *, allow_http: bool) -> None:
         """Compile ``revoke`` of ``spec``, which has passed ``providers.contradictions``."""
@@ -91,6 +92,8 @@ class RevocationRequests:
         self._id_name = spec.refresh.names.client_id if _sends_id(spec, revoke, authentication) else None
         self._parameter = revoke.parameter
         self._token = revoke.token
+        self.shows_access_token = ACCESS_TOKEN in placed | {revoke.token} or authentication == "bearer"
+        """Whether the request carries the access token, or something that is made of it."""
         self._gone = frozenset(revoke.gone_status)
         self._rules = tuple(CompiledRule(rule) for rule in spec.errors if rule.path)
 

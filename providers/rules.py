@@ -7,7 +7,8 @@ get into history or metrics through them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Final
 
 from providers.paths import Path
@@ -44,7 +45,8 @@ def scalar_text(value: object) -> str | None:
     return None
 
 
-def statuses_of(named: Sequence[int | str]) -> frozenset[int]:
+@lru_cache(maxsize=512)
+def statuses_of(named: tuple[int | str, ...]) -> frozenset[int]:
     """Return the statuses that a rule covers. A class never includes 429, which a rule has to name."""
     if not named:
         return DEFAULT_STATUSES

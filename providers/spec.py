@@ -10,7 +10,10 @@ a mistake is told is ``providers.problems``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
+from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field
@@ -172,13 +175,17 @@ class ProviderSpec(Part):
     revoke: Revoke | None = None
     """The request that ends a grant."""
 
-    def variable_rules(self) -> dict[str, VariableRule]:
-        """Return the rule of every variable that templates of this definition may use."""
+    @cached_property
+    def rules(self) -> Mapping[str, VariableRule]:
+        """The rule of every variable that templates of this definition may use, by name."""
         rules = {
             name: VariableRule(
                 name, variable.kind, variable.default, tuple(map(Pattern.compile, variable.pattern))
             )
             for name, variable in self.variables.items()
         }
-        rules[CLIENT_ID] = VariableRule(CLIENT_ID, "text")
-        return rules
+        return MappingProxyType({**rules, CLIENT_ID: VariableRule(CLIENT_ID, "text")})
+
+    def variable_rules(self) -> dict[str, VariableRule]:
+        """Return the rule of every variable that templates of this definition may use."""
+        return dict(self.rules)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 from urllib.parse import quote
 
@@ -118,20 +119,43 @@ class Template:
         return "".join(parts)
 
 
+_NO_NAMES: Final[frozenset[str]] = frozenset()
+
+
 def placeholders(text: str) -> frozenset[str]:
     """Return the names between braces in ``text``, declared or not."""
+    return _placeholders(text) if "{" in text else _NO_NAMES
+
+
+@lru_cache(maxsize=4096)
+def _placeholders(text: str) -> frozenset[str]:
     return frozenset(match[1] for match in _BRACES.finditer(text) if match[1])
 
 
 def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:
     """Compile a parameter's or header's value. Raises :class:`ValueError` with the reason."""
+    if "{" not in text and "}" not in text:
+        return Template(text, (text,), encoded_from=1)
     pieces = _split(text, variables)
     return Template(text, pieces, encoded_from=len(pieces))
 
 
 def url_template(text: str, variables: Mapping[str, VariableRule], *, allow_http: bool) -> Template:
     """Compile an endpoint. Raises :class:`ValueError` with the reason."""
-    pieces = _split(text, variables)
+    if "{" not in text and "}" not in text:
+        return _constant_url(text, allow_http)
+    return _url(_split(text, variables), text, variables, allow_http=allow_http)
+
+
+@lru_cache(maxsize=4096)
+def _constant_url(text: str, allow_http: bool) -> Template:
+    """Compile an endpoint that no variable changes, once: when its definition is checked, and when it is compiled."""
+    return _url((text,), text, {}, allow_http=allow_http)
+
+
+def _url(
+    pieces: tuple[str, ...], text: str, variables: Mapping[str, VariableRule], *, allow_http: bool
+) -> Template:
     if pieces[0] == "" and len(pieces) > 1 and variables[pieces[1]].kind == "url":
         _check_rest(pieces[2:], variables)
         if len(pieces) > 3 or (pieces[2] and not pieces[2].startswith("/")):

@@ -29,8 +29,15 @@ from tokenfleet_client.secret import Secret
 
 def template_rules(spec: ProviderSpec) -> dict[str, VariableRule]:
     """Return the rule of every name that templates may use: variables, credentials, computed values."""
-    rules = {name: VariableRule(name, "text") for name in (*CREDENTIALS, *spec.computed)}
-    return rules | spec.variable_rules()
+    if not spec.variables and not spec.computed:
+        return _USUAL
+    computed = {name: VariableRule(name, "text") for name in spec.computed}
+    return {**_OF_CREDENTIALS, **computed, **spec.variable_rules()}
+
+
+_OF_CREDENTIALS: Final = {name: VariableRule(name, "text") for name in CREDENTIALS}
+_USUAL: Final = {**_OF_CREDENTIALS, CLIENT_ID: VariableRule(CLIENT_ID, "text")}
+"""The rules of most definitions, made once: all of them are loaded at every start."""
 
 
 class Values:

@@ -64,6 +64,11 @@ _ASK = text("""
     FROM standing i WHERE s.account_id = i.account_id
 """)
 
+_WITHHOLD = text("""
+    UPDATE tokenfleet.token_sets SET access_token = NULL
+    WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND refresh_token IS NOT NULL
+""")
+
 _FORGET = text("""
     WITH forgotten AS (
         UPDATE tokenfleet.token_sets t
@@ -191,6 +196,7 @@ def begin(
     account_ids: Collection[AccountId],
     *,
     untold: Collection[AccountId],
+    showing_access: Collection[AccountId],
     code: str,
     actor: str,
     reason: str | None,
@@ -198,7 +204,8 @@ def begin(
     """Revoke accounts, now; whoever was revoked already and still holds tokens is gone on with.
 
     The tokens of those that are ``untold`` are forgotten at once, with ``code`` in their history; for the others the
-    provider is asked, as soon as nobody else asks it about them.
+    provider is asked, as soon as nobody else asks it about them. Their access tokens are forgotten now, so that no
+    reader finds one, but for those whose revocation has to be ``showing_access`` tokens.
     """
     ids = sorted(account_ids)
     transitions.lock(connection, ids)
@@ -208,6 +215,7 @@ def begin(
     forgotten = forget(connection, sorted(holding & frozenset(untold)), code=code, actor=actor)
     asked = holding - forgotten
     if asked:
+        connection.execute(_WITHHOLD, {"account_ids": sorted(asked - frozenset(showing_access))})
         connection.execute(_ASK, {"account_ids": sorted(asked), "unsettled": UNSETTLED})
         connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
     return Begun(moved, asked, forgotten)

@@ -126,6 +126,10 @@ class Asker:
             if not isinstance(decision, Replay):
                 break
             replayed = True
+            again = self._prepare(asking, attempt)
+            if not isinstance(again, Judged):
+                # An assertion and a nonce are for one request: shown twice, the client would be refused for it.
+                request, _ = again
         if was_too_late(sent.exchange) and not replayed:
             return NotNow(0.0)
         if spared and isinstance(decision, RetryLater):

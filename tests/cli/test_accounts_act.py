@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -15,6 +16,7 @@ from store.engine import make_engine
 from store.keys import Vault
 from store.schedule import Attempt
 from tests.cli.conftest import Shell
+from tests.providers.definitions import toml
 from tests.support.builders import (
     ACTOR,
     answer,
@@ -166,6 +168,37 @@ def test_an_account_that_is_not_refreshed_is_refused_with_advice(
     assert ran.exit_code == 1
     [line] = ran.stderr.splitlines()
     assert advice in line
+
+
+def test_a_key_is_tried_out_instead_of_refreshed_and_what_cannot_be_is_said(
+    tokenfleet: Shell, engine: Engine, vault: Vault, tmp_path: Path
+) -> None:
+    probe = '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200'
+    for name, extra in (("probed", probe), ("silent", "")):
+        definition = toml(extra, refresh='grant = "none"').replace('name = "example"', f'name = "{name}"', 1)
+        (tmp_path / f"{name}.toml").write_text(definition)
+    ids = [
+        make_account(engine, vault, make_app(engine, vault, provider=name), due_in=HOUR)
+        for name in ("probed", "silent")
+    ]
+    ran = tokenfleet(
+        "accounts",
+        "refresh",
+        *map(str, ids),
+        "--wait",
+        "60",
+        "--json",
+        TOKENFLEET_PROVIDERS_DIR=str(tmp_path),
+    )
+    assert ran.exit_code == 1
+    probed, silent = ran.document
+    assert (probed["outcome"], silent["outcome"]) == ("probing", "refused")
+    assert "tried out now" in probed["message"]
+    assert "has no probe" in silent["message"]
+    due = [state_of(engine, vault, account_id).next_refresh_at for account_id in ids]
+    assert due[0] is not None
+    assert due[1] is not None
+    assert due[0] <= now() < due[1]
 
 
 def test_pausing_and_resuming_leave_their_author_and_reason_in_the_history(

@@ -25,13 +25,17 @@ from cli.accounts_import import compose_rules
 from conformance.chains import Chain
 from conformance.clock import Clock
 from conformance.detour import detoured
+from conformance.doors import StepDoor
 from conformance.meanings import saying
 from conformance.player import Player
 from conformance.registration import SCOPE, register, variables
 from conformance.requests import Client
-from conformance.stage import Reaction, Reply, Stage, error_reply
+from conformance.stage import Delivery, Reaction, Reply, Stage, error_reply
 from providers import Provider, Registry, TokenRequest, load_registry
 from providers.credentials import ClientCredentials, Grant
+from providers.exchange import Answer, Exchange, Failure
+from providers.steps import CompiledStep
+from providers.transport import Transport
 from scheduler.publisher import make_jobs
 from store import app_certificates, apps, schedule
 from store.import_source import ImportFormat, read_chunks
@@ -39,6 +43,7 @@ from store.imports import Importer
 from store.keys import Vault
 from store.schedule import Allowance
 from tokenfleet.jobs import AccountId, AppId, RefreshJob
+from tokenfleet.outcome import Outcome
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from workers.engine import Engine as WorkerEngine
@@ -46,7 +51,9 @@ from workers.engine import Engine as WorkerEngine
 STAGE: Final = "conformance_stage"
 """The variable of an account that says on which stage its provider stands."""
 CLAIM: Final = timedelta(seconds=60)
-HEALTHY, ROTATED, REVOKED, OUTAGE, THROTTLED = "healthy", "rotated", "revoked", "outage", "throttled"
+HEALTHY, ROTATED, REVOKED, OUTAGE, LOST, THROTTLED = (
+    "healthy", "rotated", "revoked", "outage", "lost", "throttled",
+)  # fmt: skip
 
 
 class RealClock(Clock):
@@ -70,6 +77,9 @@ class Detoured(Provider):
     def of(cls, provider: Provider, player: Player) -> Detoured:
         """Return ``provider``, its requests led to ``player``."""
         values = {each.name: getattr(provider, each.name) for each in fields(provider)}
+        values["steps"] = tuple(DetouredStep(step, player) for step in provider.steps)
+        # The pace is tested elsewhere; here everybody of an app is asked at once.
+        values["rate_per_second"] = None
         return cls(**values, player=player)
 
     def refresh_request(
@@ -77,6 +87,31 @@ class Detoured(Provider):
     ) -> TokenRequest:
         request = Provider.refresh_request(self, client, grant, now=now)
         return detoured(request, f"{self.player.origin}/{grant.variables[STAGE]}")
+
+
+@dataclass(frozen=True, slots=True)
+class DetouredStep:
+    """A step whose requests go to the player."""
+
+    step: CompiledStep
+    player: Player
+
+    def build(self, client: ClientCredentials, grant: Grant, *, now: datetime) -> TokenRequest:
+        request = self.step.build(client, grant, now=now)
+        return detoured(request, f"{self.player.origin}/{grant.variables[STAGE]}")
+
+    def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
+        return self.step.read(exchange, now=now)
+
+
+class Guarded(Transport):
+    """The transport, which lets nothing leave this machine."""
+
+    async def ask(
+        self, request: TokenRequest, *, send_before: float | None = None, timeout_seconds: float | None = None
+    ) -> Answer | Failure:
+        assert request.url.startswith("http://127.0.0.1:"), "a request would have left this machine"
+        return await super().ask(request, send_before=send_before, timeout_seconds=timeout_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +172,7 @@ class Catalogue:
         self.customers = [
             self._customer(provider, case, player)
             for provider in renewing
-            for case in (HEALTHY, ROTATED, REVOKED, OUTAGE, THROTTLED)
+            for case in (HEALTHY, ROTATED, REVOKED, OUTAGE, LOST, THROTTLED)
         ]
         self.ids = self._imported()
 
@@ -148,12 +183,14 @@ class Catalogue:
             spec, Client(register(spec, f"{spec.name}-{app}"), variables(spec)[0], SCOPE), RealClock(0)
         )
         # Old enough to be refreshed, where a provider refuses that of a young one.
-        waits = life.earliest_refresh_seconds is not None or life.minimum_age_seconds is not None
-        age = stage.chain.life_seconds - 25 if waits else 0
+        age = 60.0 + (life.minimum_age_seconds or 0)
+        if life.earliest_refresh_seconds is not None:
+            age = max(age, stage.chain.life_seconds - life.earliest_refresh_seconds + 5)
         issued_at = time.time() - age
         chain = Chain(spec, lambda: issued_at)
         chain.now = time.time
         stage.chain = chain
+        stage.doors += (StepDoor(stage, position) for position in range(len(spec.steps)))
         return Customer(provider, case, stage, player.add(stage))
 
     def _imported(self) -> dict[str, AccountId]:
@@ -249,8 +286,9 @@ def _line(customer: Customer) -> Mapping[str, object]:
 
 @pytest.mark.timeout(240)
 def test_the_engine_does_right_by_every_provider_of_the_catalogue(
-    engine: Engine, vault: Vault, settings: Settings
+    engine: Engine, vault: Vault, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("workers.engine.Transport", Guarded)
     with playing() as player:
         catalogue = Catalogue(engine, vault, settings, player)
         of: dict[str, list[Customer]] = {}
@@ -260,6 +298,8 @@ def test_the_engine_does_right_by_every_provider_of_the_catalogue(
             customer.stage.chain.revoked = True
         for customer in of[OUTAGE]:
             customer.stage.script.append(Reaction(reply=Reply(503, b"<html>", content_type="text/html")))
+        for customer in of[LOST]:
+            customer.stage.script.append(Reaction(delivery=Delivery.LOST))
         for customer in of[THROTTLED]:
             answer = saying(customer.provider.spec, "throttled")
             assert answer is not None
@@ -280,13 +320,21 @@ def test_the_engine_does_right_by_every_provider_of_the_catalogue(
         for customer in catalogue.customers
         for complaint in _complaints(customer, first[customer.name], second[customer.name], again)
     ]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     assert len(first) == len(catalogue.customers) > 100
 
 
 def _may_go_on(customer: Customer) -> bool:
     life = customer.provider.spec.lifetimes
     return life.earliest_refresh_seconds is None and life.minimum_age_seconds is None
+
+
+def _has_grace(customer: Customer) -> bool:
+    """Answer whether a replay is answered: the token presented is not spent, or lives on for a while."""
+    spec = customer.provider.spec
+    rotation = spec.rotation
+    rotates = spec.refresh.grant == "refresh_token" and rotation.policy != "never"
+    return not rotates or rotation.grace_seconds > 0 or rotation.grace_until_first_use
 
 
 def _complaints(customer: Customer, first: Row, second: Row, again: Sequence[Customer]) -> Iterator[str]:
@@ -296,18 +344,27 @@ def _complaints(customer: Customer, first: Row, second: Row, again: Sequence[Cus
         yield f"the provider did not accept a request: {stage.refusals[0].reason}"
     if stage.chain.ledger.counters.presented_twice:
         yield "a refresh token was presented twice"
-    requests = 2 if customer in again else 1
+    lost = case == LOST
+    requests = 2 if customer in again or (lost and stage.spec.rotation.max_live != 1) else 1
     if stage.requests != requests:
         yield f"{stage.requests} requests instead of {requests}"
     if case == REVOKED:
         if (first.status, first.generation) != ("needs_reauth", 1):
             yield f"revoked, but {first}"
         return
+    if lost and (not _has_grace(customer) or stage.spec.rotation.max_live == 1):
+        if stage.spec.rotation.max_live != 1 and second.status_reason != "rotation_lost":
+            yield f"its answer was lost, but {second.status} ({second.status_reason})"
+        return
     if second.status != "active" or second.quarantined:
         yield f"{second.status}, {second.last_error}"
-    generations = {HEALTHY: (2, 2), ROTATED: (2, 2 + (customer in again)), OUTAGE: (1, 2), THROTTLED: (1, 1)}[
-        case
-    ]
+    generations = {
+        HEALTHY: (2, 2),
+        ROTATED: (2, 2 + (customer in again)),
+        OUTAGE: (1, 2),
+        LOST: (2, 2),
+        THROTTLED: (1, 1),
+    }[case]
     if (first.generation, second.generation) != generations:
         yield f"generations {first.generation}, {second.generation} instead of {generations} ({second.last_error})"
     if case == OUTAGE and not (first.attempts == 1 and second.attempts == 0):

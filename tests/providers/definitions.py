@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -16,6 +17,7 @@ category = "crm"
 documentation = "https://docs.example.com/oauth"
 confidence = "low"
 checked = 2026-01-31
+notes = "Made up for a test."
 """
 
 PARTS = {
@@ -26,7 +28,12 @@ PARTS = {
 
 
 def toml(extra: str = "", **parts: str) -> str:
-    """Return a definition with ``extra`` at its end; ``parts`` replace the required tables."""
+    """Return a definition with ``extra`` at its end; ``parts`` replace the required tables.
+
+    Where another grant than a refresh token's is asked for, nothing rotates unless the test says so.
+    """
+    if re.search(r'\bgrant = "(?!refresh_token")', parts.get("refresh", "")):
+        parts = {"rotation": 'policy = "never"', **parts}
     tables = "".join(f"\n[{name}]\n{text}\n" for name, text in {**PARTS, **parts}.items())
     return f"{BASE}{tables}\n{extra}\n"
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from providers import ClientCredentials, Grant, RequestBuildError, assertions
 from providers.assertions import SigningKeyError, check_signing_key, signature
+from providers.credentials import APP_FAULTS
 from tests.providers.definitions import provider
 from tests.support.pem import ec_key, private_pem, rsa_key
 from tokenfleet_client.secret import Secret
@@ -180,6 +181,7 @@ def test_a_key_that_cannot_sign_is_the_app_s_fault_and_said_in_one_sentence(
     with pytest.raises(RequestBuildError) as caught:
         asked(algorithm, text)
     assert caught.value.code == "signing_key_unusable"
+    assert caught.value.code in APP_FAULTS
     assert str(caught.value) == f"the app's signing key {reason}"
 
 

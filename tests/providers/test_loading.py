@@ -281,7 +281,10 @@ CONTRADICTIONS = {
         "rotation.grace_until_first_use is a grace, but refresh tokens are never rotated",
     ),
     "rotation of nothing": (
-        {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "access_token"'},
+        {
+            "refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "access_token"',
+            "rotation": 'policy = "always"',
+        },
         "",
         "rotation.policy must be 'never': a grant of kind 'access_token' presents no refresh token",
     ),
@@ -349,14 +352,6 @@ CONTRADICTIONS = {
             '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200'
         ),
         "lifetimes.margin_latest_seconds has no meaning when the grant is 'none': nothing is renewed",
-    ),
-    "key that nobody looks after": (
-        {"refresh": 'grant = "none"', "rotation": 'policy = "never"'},
-        "",
-        (
-            "probe is missing: without one nobody learns that a key has ended. If the provider has nothing to probe, "
-            "say so in notes"
-        ),
     ),
     "limit for nobody": (
         {"rotation": 'policy = "always"\nmax_live_per = "user"'},
@@ -514,6 +509,20 @@ def test_contradictions_are_mistakes(tmp_path: Path, name: str) -> None:
     place, _, reason = mistake.partition(": ")
     assert reason == expected
     assert place.startswith("example.toml:") or "missing" in reason
+
+
+def test_a_key_has_a_probe_or_a_note_that_says_why_there_is_none(tmp_path: Path) -> None:
+    text = toml(refresh='grant = "none"')
+    assert mistakes(tmp_path, text) == []
+    without = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("notes"))
+    [mistake] = mistakes(tmp_path, without)
+    assert mistake == (
+        "example.toml: probe is missing: without one nobody learns that a key has ended. If the provider has nothing "
+        "to probe, say so in notes"
+    )
+    assert (
+        mistakes(tmp_path, f"{without}[probe]\nendpoint = 'https://a.example/me'\nalive_status = 200") == []
+    )
 
 
 def test_rules_that_only_overlap_are_no_mistake(tmp_path: Path) -> None:

@@ -174,3 +174,17 @@ def test_no_answer_is_no_word(kind: FailureKind) -> None:
 def test_who_has_no_revocation_says_so() -> None:
     assert provider(REVOKE).revokes
     assert not provider().revokes
+
+
+@pytest.mark.parametrize(
+    ("revoke", "shows"),
+    [
+        ("", False),
+        ('token = "access_token"', True),
+        ('authentication = "bearer"', True),
+        ('parameters = { user = "{access_token}" }', True),
+        ('parameters = { d = "{digest}" }\n[computed.digest]\nkind = "sha256"\nof = "{access_token}"', True),
+    ],
+)
+def test_who_needs_the_access_token_for_it_says_so(revoke: str, shows: bool) -> None:
+    assert provider(f"{REVOKE}{revoke}").revocation_shows_access_token is shows

@@ -37,7 +37,7 @@ class Stage:
     def provider(self, name: str, refresh: str, extra: str = "", *, rotation: str = "never") -> AppId:
         """Write a definition, with $URL for the server's, and register its app."""
         definition = toml(extra, refresh=refresh, rotation=f'policy = "{rotation}"')
-        definition = definition.replace('name = "example"', f'name = "{name}"\nnotes = "A test\'s."', 1)
+        definition = definition.replace('name = "example"', f'name = "{name}"', 1)
         (self._directory / f"{name}.toml").write_text(definition.replace("$URL", self.server.url))
         return builders.make_app(self.engine, self.vault, provider=name)
 

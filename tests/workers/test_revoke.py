@@ -28,6 +28,7 @@ def revoke(fleet: Fleet, *ids: AccountId, untold: bool = False) -> Begun:
             connection,
             ids,
             untold=ids if untold else (),
+            showing_access=(),
             code="local_only",
             actor=ACTOR,
             reason="contract ended",
@@ -153,7 +154,7 @@ def test_a_provider_that_does_not_answer_is_asked_again_and_readers_are_done_at_
     assert fleet.column("SELECT status FROM tokenfleet_v1.access_tokens") == ["revoked"]
     with fleet.worker() as worker:
         worker.run(fleet.claim())
-    assert held(fleet, account_id) == FORGOTTEN | {"access": True, "refresh": True, "due": True}
+    assert held(fleet, account_id) == FORGOTTEN | {"refresh": True, "due": True}, "a reader finds none"
     assert (living(fleet), fleet.claim()) == ({"gone"}, [])
     fleet.registry = _with_revocation(fleet, f"{fleet.server.url}/revoke")
     assert revoke(fleet, account_id) == Begun(frozenset(), frozenset({account_id}), frozenset())
