@@ -26,7 +26,6 @@ from tests.support.databases import cloned_database, home_of_servers
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey
 
-
 SLOW_FIRST = ("system", "chaos", "model", "embedded", "cli", "scheduler", "workers", "store")
 """Folders whose files take longest, for processes that share the work: what begins last must not be what lasts."""
 
