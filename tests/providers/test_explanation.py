@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
@@ -52,32 +53,17 @@ def changed(document: Any, place: Place, value: Any) -> Any:
     return result
 
 
-def literals(annotation: Any) -> Iterator[str]:
-    """Yield the words of every closed set within a model's annotation."""
-    if get_origin(annotation) is Literal:
-        yield from (word for word in get_args(annotation) if isinstance(word, str))
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for field in annotation.model_fields.values():
-            yield from literals(field.annotation)
-    else:
-        for argument in get_args(annotation):
-            yield from literals(argument)
-
-
-CLOSED: Final = sorted(set(literals(ProviderSpec)))
-
-
-def others(value: Any) -> list[list[Any]]:
-    """Return values to try in place of ``value``: free ones, and if none of these is permitted, the closed ones."""
+def others(value: Any) -> list[Any]:
+    """Return values to try in place of ``value``, where its set is not a closed one."""
     if isinstance(value, bool):
-        return [[not value]]
+        return [not value]
     if isinstance(value, (int, float)):
-        return [[value + 1, value - 1]]
+        return [value + 1, value - 1]
     if isinstance(value, date):
-        return [[value + timedelta(days=1)]]
+        return [value + timedelta(days=1)]
     if isinstance(value, list):
-        return [[[*value[:-1], one] for one in some] for some in others(value[-1])] if value else []
-    return [[f"{value}x"], [f"{value}zz"], [word for word in CLOSED if word != value]]
+        return [[*value[:-1], other] for other in others(value[-1])] if value else []
+    return [f"{value}x", "zz"]
 
 
 def explained(document: Any) -> list[str] | None:
@@ -88,13 +74,21 @@ def explained(document: Any) -> list[str] | None:
         return None
 
 
-def retold(document: Any, place: Place, value: Any) -> list[list[str]]:
-    """Return the explanations of ``document`` with other values at ``place``."""
-    for some in others(value):
-        told = [text for one in some if (text := explained(changed(document, place, one))) is not None]
-        if told:
-            return told
+def words(document: Any) -> list[str]:
+    """Return the words of the closed sets that ``document`` does not keep to."""
+    try:
+        ProviderSpec.model_validate(document)
+    except ValidationError as error:
+        told = [each["ctx"]["expected"] for each in error.errors() if each["type"] == "literal_error"]
+        return re.findall(r"'([^']*)'", " ".join(told))
     return []
+
+
+def retold(document: Any, place: Place, value: Any) -> list[list[str]]:
+    """Return the explanations of ``document`` with other values at ``place``: every other word of a closed set."""
+    tried = others(value)
+    tried += [word for word in words(changed(document, place, tried[-1])) if word != value] if tried else []
+    return [text for other in tried if (text := explained(changed(document, place, other))) is not None]
 
 
 def keys_of(model: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
