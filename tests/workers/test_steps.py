@@ -167,6 +167,8 @@ def test_a_second_part_is_saved_over_its_own_first_part_only(stage: Stage, vault
         for generation, part in ((1, Part.FIRST), (2, Part.SECOND))
     ]
     with stage.engine.begin() as connection:
+        alone = settlement.save_refreshed(connection, parts[1:], actor="test")
+        assert (alone.saved, alone.candidates) == (frozenset(), frozenset())
         settlement.save_refreshed(connection, [won], actor="test")
         result = settlement.save_refreshed(connection, parts, actor="test")
     assert stage.state(account).refresh_token == "the winner's"
