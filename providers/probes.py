@@ -15,13 +15,15 @@ from enum import StrEnum
 from typing import Final
 
 from providers.calls import AUTHORIZATION, Call
-from providers.credentials import ClientCredentials, Grant, RequestBuildError
+from providers.credentials import ASSERTION, CLIENT_SECRET, ClientCredentials, Grant, RequestBuildError
 from providers.documents import Document, parse
 from providers.exchange import Exchange, Failure, TokenRequest
+from providers.placement import used_names
 from providers.rules import CompiledRule, condition_test
 from providers.spec import ProviderSpec
 from providers.spec_answers import ErrorRule
 from providers.spec_requests import Probe, ProbeRule
+from providers.templates import CLIENT_ID
 
 PROBE_TIMEOUT_SECONDS: Final = 5.0
 """A cheap request that takes longer says nothing any more, and its account has other things to do."""
@@ -42,12 +44,23 @@ class ProbeReading:
 
     verdict: Verdict
     code: str
+    may_be_the_clients: bool = False
+    """The request has shown the client's own credentials too, and no word says that these were not what was meant."""
 
 
 class ProbeRequests:
     """Builds and reads the probes of one definition. Immutable; safe in any thread."""
 
-    __slots__ = ("_alive", "_alive_when", "_call", "_dead", "_dead_when", "_needs_scope", "_reads_bodies")
+    __slots__ = (
+        "_alive",
+        "_alive_when",
+        "_call",
+        "_dead",
+        "_dead_when",
+        "_needs_scope",
+        "_reads_bodies",
+        "_shows_client",
+    )
 
     def __init__(self, spec: ProviderSpec, probe: Probe, *, allow_http: bool) -> None:
         """Compile ``probe`` of ``spec``, which has passed ``providers.contradictions``."""
@@ -59,6 +72,8 @@ class ProbeRequests:
         self._dead_when = tuple(map(_compiled, probe.dead_when))
         self._reads_bodies = bool(self._alive_when or self._dead_when)
         self._needs_scope = frozenset((probe.needs_scope or "").split())
+        texts = [probe.authorization, *probe.parameters.values(), *probe.headers.values()]
+        self._shows_client = not used_names(spec, texts).isdisjoint((CLIENT_ID, CLIENT_SECRET, ASSERTION))
 
     @property
     def required_variables(self) -> frozenset[str]:
@@ -102,7 +117,7 @@ class ProbeRequests:
             contradicted = is_alive and self._alive_when
             return ProbeReading(Verdict.UNCLEAR, code) if contradicted else ProbeReading(Verdict.DEAD, word)
         if status in self._dead:
-            return ProbeReading(Verdict.DEAD, code)
+            return ProbeReading(Verdict.DEAD, code, self._shows_client)
         return ProbeReading(Verdict.ALIVE if is_alive else Verdict.UNCLEAR, code)
 
     def _word_against(self, status: int, document: Document | None) -> str | None:
