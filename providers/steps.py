@@ -7,6 +7,7 @@ to look, and never a reason to sign in again.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -22,11 +23,23 @@ from tokenfleet.outcome import (
     Outcome,
     OutcomeUnknown,
     Refreshed,
+    TokenAnswer,
     Unavailable,
     Undescribed,
 )
 
 NO_ACCESS_TOKEN: Final = "step_without_access_token"
+
+
+def followed(answer: TokenAnswer, brought: TokenAnswer) -> TokenAnswer:
+    """Return what is known after a step: the access token that it ``brought``, the rest of the ``answer`` before it."""
+    return replace(
+        brought,
+        refresh_token=answer.refresh_token,
+        refresh_token_expires_at=answer.refresh_token_expires_at,
+        scope=brought.scope if brought.scope is not None else answer.scope,
+        variables={**answer.variables, **brought.variables},
+    )
 
 
 class CompiledStep:
