@@ -31,10 +31,11 @@ START: Final = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 class Kit:
     """Trials of definitions: ``async with Kit() as kit: report = await kit.run(provider)``."""
 
-    def __init__(self, scenarios: Sequence[Scenario] = SCENARIOS) -> None:
+    def __init__(self, scenarios: Sequence[Scenario] = SCENARIOS, *, timeout_seconds: float = 10.0) -> None:
+        """Play ``scenarios``; the fleet waits ``timeout_seconds`` for each answer."""
         self._scenarios = scenarios
         self._player = Player()
-        self._detour = Detour()
+        self._detour = Detour(timeout_seconds=timeout_seconds)
         self._numbers = itertools.count(1)
 
     async def __aenter__(self) -> Self:
@@ -47,8 +48,13 @@ class Kit:
         await self._detour.aclose()
         await self._player.__aexit__(kind, error, trace)
 
-    async def run(self, provider: Provider, played: ProviderSpec | None = None) -> Report:
-        """Put ``provider`` through every scenario, against a provider that does what ``played`` says, or it itself."""
+    async def run(
+        self, provider: Provider, played: ProviderSpec | None = None, *, only: str | None = None
+    ) -> Report:
+        """Put ``provider`` through every scenario, against a provider that does what ``played`` says, or it itself.
+
+        ``only`` names the one scenario to play.
+        """
         truth = played or provider.spec
         try:
             registration = register(truth, f"{truth.name}{next(self._numbers)}")
@@ -61,6 +67,7 @@ class Kit:
         results = [
             await self._perform(scenario, provider, truth, registration, first, second)
             for scenario in self._scenarios
+            if only in (None, scenario.name)
         ]
         return Report(provider.name, tuple(results))
 

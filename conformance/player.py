@@ -6,6 +6,7 @@ built for (``conformance.detour`` has put both in front), all else is as the rea
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import socket
 from types import TracebackType
@@ -86,6 +87,8 @@ async def _deliver(request: web.Request, reply: Reply) -> web.StreamResponse:
     headers = {**reply.headers, "Content-Type": reply.content_type}
     if reply.delivery is Delivery.LOST:
         return reset(request)
+    if reply.delivery is Delivery.HUNG:
+        await asyncio.Event().wait()
     if reply.delivery is Delivery.CUT:
         response = web.StreamResponse(headers={**headers, "Content-Length": str(len(reply.body))})
         await response.prepare(request)

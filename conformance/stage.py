@@ -38,6 +38,8 @@ class Delivery(StrEnum):
     WHOLE = "whole"
     LOST = "lost"
     """Not at all: the connection is reset after the provider has acted."""
+    HUNG = "hung"
+    """Not at all: the provider has acted, and says nothing until the client gives up."""
     CUT = "cut"
     """Half of it, then the connection ends."""
     GARBLED = "garbled"

@@ -134,7 +134,11 @@ def _kept_token(spec: ProviderSpec) -> Iterator[Finding]:
     if spec.answer.keeps_access_token:
         if spec.steps:
             yield location, "contradicts steps, which trade the access token of each answer"
-        elif life.access_seconds is None and not life.access_never_expires:
+        elif (
+            life.access_seconds is None
+            and not life.access_never_expires
+            and not spec.answer.model_fields_set & {"expires_in", "expires_at"}
+        ):
             yield location, "needs lifetimes.access_seconds, which says for how long the token lives on"
     for number, step in enumerate(spec.steps):
         if step.answer.keeps_access_token:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import tomli
 from pydantic import ValidationError
 
 from providers.contradictions import contradictions
@@ -75,8 +75,8 @@ def read_definition(file: Path, *, allow_http: bool) -> tuple[ProviderSpec | Non
     if (line := _endless_key(text)) is not None:
         return None, [Problem(str(file), line, "", f"has a key of more than {MAX_KEY_PARTS} parts")]
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
         return None, [_syntax(file, str(error))]
     except RecursionError:
         return None, [Problem(str(file), None, "", "is nested too deeply")]

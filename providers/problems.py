@@ -20,7 +20,7 @@ from providers.toml_lines import Lines, Location
 
 __all__ = ["Lines", "Location", "Problem", "close_matches", "key_text", "suggestion", "told"]
 
-_BARE = re.compile(r"[A-Za-z0-9_.-]+")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _QUOTED = re.compile(r"'([^']*)'")
 
 _TYPES: Final = {

@@ -170,7 +170,8 @@ class Provider:
     @property
     def revocation_shows_access_token(self) -> bool:
         """Whether that request carries the access token: one that has expired may not do then."""
-        return self._revocations is not None and self._revocations.shows_access_token
+        revocations = self._parts.revocations
+        return revocations is not None and revocations.shows_access_token
 
     def revocation_request(self, client: ClientCredentials, grant: Grant, *, now: datetime) -> TokenRequest:
         """Return the request that ends ``grant`` (RFC 7009), which there is where ``revokes`` says so.

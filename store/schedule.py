@@ -274,9 +274,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 refresh_token_expires_at=row.refresh_token_expires_at,
                 attempts=schedule.attempts,
                 doubts=schedule.doubts,
-                # Tokens that came under the claim before this one have been presented by nobody: who died after them
-                # had only steps to go.
-                unanswered=0 if 0 < row.epoch == schedule.claim_epoch - 1 else schedule.unanswered,
+                unanswered=_unanswered(row, schedule),
                 is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,
                 database_now=row.database_now,
@@ -320,6 +318,18 @@ def request_refresh(connection: Connection, account_ids: Sequence[AccountId]) ->
     requested = [AccountId(row.account_id) for row in rows]
     connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
     return requested
+
+
+def _unanswered(tokens: Any, schedule: Any) -> int:
+    """Return how many answers to the refresh token are missing.
+
+    The one attempt that was never settled may be the very one that brought this token: who died then had only steps to
+    go, and nobody has presented the token yet.
+    """
+    brought_it = 0 < tokens.epoch == schedule.claim_epoch - 1
+    if brought_it and schedule.unanswered == 1 and schedule.last_error == UNSETTLED:
+        return 0
+    return int(schedule.unanswered)
 
 
 def _pairs(job: RefreshJob) -> dict[str, Any]:

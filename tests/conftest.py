@@ -19,12 +19,24 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
 from embedded.environment import Environment
+from embedded.postgres import EmbeddedPostgres
 from store import keys, migrate
 from store.engine import make_engine
 from store.keys import Vault
-from tests.support.databases import cloned_database, home_of_servers
+from tests.support.databases import cloned_database, home_of_servers, make_logins_cheap
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey
+
+SLOW_FIRST = ("system", "chaos", "model", "embedded", "cli", "scheduler", "workers", "store")
+"""Folders whose files take longest, for processes that share the work: what begins last must not be what lasts."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the slow folders where several processes share the tests, file by file (``make test``)."""
+    if hasattr(config, "workerinput"):
+        tests = Path(__file__).parent
+        ranks = {tests / folder: rank for rank, folder in enumerate(SLOW_FIRST)}
+        items.sort(key=lambda item: ranks.get(item.path.parent, len(ranks)))
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +46,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         home_of_servers(tmp_path_factory.mktemp("servers")) as home,
         Environment(home, os.environ, durable=False) as environment,
     ):
+        if any(isinstance(server, EmbeddedPostgres) for server in environment.embedded):
+            make_logins_cheap(environment.database_url)
         yield dict(environment.environ())
 
 

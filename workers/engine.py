@@ -19,7 +19,6 @@ from typing import Any, Final, TypeVar
 
 import uvloop
 from redis.asyncio import Redis
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from providers import Registry
@@ -28,7 +27,7 @@ from store import keys
 from store.circuits import Circuits
 from store.engine import make_async_engine
 from store.journal import Journal
-from store.leases import NO_ANSWER, Leases
+from store.leases import Leases
 from store.limits import Limits, count_workers
 from tokenfleet import telemetry
 from tokenfleet.broker import BROKER_SOCKET_SECONDS
@@ -43,6 +42,7 @@ from workers.governor import Governor
 from workers.pacing import LONGEST_WAIT_SECONDS
 from workers.replay import adopt_orphans, consult_journals
 from workers.room import STRAGGLER_SECONDS
+from workers.surroundings import Surroundings
 from workers.writer import LOCK_TIMEOUT_MS, GroupWriter
 
 R = TypeVar("R")
@@ -64,8 +64,6 @@ BROKER_EXCHANGES: Final = 3
 """What Celery says to the broker at the end: acknowledgements, jobs given back, good-bye. Each may time out."""
 PROBE_AFTER: Final = timedelta(seconds=30)
 REDIS_TIMEOUT_SECONDS: Final = 2.0
-POSTGRES_PROBE_SECONDS: Final = 5.0
-"""How long Postgres may leave a probe unanswered before the worker says so."""
 
 
 def longest_stop_seconds(tunables: Tunables) -> float:
@@ -146,14 +144,14 @@ class Engine:
         hampered: list[str] = []
         if not self._writer.available:
             fatal.append("Postgres refuses writes; answers wait in the journal")
-        elif self._postgres_away:
+        elif self._surroundings.postgres_away:
             fatal.append("Postgres does not answer; no refresh starts")
         if self._journal.trouble is not None:
             fatal.append(f"the journal cannot be written ({self._journal.trouble}); no refresh starts")
         parts = (self._writing, self._flushing, self._leasing, self._reporting, self._housekeeping)
         if any(task.done() for task in parts):
             fatal.append("a part of this worker has ended; restart it")
-        if self._redis_away:
+        if self._surroundings.redis_away:
             hampered.append("Redis does not answer; refreshes go on without leases")
         return fatal, hampered
 
@@ -175,7 +173,7 @@ class Engine:
             socket_timeout=REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
         )
-        self._redis_away = False
+        self._surroundings = Surroundings(self._engine, self._redis)
         self._journal = Journal(settings.journal_dir, self.name)
         self._transport = Transport(
             timeout_seconds=tunables.http_timeout_seconds, max_connections=tunables.max_in_flight
@@ -210,8 +208,6 @@ class Engine:
             consult=self._consult,
         )
         await self._adopt()
-        self._postgres_away = False
-        self._probing: asyncio.Task[bool] | None = None
         self._writing = asyncio.create_task(self._writer.run())
         self._flushing = asyncio.create_task(self._flusher.run())
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
@@ -278,12 +274,11 @@ class Engine:
         while True:
             await asyncio.sleep(min(HOUSEKEEPING_SECONDS, claim_seconds / HOUSEKEEPINGS_PER_CLAIM))
             try:
-                self._redis_away = not await self._redis_answers()
-                self._postgres_away = not await self._postgres_answers()
+                await self._surroundings.look()
                 if self._journal.trouble is not None:
                     self._journal.check()
                 await self._adopt()
-                if not self._postgres_away:
+                if not self._surroundings.postgres_away:
                     await self._count_workers()
                 if self._writer.available:
                     await self._candidates.restore_deposed()
@@ -301,30 +296,6 @@ class Engine:
 
     async def _consult(self, wanted: Mapping[AccountId, int]) -> frozenset[AccountId]:
         return await consult_journals(self._engine, self._settings.journal_dir, wanted, actor=self.name)
-
-    async def _postgres_answers(self) -> bool:
-        if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._probe_postgres())
-        # Not cancelled: it ends with its connection, and until then there is no need for a second one.
-        await asyncio.wait({self._probing}, timeout=POSTGRES_PROBE_SECONDS)
-        return self._probing.done() and self._probing.result()
-
-    async def _probe_postgres(self) -> bool:
-        try:
-            async with self._engine.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-        except (SQLAlchemyError, OSError):
-            return False
-        return True
-
-    async def _redis_answers(self) -> bool:
-        try:
-            await self._redis.ping()
-        except NO_ANSWER as error:
-            if not self._redis_away:
-                telemetry.logger().error(Event.REDIS_UNAVAILABLE.value, error=type(error).__name__)
-            return False
-        return True
 
     def _submit(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

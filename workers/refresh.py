@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers import Registry
@@ -43,19 +41,15 @@ from workers.credentials import open_credentials
 from workers.governor import Governor
 from workers.key_renewal import KeyRenewal
 from workers.pacing import NotNow
+from workers.portions import POSTPONE, Portions
 from workers.probing import Going, Prober
 from workers.results import Unasked
 from workers.revoke import Revoker
 from workers.room import Room, Seats
 from workers.settling import Asking, Judged
 from workers.takeover import Lookout
+from workers.transactions import Transactions
 from workers.writer import GroupWriter
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-POSTPONE: Final = timedelta(seconds=2)
-"""How long an account waits whose lease somebody else holds, or whose app has no room here."""
 
 APP_SHARE: Final = 0.8
 """Part of a process's provider calls, of those that the other apps leave, that one app may occupy."""
@@ -94,7 +88,8 @@ class Refresher:
         prober: Prober,
         revoker: Revoker,
     ) -> None:
-        self._engine = engine
+        self._transactions = Transactions(engine)
+        self._portions = Portions(self._transactions, leases, owner)
         self._registry = registry
         self._vault = vault
         self._leases = leases
@@ -129,10 +124,10 @@ class Refresher:
             entered = await self._room.enter(job.app_id, len(job.accounts))
         if self._is_stopping():
             await self._room.leave(job.app_id, entered)
-            await self._in_database(schedule.release, job)
+            await self._transactions.run(schedule.release, job)
             return
         try:
-            job = await self._postpone_after(job, entered, POSTPONE)
+            job = await self._portions.first(job, entered, POSTPONE)
             attempts = await self._begin(job) if entered else []
         except BaseException:
             await self._room.leave(job.app_id, entered)
@@ -173,34 +168,34 @@ class Refresher:
                 await self._leases.take(sorted(self._busy), self._owner)
 
     async def _begin(self, job: RefreshJob) -> list[asyncio.Task[None]]:
-        app = await self._in_database(apps.load, job.app_id)
+        app = await self._transactions.run(apps.load, job.app_id)
         # A held app is asked about one account at a time: the probe. Nothing may fail between start and attempt,
         # so provider and credentials are looked up before.
         may_ask = app is not None and not app.is_paused and (app.held_since is None or len(job.accounts) == 1)
         # Only samples are asked, of those who were set apart and of the others: what was published before that is not.
         may_ask &= app is None or not app.is_sampled or len(job.accounts) <= 2 * SAMPLES
         if app is None or not may_ask or app.provider not in self._registry:
-            await self._in_database(schedule.release, job)
+            await self._transactions.run(schedule.release, job)
             return []
         sealed = (app.client_secret, app.client_certificate)
         if any(map(self._key_renewal.lacks_key_of_secret, sealed)) and (
             wait := await self._key_renewal.renew()
         ):
-            await self._in_database(schedule.postpone, job, wait=timedelta(seconds=wait))
+            await self._transactions.run(schedule.postpone, job, wait=timedelta(seconds=wait))
             return []
         provider, client = self._registry.get(app.provider), open_credentials(self._vault, app)
         hopeful, later = await self._governor.foresee(job.app_id, provider, len(job.accounts))
-        job = await self._postpone_after(job, hopeful, timedelta(seconds=later.seconds))
-        leased = await self._lease(await self._not_busy(job))
+        job = await self._portions.first(job, hopeful, timedelta(seconds=later.seconds))
+        leased = await self._portions.leased(await self._portions.without(job, self._busy))
         if not leased.accounts:
             return []
         if self._is_stopping():
-            await self._in_database(schedule.release, leased)
+            await self._transactions.run(schedule.release, leased)
             await self._leases.give_back([account_id for account_id, _ in leased.accounts], self._owner)
             return []
         # The claim is counted from before the statement, the database's time from after it: both on the safe side.
         claimed_at = boottime()
-        attempts = await self._in_database(schedule.start, leased, claim=self._claim)
+        attempts = await self._transactions.run(schedule.start, leased, claim=self._claim)
         read_at = boottime()
         attempts = await self._readable(await self._without_answered(attempts))
         self._busy.update(attempt.account_id for attempt in attempts)
@@ -243,13 +238,15 @@ class Refresher:
         strange = [attempt for attempt in attempts if self._key_renewal.lacks_key_of(attempt)]
         if not strange or not (wait := await self._key_renewal.renew()):
             return attempts
-        await self._writer.add(*(Unasked(each.account_id, each.epoch, wait) for each in strange))
-        return [attempt for attempt in attempts if attempt not in strange]
+        # Not waited for: the others of this job have been started and are owed their requests.
+        self._writer.add(*(Unasked(each.account_id, each.epoch, wait) for each in strange))
+        waiting = {each.account_id for each in strange}
+        return [attempt for attempt in attempts if attempt.account_id not in waiting]
 
     async def _abandon(self, attempt: Attempt) -> None:
         """Give back a claim under which nothing was sent; if that fails, it ends by itself."""
         with contextlib.suppress(SQLAlchemyError, OSError):
-            await self._in_database(schedule.abandon, attempt.account_id, attempt.epoch)
+            await self._transactions.run(schedule.abandon, attempt.account_id, attempt.epoch)
 
     async def _give_back(self, attempts: list[Attempt]) -> None:
         """Give back what was started and not asked, because the order to stop came in between."""
@@ -285,56 +282,3 @@ class Refresher:
         if not isinstance(going, Going):
             return going
         return await self._asker.perform(going.asking, going.attempt, self._lookout.last_look(attempt))
-
-    async def _postpone_after(self, job: RefreshJob, count: int, wait: timedelta) -> RefreshJob:
-        """Return the ``count`` most urgent accounts of ``job``; the others are postponed."""
-        if count >= len(job.accounts):
-            return job
-        later = RefreshJob(job.job_id, job.app_id, job.accounts[count:])
-        await self._in_database(schedule.postpone, later, wait=wait)
-        return RefreshJob(job.job_id, job.app_id, job.accounts[:count])
-
-    async def _not_busy(self, job: RefreshJob) -> RefreshJob:
-        """Return ``job`` without accounts that this process is busy with, whose answer may be unsaved still."""
-        busy = self._busy.intersection(account_id for account_id, _ in job.accounts)
-        if not busy:
-            return job
-        await self._in_database(schedule.postpone, _part(job, busy), wait=POSTPONE)
-        return _part(job, {account_id for account_id, _ in job.accounts} - busy)
-
-    async def _lease(self, job: RefreshJob) -> RefreshJob:
-        """Return the part of ``job`` whose leases are ours; the rest is postponed."""
-        ids = [account_id for account_id, _ in job.accounts]
-        if not ids:
-            return job
-        taken = await self._leases.take(ids, self._owner)
-        if taken is None:
-            # Redis is away. The fence in Postgres keeps the promise; the lease was politeness.
-            telemetry.LEASES_SKIPPED.inc()
-            return job
-        if len(taken) == len(ids):
-            return job
-        theirs = _part(job, set(ids) - taken)
-        await self._in_database(schedule.postpone, theirs, wait=POSTPONE)
-        return _part(job, taken)
-
-    async def _in_database(
-        self, function: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
-    ) -> R:
-        """Run a function of ``store`` in one transaction of its own; once more when the connection was a dead one.
-
-        Every function here may be repeated: what a lost commit has already done, it does not do again.
-        """
-        try:
-            async with self._engine.begin() as connection:
-                return await connection.run_sync(function, *args, **kwargs)
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-        async with self._engine.begin() as connection:
-            return await connection.run_sync(function, *args, **kwargs)
-
-
-def _part(job: RefreshJob, keep: set[AccountId] | frozenset[AccountId]) -> RefreshJob:
-    accounts = tuple(pair for pair in job.accounts if pair[0] in keep)
-    return RefreshJob(job.job_id, job.app_id, accounts)

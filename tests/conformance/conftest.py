@@ -21,8 +21,10 @@ def run() -> Iterator[Run]:
         kit = Kit()
         runner.run(kit.__aenter__())
 
-        def run_one(provider: Provider, played: ProviderSpec | None = None) -> Report:
-            return runner.run(kit.run(provider, played))
+        def run_one(
+            provider: Provider, played: ProviderSpec | None = None, only: str | None = None
+        ) -> Report:
+            return runner.run(kit.run(provider, played, only=only))
 
         yield run_one
         runner.run(kit.__aexit__(None, None, None))

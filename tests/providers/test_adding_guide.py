@@ -11,7 +11,8 @@ import click
 from pydantic import BaseModel
 
 from cli.main import root
-from providers import load_registry
+from conformance import run_all
+from providers import Provider, load_registry
 from providers.describe import lines, validate_paths
 from providers.loading import read_definition
 from providers.spec import ProviderSpec
@@ -44,6 +45,16 @@ def test_its_definition_validates_and_marks_what_it_does_not_know(tmp_path: Path
     assert spec is not None
     marked = [line for line in lines(spec, "") if line.endswith("[not confirmed]")]
     assert [line.partition(":")[0] for line in marked] == ["Access token", "Replaced token"]
+
+
+def test_its_definition_passes_what_it_tells_authors_to_run(tmp_path: Path) -> None:
+    file = tmp_path / "acme_books.toml"
+    file.write_text(DEFINITION)
+    spec, _ = read_definition(file, allow_http=False)
+    assert spec is not None
+    [report] = run_all([(Provider.compile(spec, origin=str(file), allow_http=False), None)])
+    assert report.passed
+    assert len([result for result in report.results if result.verdict == "passed"]) > 15
 
 
 def test_every_key_that_it_names_exists() -> None:

@@ -43,7 +43,8 @@ NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 KEEPS = provider(
     '[answer]\nkeeps_access_token = true\nexpires_at = { path = "ends", format = "http_date" }\n'
     'expires_in = { path = "expires_in", format = "hours_minutes_seconds", zero_is_never = true }\n'
-    'success = [{ path = "error", absent = true }, { path = "refresh_token" }]'
+    'success = [{ path = "error", absent = true }, { path = "refresh_token" }]',
+    lifetimes="access_seconds = 3600",
 )
 CATALOG = {one.name: one for one in load_registry()} | {"example": provider(), "keeps": KEEPS}
 ROTATING = sorted(name for name, one in CATALOG.items() if one.presents is Presented.REFRESH_TOKEN)

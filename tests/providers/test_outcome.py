@@ -508,7 +508,9 @@ def test_a_successor_beside_an_error_is_kept_whether_a_rule_calls_it_undescribed
         )
 
 
-KEEPS = '[answer]\nkeeps_access_token = true\nsuccess = [{ path = "code", value = 0 }]'
+KEEPS = (
+    '[answer]\nkeeps_access_token = true\nexpires_in = "expires_in"\nsuccess = [{ path = "code", value = 0 }]'
+)
 
 
 def test_a_success_without_access_token_keeps_ours_only_where_the_definition_says_so() -> None:

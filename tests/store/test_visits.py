@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
-from store import schedule, settlement, visits
+from store import parking, schedule, settlement, visits
 from store.import_rules import ProviderRules
 from store.keys import Vault
 from tests.store.test_imports import RULES, Desk
@@ -20,10 +21,13 @@ from tests.support.builders import (
     begin_attempt,
     claim,
     column,
+    job_of,
     let_claims_expire,
     make_account,
     make_app,
     now,
+    park,
+    start,
     state_of,
 )
 from tests.support.racing import in_background, wait_until_blocked
@@ -204,3 +208,29 @@ def test_a_visit_does_not_become_a_refresh_when_an_answer_lands_meanwhile(
         wait_until_blocked(engine)
         transaction.commit()
     assert turned.result(10) is False
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["alive", "unclear"])
+def test_a_sample_that_is_never_renewed_ends_its_incident_when_a_probe_finds_it_alive(
+    engine: Engine, vault: Vault, alive: bool
+) -> None:
+    """Without a clear word another sample is taken in its turn."""
+    app_id = make_app(engine, vault)
+    sample, other = make_account(engine, vault, app_id), make_account(engine, vault, app_id)
+    with engine.begin() as connection:
+        incident = park(connection, app_id, sample, other)
+        [claimed] = parking.claim_samples(connection, incident, [sample], claim=CLAIM)
+    [attempt] = start(engine, job_of(app_id, [claimed]))
+    assert (attempt.account_id, attempt.probing) == (sample, False)
+    visit = replace(_visited(attempt), was_probing=False, clears=alive)
+    for repeated in (False, True):
+        with engine.begin() as connection:
+            ended = visits.settle(connection, [visit], actor=ACTOR)
+        assert [each.incident_id for each in ended] == ([incident] if alive and not repeated else [])
+    state = state_of(engine, vault, sample)
+    assert (state.next_refresh_at is not None) == alive
+    assert (state.last_error is None) == alive
+    members = column(
+        engine, "SELECT account_id FROM tokenfleet.refresh_schedule WHERE incident_id IS NOT NULL ORDER BY 1"
+    )
+    assert members == ([other] if alive else [sample, other])

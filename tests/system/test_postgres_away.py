@@ -15,6 +15,7 @@ from sqlalchemy import Engine, create_engine, text
 
 import store.driver
 import workers.engine
+import workers.surroundings
 from sandbox.faults import FaultKind, FaultRule
 from sandbox.selection import Stage
 from store import records
@@ -263,7 +264,7 @@ def test_a_server_that_answers_nothing_is_noticed_long_before_a_wait_for_it_ends
     fleet: Fleet, network: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers.engine, "HOUSEKEEPING_SECONDS", 0.1)
-    monkeypatch.setattr(workers.engine, "POSTGRES_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(workers.surroundings, "POSTGRES_PROBE_SECONDS", 0.2)
     with fleet.worker() as worker, hanging(network):
         eventually(lambda: worker.engine.problems()[0] == ["Postgres does not answer; no refresh starts"])
         network.heal()

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from providers import Registry, load_registry
 from store import revocations, settlement, transitions
 from store.journal import Journal
-from store.revocations import Begun
+from store.revocations import Begun, RevocationMade
 from tests.support.builders import answer, deferral, let_claims_expire, start
 from tests.support.fleet import Fleet, eventually
 from tokenfleet.jobs import AccountId
@@ -194,10 +194,31 @@ def test_a_paused_account_is_ended_and_new_tokens_begin_it_anew(fleet: Fleet) ->
 
 
 def test_revocations_let_refreshes_go_first(fleet: Fleet) -> None:
-    ids = fleet.connect("gone", "stays")
-    revoke(fleet, ids[0])
+    [gone] = fleet.connect("gone")
+    revoke(fleet, gone)
+    [stays] = fleet.connect("stays")
     [job] = fleet.claim(count=1)
-    assert [account_id for account_id, _ in job.accounts] == [ids[1]]
+    assert [account_id for account_id, _ in job.accounts] == [stays], "it was due later"
+
+
+def test_tokens_that_came_in_while_the_provider_was_asked_are_revoked_next(fleet: Fleet) -> None:
+    """They are from a worker whose claim had run out. What the provider confirmed was not about them."""
+    [account_id] = fleet.connect("gone")
+    assert len(start(fleet.engine, fleet.claim()[0])) == 1
+    let_claims_expire(fleet.engine)
+    revoke(fleet, account_id)
+    [asking] = start(fleet.engine, fleet.claim()[0])
+    late = answer(fleet.vault, account_id, epoch=1, generation=1)
+    made = RevocationMade(
+        account_id, asking.epoch, asking.generation, revocations.CONFIRMED, "http_200", None, late.job_id, 5
+    )
+    with fleet.engine.begin() as connection:
+        assert settlement.save_refreshed(connection, [late], actor="frozen").saved == {account_id}
+        for _ in range(2):
+            revocations.settle(connection, [made], actor="worker")
+    assert held(fleet, account_id) == FORGOTTEN | {"access": True, "refresh": True, "due": True}
+    [job] = fleet.claim()
+    assert job.accounts[0][0] == account_id
 
 
 def _with_revocation(fleet: Fleet, endpoint: str) -> Registry:
