@@ -1,8 +1,9 @@
 """A request that follows a good answer: it trades the access token of that answer for the one that readers are to have.
 
 Built and read without I/O. Its templates may place the access token of the answer before it; no secret is in its
-endpoint. A step says nothing of the grant (G4): what a server thinks of an access token that is on its way is a reason
-to look, and never a reason to sign in again.
+endpoint. A certificate that the client presents goes with it: a token may be bound to it (RFC 8705 section 3). A step
+says nothing of the grant (G4): what a server thinks of an access token that is on its way is a reason to look, and
+never a reason to sign in again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 
 from providers.credentials import ClientCredentials, Grant, RequestBuildError
 from providers.exchange import Exchange, TokenRequest
+from providers.oauth2 import certificate_of
 from providers.outcome import AnswerReader
 from providers.parameters import FORM_TYPE, JSON_TYPE, form, json_body, with_query
 from providers.spec import ProviderSpec
@@ -34,13 +36,23 @@ NO_ACCESS_TOKEN: Final = "step_without_access_token"
 class CompiledStep:
     """Builds and reads one step of one definition. Immutable; safe in any thread."""
 
-    __slots__ = ("_answers", "_endpoint", "_headers", "_method", "_parameters", "_place", "_values")
+    __slots__ = (
+        "_answers",
+        "_endpoint",
+        "_headers",
+        "_method",
+        "_needs_certificate",
+        "_parameters",
+        "_place",
+        "_values",
+    )
 
     def __init__(self, spec: ProviderSpec, step: Step, *, allow_http: bool) -> None:
         """Compile ``step`` of ``spec``, which has passed ``providers.contradictions``."""
         rules = template_rules(spec)
         self._endpoint = url_template(step.endpoint, spec.variable_rules(), allow_http=allow_http)
         self._method = step.method
+        self._needs_certificate = spec.client.certificate
         self._place = "query" if step.method == "GET" and step.body == "form" else step.body
         fixed = {"Accept": JSON_TYPE}
         if self._place in ("form", "json"):
@@ -78,7 +90,8 @@ class CompiledStep:
             raise RequestBuildError("variable_malformed", f"a variable of the endpoint {error}") from None
         if not all(value.isascii() and value.isprintable() for value in headers.values()):
             raise RequestBuildError("variable_malformed", "a header of a step would not be printable ASCII")
-        return TokenRequest(self._method, url, headers, body)
+        certificate = certificate_of(client, now) if self._needs_certificate else None
+        return TokenRequest(self._method, url, headers, body, certificate)
 
     def read(self, exchange: Exchange, *, now: datetime) -> Outcome:
         """Return what ``exchange``, received at ``now``, means. Total: never raises.
