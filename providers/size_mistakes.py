@@ -6,14 +6,13 @@ value may use others computed before it, so a few short lines could otherwise ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
-
-from pydantic import BaseModel
 
 from providers.problems import Location
 from providers.spec import ProviderSpec
 from providers.spec_answers import Condition, ErrorRule
+from providers.spec_part import Part
 from providers.spec_requests import ProbeRule
 from providers.templates import occurrences
 
@@ -29,22 +28,27 @@ Finding = tuple[Location, str]
 
 def size_mistakes(spec: ProviderSpec) -> Iterator[Finding]:
     """Yield everything that is too large: where it stands, and the reason in plain words."""
-    yield from _entries(spec, ())
+    yield from _entries(spec, (), [])
     yield from _comparisons(spec)
     yield from _values(spec)
 
 
-def _entries(value: object, location: Location) -> Iterator[Finding]:
-    if isinstance(value, BaseModel):
-        for name in value.model_fields_set:
-            yield from _entries(getattr(value, name), (*location, name))
-    elif isinstance(value, (tuple, Mapping)):
-        if len(value) > MAX_ENTRIES:
-            yield location, f"has {len(value)} entries: {MAX_ENTRIES} are the most"
-            return
-        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, entry in entries:
-            yield from _entries(entry, (*location, key))
+def _entries(part: Part, location: Location, found: list[Finding]) -> list[Finding]:
+    """Add what has too many entries, in ``part`` and what it is made of. All definitions come here at every start."""
+    told = part.__dict__
+    for name in part.model_fields_set:
+        value = told[name]
+        kind = type(value)
+        if kind is tuple or kind is dict:
+            if len(value) > MAX_ENTRIES:
+                found.append(((*location, name), f"has {len(value)} entries: {MAX_ENTRIES} are the most"))
+                continue
+            for key, entry in value.items() if kind is dict else enumerate(value):
+                if isinstance(entry, Part):
+                    _entries(entry, (*location, name, key), found)
+        elif isinstance(value, Part):
+            _entries(value, (*location, name), found)
+    return found
 
 
 def _comparisons(spec: ProviderSpec) -> Iterator[Finding]:
@@ -67,7 +71,7 @@ def _values(spec: ProviderSpec) -> Iterator[Finding]:
     made_of: dict[str, int] = {}
 
     def weight(*texts: str) -> int:
-        return sum(made_of.get(name, 1) for text in texts for name in occurrences(text))
+        return sum([made_of.get(name, 1) for text in texts if "{" in text for name in occurrences(text)])
 
     for name, computed in spec.computed.items():
         total = weight(computed.of or "", computed.key or "")
@@ -75,7 +79,7 @@ def _values(spec: ProviderSpec) -> Iterator[Finding]:
             yield ("computed", name), f"is made of {total} values: {MAX_VALUES} are the most"
         # A digest is as short as it is; only an encoding grows with what it encodes.
         made_of[name] = min(total, MAX_VALUES + 1) if computed.kind == "base64" else 1
-    requests: dict[Location, list[str]] = {
+    requests: dict[Location, Sequence[str]] = {
         ("refresh",): [*spec.refresh.parameters.values(), *spec.refresh.headers.values()]
     }
     if spec.probe is not None:

@@ -141,7 +141,7 @@ def _placeholders(text: str) -> frozenset[str]:
 
 def occurrences(text: str) -> list[str]:
     """Return the names between braces in ``text``, each as often as it stands there."""
-    return [match[1] for match in _BRACES.finditer(text) if match[1]] if "{" in text else []
+    return [match[1] for match in _BRACES.finditer(text) if match[1]]
 
 
 def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:
