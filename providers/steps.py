@@ -1,8 +1,9 @@
 """A request that follows a good answer: it trades the access token of that answer for the one that readers are to have.
 
 Built and read without I/O. Its templates may place the access token of the answer before it; no secret is in its
-endpoint. A step says nothing of the grant (G4): what a server thinks of an access token that is on its way is a reason
-to look, and never a reason to sign in again.
+endpoint. A certificate that the client presents goes with it: a token may be bound to it (RFC 8705 section 3). A step
+says nothing of the grant (G4): what a server thinks of an access token that is on its way is a reason to look, and
+never a reason to sign in again.
 """
 
 from __future__ import annotations

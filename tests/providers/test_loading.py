@@ -343,13 +343,17 @@ CONTRADICTIONS = {
         {},
         (
             "[answer]\nkeeps_access_token = true\n[lifetimes]\naccess_seconds = 60\n"
-            '[[steps]]\nendpoint = "https://auth.example.com/step"'
+            '[[steps]]\nendpoint = "https://auth.example.com/step"\n'
+            'headers = { X-Token = "{access_token}" }'
         ),
         "answer.keeps_access_token contradicts steps, which trade the access token of each answer",
     ),
     "step that brings nothing": (
         {},
-        '[[steps]]\nendpoint = "https://auth.example.com/step"\nanswer = { keeps_access_token = true }',
+        (
+            '[[steps]]\nendpoint = "https://auth.example.com/step"\n'
+            'headers = { X-Token = "{access_token}" }\nanswer = { keeps_access_token = true }'
+        ),
         (
             "steps[1].answer.keeps_access_token has no meaning in a step: what it has to bring is an access token"
         ),
@@ -358,6 +362,7 @@ CONTRADICTIONS = {
         {"refresh": 'grant = "none"', "rotation": 'policy = "never"'},
         (
             '[[steps]]\nendpoint = "https://auth.example.com/step"\n'
+            'headers = { X-Token = "{access_token}" }\n'
             '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200'
         ),
         "steps[1] follows an answer, and there is none when the grant is 'none'",
