@@ -47,6 +47,16 @@ def _rotation(spec: ProviderSpec) -> Iterator[Finding]:
     idle = lifetimes.refresh_idle_seconds
     if idle is not None and rotation.grace_seconds > idle:
         yield ("rotation", "grace_seconds"), f"is longer than a refresh token lives unused ({idle})"
+    absolute = lifetimes.refresh_absolute_seconds
+    if absolute is not None and rotation.grace_seconds > absolute:
+        yield ("rotation", "grace_seconds"), f"is longer than a grant lives ({absolute})"
+    if spec.refresh.grant == "refresh_token" and (
+        shared := sorted(set(spec.answer.access_token) & set(spec.answer.refresh_token))
+    ):
+        yield (
+            ("answer", "refresh_token"),
+            f"has {shared[0]!r}, where the access token stands: that one would take its place",
+        )
     if rotation.max_live_per and rotation.max_live is None:
         yield ("rotation", "max_live_per"), "has no meaning without max_live"
 

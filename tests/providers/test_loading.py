@@ -550,7 +550,7 @@ def test_files_that_cannot_be_read_are_mistakes(tmp_path: Path) -> None:
     assert problems == [
         f"{empty}: holds no .toml file",
         f"{latin}: is not UTF-8 text",
-        f"{huge}: is larger than 256 KiB",
+        f"{huge}: is larger than 64 KiB",
         f"{missing}: cannot be read: No such file or directory",
     ]
 
