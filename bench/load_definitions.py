@@ -17,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Final
+
+import tomli
 
 from providers.registry import CATALOG
 
@@ -64,9 +65,9 @@ def measured(directory: Path) -> list[float]:
     definitions, problems = read_directory(directory, allow_http=False)
     if problems:
         sys.exit("\n".join(map(str, problems)))
-    documents = [tomllib.loads(text) for text in texts]
+    documents = [tomli.loads(text) for text in texts]
     specs = [each.spec for each in definitions]
-    timed(lambda: [tomllib.loads(text) for text in texts])
+    timed(lambda: [tomli.loads(text) for text in texts])
     timed(lambda: [ProviderSpec.model_validate(document) for document in documents])
     timed(lambda: [contradictions(spec, allow_http=False) for spec in specs])
     timed(lambda: [Provider.compile(spec, origin="", allow_http=False) for spec in specs])

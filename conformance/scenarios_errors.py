@@ -125,7 +125,7 @@ async def rate_headers(trial: Trial) -> None:
 
 async def server_error(trial: Trial) -> None:
     """An outage, whatever its page says, changes nothing but the time of the next try; then all goes on."""
-    for status in (500, 502, 503, 504):
+    for status in (500, 503):
         for body in (b"<html>Bad Gateway</html>", b'{"error": "invalid_grant"}', b""):
             document = json.loads(body) if body.startswith(b"{") else None
             outcome, rule = meaning(trial.truth, status, document)

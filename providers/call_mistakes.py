@@ -82,10 +82,10 @@ def _probe_request(spec: ProviderSpec, probe: Probe) -> Iterator[Finding]:
 
 def _probe_answer(probe: Probe) -> Iterator[Finding]:
     alive, dead = set(probe.alive_status), set(probe.dead_status)
+    if not alive:
+        yield ("alive_status",), "is empty: no answer would ever say that the token works"
     if both := sorted(alive & dead):
         yield ("dead_status",), f"has {both[0]}, which means by alive_status that the token works"
-    if not alive:
-        yield ("alive_status",), "is empty: no token would ever be found alive"
     for status in sorted(alive):
         if status == 429 or status >= 500:
             yield ("alive_status",), f"has {status}, which says nothing of a token"

@@ -221,5 +221,5 @@ def _computed(name: str, computed: Computed) -> Iterator[Finding]:
         yield ("computed", name, "unit"), f"has no meaning for the kind {computed.kind!r}"
     if "encoding" in given and computed.kind == "timestamp":
         yield ("computed", name, "encoding"), "has no meaning for the kind 'timestamp'"
-    if "encoding" in given and computed.kind == "base64" and computed.encoding == "hex":
-        yield ("computed", name, "encoding"), "is 'hex', but the kind is 'base64'"
+    if "encoding" in given and computed.kind == "base64" and computed.encoding.endswith("hex"):
+        yield ("computed", name, "encoding"), f"is {computed.encoding!r}, but the kind is 'base64'"

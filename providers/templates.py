@@ -210,6 +210,8 @@ def _check_host(literals: list[str], rules: list[VariableRule]) -> None:
     suffix, colon, port = end.partition(":")
     if not all(map(_HOST_TEXT.fullmatch, (*inner, suffix))) or (colon and not _PORT.fullmatch(port)):
         raise ValueError("has a host that is not made of lower-case letters, digits, dots and hyphens")
+    if colon and not 1 <= int(port) <= 65535:
+        raise ValueError("has a port that is not between 1 and 65535")
     if not rules:
         if not suffix:
             raise ValueError("has no host")

@@ -83,7 +83,7 @@ _START = text("""
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
     RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error,
-              s.probing, s.alive_at
+              s.probing, s.alive_at, s.failing_since
 """)
 
 _READ = text("""
@@ -199,6 +199,8 @@ class Attempt:
     reauth_told: bool = False
     """The end of this grant was announced."""
     learned_lifetime: timedelta | None = None
+    failing_since: datetime | None = None
+    """When the first of the failures happened that no success has followed."""
 
 
 def claim_due(
@@ -274,9 +276,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 refresh_token_expires_at=row.refresh_token_expires_at,
                 attempts=schedule.attempts,
                 doubts=schedule.doubts,
-                # Tokens that came under the claim before this one have been presented by nobody: who died after them
-                # had only steps to go.
-                unanswered=0 if 0 < row.epoch == schedule.claim_epoch - 1 else schedule.unanswered,
+                unanswered=_unanswered(row, schedule),
                 is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,
                 database_now=row.database_now,
@@ -285,6 +285,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 granted_at=row.granted_at,
                 reauth_told=row.reauth_told_at is not None,
                 learned_lifetime=row.learned_lifetime,
+                failing_since=schedule.failing_since,
             )
         )
     if started:
@@ -320,6 +321,18 @@ def request_refresh(connection: Connection, account_ids: Sequence[AccountId]) ->
     requested = [AccountId(row.account_id) for row in rows]
     connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
     return requested
+
+
+def _unanswered(tokens: Any, schedule: Any) -> int:
+    """Return how many answers to the refresh token are missing.
+
+    The one attempt that was never settled may be the very one that brought this token: who died then had only steps to
+    go, and nobody has presented the token yet.
+    """
+    brought_it = 0 < tokens.epoch == schedule.claim_epoch - 1
+    if brought_it and schedule.unanswered == 1 and schedule.last_error == UNSETTLED:
+        return 0
+    return int(schedule.unanswered)
 
 
 def _pairs(job: RefreshJob) -> dict[str, Any]:

@@ -153,6 +153,25 @@ def test_both_parts_in_a_dead_workers_journal_are_written_in_order_and_once(
     assert stage.state(account).access_token == "access-3"
 
 
+def test_who_takes_over_in_the_middle_of_steps_knows_that_no_answer_is_missing(
+    stage: Stage, vault: Vault
+) -> None:
+    """Or a rejection would be called a lost rotation, of a token that was never presented."""
+    account = connect(stage)
+    app_id = stage.app_of(account)
+    builders.make_due(stage.engine, account)
+    dead = builders.begin_attempt(stage.engine, app_id, account)
+    with stage.engine.begin() as connection:
+        first = _part(vault, account, dead.epoch, 1, Part.FIRST)
+        settlement.save_refreshed(connection, [first], actor="test")
+    builders.make_due(stage.engine, account)
+    # The one after that may have presented it: its answer may be missing.
+    for unanswered in (0, 2):
+        builders.let_claims_expire(stage.engine)
+        attempt = builders.begin_attempt(stage.engine, app_id, account)
+        assert (attempt.is_unsettled, attempt.unanswered) == (True, unanswered)
+
+
 def test_a_second_part_is_saved_over_its_own_first_part_only(stage: Stage, vault: Vault) -> None:
     """Another answer has won the race and stands at the very generation."""
     account = connect(stage)
@@ -175,6 +194,37 @@ def test_a_second_part_is_saved_over_its_own_first_part_only(stage: Stage, vault
     # The first part may be the only live successor; the second is worth nothing without it.
     assert result.candidates == {account}
     assert builders.column(stage.engine, "SELECT generation FROM tokenfleet.token_candidates") == [2]
+
+
+def test_a_second_part_is_dropped_once_its_successor_may_have_presented_the_refresh_token(
+    stage: Stage, vault: Vault
+) -> None:
+    """A worker that was frozen in its steps wakes up while the next one waits for its answer."""
+    account = connect(stage)
+    app_id = stage.app_of(account)
+    builders.make_due(stage.engine, account)
+    frozen = builders.begin_attempt(stage.engine, app_id, account)
+    first, second = (
+        _part(vault, account, frozen.epoch, generation, part)
+        for generation, part in ((1, Part.FIRST), (2, Part.SECOND))
+    )
+    with stage.engine.begin() as connection:
+        settlement.save_refreshed(connection, [first], actor="frozen")
+    builders.make_due(stage.engine, account)
+    builders.let_claims_expire(stage.engine)
+    successor = builders.begin_attempt(stage.engine, app_id, account)
+    assert successor.generation == 2
+    answer = builders.answer(
+        vault, account, epoch=successor.epoch, generation=2, refresh_token="the only live one"
+    )
+    with stage.engine.begin() as connection:
+        woken = settlement.save_refreshed(connection, [second], actor="frozen")
+        taken = settlement.save_refreshed(connection, [answer], actor="test")
+    assert (woken.saved, woken.candidates) == (frozenset(), frozenset())
+    # What it presented is spent: nobody presents that once more.
+    assert taken.saved == {account}
+    assert not taken.candidates
+    assert stage.state(account).refresh_token == "the only live one"
 
 
 def _part(vault: Vault, account: AccountId, epoch: int, generation: int, part: Part) -> SavedTokens:
