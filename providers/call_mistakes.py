@@ -86,6 +86,9 @@ def _probe_answer(probe: Probe) -> Iterator[Finding]:
         yield ("alive_status",), "is empty: no answer would ever say that the token works"
     if both := sorted(alive & dead):
         yield ("dead_status",), f"has {both[0]}, which means by alive_status that the token works"
+    for status in sorted(alive):
+        if status == 429 or status >= 500:
+            yield ("alive_status",), f"has {status}, which says nothing of a token"
     for status in probe.dead_status:
         if status == 429 or not 400 <= status <= 499:
             yield ("dead_status",), f"has {status}, which says nothing of a token"
