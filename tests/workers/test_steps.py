@@ -223,6 +223,7 @@ def test_a_second_part_is_dropped_once_its_successor_may_have_presented_the_refr
     assert (woken.saved, woken.candidates) == (frozenset(), frozenset())
     # What it presented is spent: nobody presents that once more.
     assert taken.saved == {account}
+    assert not taken.candidates
     assert stage.state(account).refresh_token == "the only live one"
 
 
