@@ -39,6 +39,7 @@ from workers.candidates import Candidates
 from workers.composition import compose_refresher
 from workers.flushing import Flusher
 from workers.governor import Governor
+from workers.key_watch import KeyWatch
 from workers.pacing import LONGEST_WAIT_SECONDS
 from workers.replay import adopt_orphans, consult_journals
 from workers.room import STRAGGLER_SECONDS
@@ -213,6 +214,7 @@ class Engine:
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._reporting = asyncio.create_task(breaker.run())
         self._housekeeping = asyncio.create_task(self._keep_house())
+        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, self._vault).run())
 
     def _hurry_jobs(self) -> None:
         """Let jobs that wait for room go at once, and those that wait for Postgres after a while."""
@@ -226,6 +228,7 @@ class Engine:
 
     async def _close(self) -> None:
         self._housekeeping.cancel()
+        self._watching.cancel()
         self._refresher.stop()
         await self._refresher.hurry()
         if await self._drained():

@@ -24,6 +24,7 @@ from tokenfleet.broker import BROKER_SOCKET_SECONDS
 from tokenfleet.jobs import DeliveryJob
 from tokenfleet.settings import Settings, Tunables, process_name
 from tokenfleet.telemetry import Event
+from workers.key_watch import KeyWatch
 from workers.receivers import Lookup, Receivers, look_up
 from workers.webhook_settling import Settler
 from workers.webhooks import Courier
@@ -135,8 +136,10 @@ class WebhookEngine:
             capacity=tunables.max_in_flight,
         )
         self._settling = asyncio.create_task(self._settler.run())
+        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, vault).run())
 
     async def _close(self) -> None:
+        self._watching.cancel()
         self._courier.stop()
         await self._courier.drain()
         try:

@@ -9,9 +9,10 @@ from typing import Any, cast
 from sqlalchemy import text
 
 from store import keys
+from store.keys import Vault
 from tests.support.fleet import Fleet
 from tokenfleet.settings import Settings
-from tokenfleet_client.envelope import KEY_BYTES, Ring
+from tokenfleet_client.envelope import KEY_BYTES, DataKeys, Ring, WrappedKey
 from workers.key_renewal import RENEWAL_SECONDS, KeyRenewal
 
 
@@ -76,6 +77,11 @@ def test_a_row_under_a_key_that_nobody_has_is_quarantined_as_ever(fleet: Fleet) 
     assert (error, quarantined) == ("envelope_unreadable", "true")
 
 
+def a_vault() -> Vault:
+    access, refresh = (DataKeys(ring, {1: os.urandom(KEY_BYTES)}, 1) for ring in Ring)
+    return Vault(access, refresh)
+
+
 class CountingEngine:
     """Stands where the engine does; counts how often the keys are asked for."""
 
@@ -91,9 +97,10 @@ class CountingEngine:
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    async def run_sync(self, *_: object) -> None:
+    async def run_sync(self, *_: object) -> list[WrappedKey]:
         await asyncio.sleep(0)
         self.loads += 1
+        return []
 
 
 def test_however_many_rows_name_a_strange_key_postgres_is_asked_once_in_a_while(
@@ -109,7 +116,7 @@ def test_however_many_rows_name_a_strange_key_postgres_is_asked_once_in_a_while(
     async def scene() -> None:
         nonlocal now
         engine = CountingEngine()
-        renewal = KeyRenewal(cast(Any, engine), settings, cast(Any, None), clock=clock)
+        renewal = KeyRenewal(cast(Any, engine), settings, a_vault(), clock=clock)
         # Who asked before the look began shares it; who comes later waits.
         waits = await asyncio.gather(*(renewal.renew() for _ in range(50)))
         assert engine.loads == 1
