@@ -16,7 +16,7 @@ Invariants kept here:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -107,6 +107,16 @@ def state_of(ring: Ring, rows: list[DataKey]) -> RingState | None:
         return None
     later = [row for row in ours if row.wrapped.data_key_id > primary.wrapped.data_key_id]
     return RingState(primary, later[-1] if later else None)
+
+
+def wrapping_ring(ring: KeyRing, state: RingState) -> KeyRing:
+    """Return ``ring`` as a worker wraps a new data key: by the key that wraps the present one, if it is here.
+
+    A machine that was given a new key-encryption key before the others must not wrap anything with it: the others
+    could not open it. ``keys rotate`` is where an operator says that all have it.
+    """
+    kek = ring.keys.get(state.primary.wrapped.kek_id)
+    return ring if kek is None else replace(ring, primary=kek)
 
 
 def add_sealings(connection: Connection, counted: Mapping[int, int]) -> None:

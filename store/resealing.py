@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Connection, TextClause, text
 
 from store.keys import Vault
 from store.sealed_places import SealedTable
-from tokenfleet_client.envelope import DataKeys, Ring
+from tokenfleet_client.envelope import Binding, DataKeys, Ring
 from tokenfleet_client.errors import EnvelopeError
 
 BATCH: Final = 200
@@ -31,9 +31,13 @@ BATCH: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one batch did. ``after`` is where the next one begins, None at the end of the table."""
+    """What one batch did: rows, values in them that are under another key now, values that do not open.
 
-    resealed: int
+    ``after`` is where the next one begins, None at the end of the table.
+    """
+
+    rows: int
+    values: int
     unreadable: int
     after: tuple[int, ...] | None
 
@@ -57,33 +61,33 @@ def reseal_batch(
     start = after or (-(2**31),) * len(table.keys)
     parameters |= {f"after_{name}": value for name, value in zip(table.keys, start, strict=True)}
     rows = connection.execute(_select(table), parameters | {"limit": limit}).all()
-    unreadable = 0
+    values = unreadable = 0
     sealed: dict[str, list[bytes | None]] = {column.name: [] for column in table.columns}
     for row in rows:
         for column in table.columns:
-            value, ok = _resealed(row, column.name, rings[column.ring], table)
-            unreadable += not ok
+            before = row._mapping[column.name]
+            value = None if before is None else bytes(before)
+            if value is not None:
+                binding = column.binding(row.owner, row._mapping[f"{column.name}_generation"])
+                resealed = _resealed(rings[column.ring], value, binding)
+                values += resealed not in (None, value)
+                unreadable += resealed is None
+                value = resealed or value
             sealed[column.name].append(value)
-    if rows:
+    if values:
         names = {f"key_{name}": [row._mapping[name] for row in rows] for name in table.keys}
         connection.execute(_update(table), names | sealed)
-    return Batch(len(rows), unreadable, table.key_of(rows[-1]) if len(rows) == limit else None)
+    return Batch(len(rows), values, unreadable, table.key_of(rows[-1]) if len(rows) == limit else None)
 
 
-def _resealed(row: Row[Any], name: str, keys: DataKeys, table: SealedTable) -> tuple[bytes | None, bool]:
-    """Return the value under the primary key, and whether that is what it is under now."""
-    column = next(each for each in table.columns if each.name == name)
-    value = row._mapping[name]
-    if value is None:
-        return None, True
-    envelope = bytes(value)
-    binding = column.binding(row._mapping["owner"], row._mapping[f"{name}_generation"])
+def _resealed(keys: DataKeys, envelope: bytes, binding: Binding) -> bytes | None:
+    """Return ``envelope`` under the primary key, as it is if it is that already; None when it does not open."""
     try:
         if not keys.needs_reseal(envelope):
-            return envelope, True
-        return keys.seal(keys.open(envelope, binding), binding), True
+            return envelope
+        return keys.seal(keys.open(envelope, binding), binding)
     except EnvelopeError:
-        return envelope, False
+        return None
 
 
 @cache

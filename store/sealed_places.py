@@ -6,12 +6,18 @@ there as something else fails. History, deliveries and the outbox hold no sealed
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, text
 
-from tokenfleet_client.envelope import Binding, Ring
+from store import records
+from store.journal import SUFFIX
+from tokenfleet_client.envelope import Binding, Ring, key_id_of
+from tokenfleet_client.errors import EnvelopeError
 
 KEY_ID: Final = "substring({column} FROM 2 FOR 4)"
 """The data key id in the head of an envelope (``tokenfleet_client.envelope``), as SQL."""
@@ -63,7 +69,11 @@ SEALED_TABLES: Final = (
         "oauth_apps",
         (
             SealedColumn(
-                "client_secret", Ring.REFRESH, "app", "client_secret", "COALESCE(secret_generation, generation)"
+                "client_secret",
+                Ring.REFRESH,
+                "app",
+                "client_secret",
+                "COALESCE(secret_generation, generation)",
             ),
             SealedColumn(
                 "client_certificate", Ring.REFRESH, "app", "client_certificate", "certificate_generation"
@@ -101,7 +111,11 @@ class Use:
 
 
 def uses(connection: Connection) -> list[Use]:
-    """Return what is sealed under which key, by table and column. Reads every sealed row: seconds on millions."""
+    """Return what is sealed under which key, by table and column. Reads every sealed row: seconds on millions.
+
+    In a transaction of its caller's, whose statements may take as long as they need from now on.
+    """
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
     found: list[Use] = []
     for table in SEALED_TABLES:
         for column in table.columns:
@@ -116,3 +130,19 @@ def uses(connection: Connection) -> list[Use]:
                 Use(column.ring, int.from_bytes(bytes(row.key), "big"), place, row.values) for row in rows
             )
     return found
+
+
+def journal_uses(root: Path) -> list[Use]:
+    """Return what the journals below ``root`` hold under which key, those of the living and damaged segments too.
+
+    Raises :class:`OSError` when they may not be read from here.
+    """
+    counted: Counter[tuple[Ring, int]] = Counter()
+    for path in sorted(root.glob(f"*/*{SUFFIX}")):
+        # Removed meanwhile: then all of it is in Postgres.
+        with suppress(FileNotFoundError):
+            for answer in records.read(path, []):
+                for ring, value in ((Ring.ACCESS, answer.access_token), (Ring.REFRESH, answer.refresh_token)):
+                    with suppress(EnvelopeError):
+                        counted[ring, key_id_of(value or b"")] += 1
+    return [Use(ring, key_id, "journals here", count) for (ring, key_id), count in sorted(counted.items())]

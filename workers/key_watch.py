@@ -1,11 +1,11 @@
 """A worker keeps up with the data keys: new ones are unwrapped before they seal, and worn ones are replaced.
 
-Every :data:`LOOK_SECONDS` one short transaction adds up what was sealed and reads the few rows of ``data_keys``. Nothing
-of this is on the way of a refresh: a key service that is away is asked again at the next look, and what was unwrapped
-goes on, for as long as the process lives.
+Every :data:`LOOK_SECONDS` one short transaction adds up what was sealed and reads the few rows of ``data_keys``.
+Nothing of this is on the way of a refresh: a key service that is away is asked again at the next look, and what was
+unwrapped goes on, for as long as the process lives.
 
-Any worker replaces a worn key (``store.data_keys``): it announces a new one, and later makes it the primary one. Several
-at once do what one would.
+Any worker replaces a worn key (``store.data_keys``): it announces a new one, and later makes it the primary one.
+Several at once do what one would.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class KeyWatch:
         primaries = {self._vault.access.primary_id, self._vault.refresh.primary_id}
         configured = self._settings.access_ring.keys.keys() | self._settings.refresh_ring.keys.keys()
         missing = {row.wrapped.data_key_id for row in rows if row.wrapped.kek_id in configured} - held
-        return bool(missing) or primaries != {row.wrapped.data_key_id for row in rows if row.wrapped.is_primary}
+        return bool(missing) or primaries != {
+            row.wrapped.data_key_id for row in rows if row.wrapped.is_primary
+        }
 
     async def _replace_worn(self, ring: KeyRing, rows: list[DataKey]) -> None:
         state = data_keys.state_of(ring.ring, rows)
@@ -98,7 +100,8 @@ class KeyWatch:
         elif state.primary.is_worn:
             async with self._engine.connect() as connection:
                 key_id = await connection.run_sync(keys.next_key_id)
-            key = await asyncio.to_thread(keys.make_data_key, ring, key_id, is_primary=False)
+            wrapping = data_keys.wrapping_ring(ring, state)
+            key = await asyncio.to_thread(keys.make_data_key, wrapping, key_id, is_primary=False)
             async with self._engine.begin() as connection:
                 announced = await connection.run_sync(data_keys.announce_key, key)
             telemetry.logger().info(Event.KEY_ANNOUNCED.value, ring=ring.ring.value, data_key=announced)

@@ -152,7 +152,7 @@ class DataKeys:
         """
         held = {key_id: self._ciphers[key_id] for key_id in kept}
         renewed = DataKeys.__new__(DataKeys)
-        renewed._hold(self.ring, held | _ciphers_of(keys), primary_id)
+        renewed._hold(self.ring, held | _ciphers_of(keys), primary_id)  # noqa: SLF001 - one of our own kind
         renewed.sealings = self.sealings
         return renewed
 
