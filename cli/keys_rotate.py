@@ -77,8 +77,8 @@ def rotate(ctx: click.Context, data_keys: bool, wait_seconds: float, rate: int) 
         left = _Resealing(engine, vault, rate).run()
     if left:
         click.echo(
-            f"{counted(left, 'value')} stay under former keys: 'tokenfleet keys status' shows where; run this again "
-            "when every worker is up to date",
+            f"not under the newest keys yet: {counted(left, 'value')}; 'tokenfleet keys status' shows where, and this "
+            "can be run again when every worker is up to date",
             err=True,
         )
         ctx.exit(1)
