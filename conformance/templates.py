@@ -118,6 +118,8 @@ def computed_value(computed: Computed, values: Mapping[str, str]) -> str:
 def _text(data: bytes, encoding: str) -> str:
     if encoding == "hex":
         return data.hex()
+    if encoding == "upper_hex":
+        return "".join(f"{byte:02X}" for byte in data)
     if encoding == "base64":
         return base64.b64encode(data).decode()
     return base64.urlsafe_b64encode(data).decode().rstrip("=")

@@ -26,6 +26,7 @@ def lifetime_mistakes(spec: ProviderSpec) -> Iterator[Finding]:
     yield from _rotation(spec)
     yield from _lifetimes(spec)
     yield from _kept_token(spec)
+    yield from _one_place(spec)
     if spec.refresh.grant == "none":
         yield from _never_renewed(spec)
 
@@ -145,6 +146,13 @@ def _kept_token(spec: ProviderSpec) -> Iterator[Finding]:
                 ("steps", number, "answer", "keeps_access_token"),
                 "has no meaning in a step: what it has to bring is an access token",
             )
+
+
+def _one_place(spec: ProviderSpec) -> Iterator[Finding]:
+    """Report a refresh token that is read where the access token stands: it would take that one's place."""
+    both = set(spec.answer.access_token) & set(spec.answer.refresh_token)
+    if spec.refresh.grant == "refresh_token" and both:
+        yield ("answer", "refresh_token"), f"is {min(both)}, where the access token stands"
 
 
 def _never_renewed(spec: ProviderSpec) -> Iterator[Finding]:
