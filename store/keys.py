@@ -45,7 +45,17 @@ def load_wrapped(connection: Connection) -> list[WrappedKey]:
 def open_vault(connection: Connection, settings: Settings) -> Vault:
     """Return the keys of both rings, creating each ring's first data key when there is none.
 
-    Raises :class:`UserError` when a key-encryption key is missing or is another installation's.
+    Raises :class:`UserError` when a key-encryption key is missing, is another installation's, or is kept by a service
+    that is away. The caller's transaction is open while a service is asked: a worker, whose sessions may not be idle
+    for long, uses :func:`prepare` and :func:`unwrapped`.
+    """
+    return unwrapped(prepare(connection, settings), settings)
+
+
+def prepare(connection: Connection, settings: Settings) -> list[WrappedKey]:
+    """Return every data key, still wrapped, creating each ring's first one when there is none.
+
+    Raises as :func:`open_vault` does.
     """
     for ring in (settings.access_ring, settings.refresh_ring):
         if ring.primary is None:
@@ -54,7 +64,11 @@ def open_vault(connection: Connection, settings: Settings) -> Vault:
                 "generate' and set TOKENFLEET_KEYS_FILE to the file it writes"
             )
         _ensure_primary(connection, ring)
-    rows = load_wrapped(connection)
+    return load_wrapped(connection)
+
+
+def unwrapped(rows: list[WrappedKey], settings: Settings) -> Vault:
+    """Return the keys of both rings, ready for use. Raises as :func:`open_vault` does."""
     return Vault(_unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows))
 
 

@@ -149,7 +149,14 @@ class Engine:
             fatal.append("Postgres does not answer; no refresh starts")
         if self._journal.trouble is not None:
             fatal.append(f"the journal cannot be written ({self._journal.trouble}); no refresh starts")
-        parts = (self._writing, self._flushing, self._leasing, self._reporting, self._housekeeping)
+        parts = (
+            self._writing,
+            self._flushing,
+            self._leasing,
+            self._reporting,
+            self._housekeeping,
+            self._watching,
+        )
         if any(task.done() for task in parts):
             fatal.append("a part of this worker has ended; restart it")
         if self._surroundings.redis_away:
@@ -162,7 +169,8 @@ class Engine:
             settings.database_url, application_name=f"tokenfleet worker {self.name}", pool_size=POOL_SIZE
         )
         async with self._engine.begin() as connection:
-            self._vault = await connection.run_sync(keys.open_vault, settings)
+            wrapped = await connection.run_sync(keys.prepare, settings)
+        self._vault = await asyncio.to_thread(keys.unwrapped, wrapped, settings)
         self._writing_engine = make_async_engine(
             settings.database_url,
             application_name=f"tokenfleet writer {self.name}",

@@ -107,7 +107,7 @@ class WebhookEngine:
 
     def problems(self) -> list[str]:
         """Return what hampers the delivery of webhooks, for ``/healthz``."""
-        if self._settling.done():
+        if self._settling.done() or self._watching.done():
             return ["webhooks: a part of this worker has ended; restart it"]
         return [] if self._settler.available else ["webhooks: Postgres refuses what came of deliveries"]
 
@@ -117,7 +117,8 @@ class WebhookEngine:
             settings.database_url, application_name=f"tokenfleet webhooks {self.name}", pool_size=POOL_SIZE
         )
         async with self._engine.begin() as connection:
-            vault = await connection.run_sync(keys.open_vault, settings)
+            wrapped = await connection.run_sync(keys.prepare, settings)
+        vault = await asyncio.to_thread(keys.unwrapped, wrapped, settings)
         self._receivers = Receivers(
             timeout_seconds=tunables.webhook_timeout_seconds,
             allow_private=tunables.allow_private_webhooks,

@@ -111,7 +111,9 @@ def test_tokens_secrets_certificates_and_webhook_secrets_come_under_the_new_keys
                 variables={},
                 keep_previous=True,
             )
-        app_certificates.put(connection, vault.refresh, app_id, Secret("certificate"))
+            if secret is secrets[0]:
+                # Sealed for a generation of its own from the next secret on.
+                app_certificates.put(connection, vault.refresh, app_id, Secret("certificate"))
         endpoint, signing = endpoints.add(
             connection, vault.refresh, url="https://receiver.test/", concurrency=1
         )
