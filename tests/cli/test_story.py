@@ -23,7 +23,7 @@ from store.keys import Vault
 from store.story import Story, Told
 from tests.cli.conftest import Shell
 from tests.cli.test_explain import ACCOUNT, MINUTE, NOW, SCHEDULE
-from tests.support.builders import ACTOR, begin_attempt, make_account, make_app, rejection
+from tests.support.builders import ACTOR, begin_attempt, make_account, make_app, make_due, rejection
 from tokenfleet.jobs import AppId
 from tokenfleet_client.contract import AccountStatus
 
@@ -194,10 +194,11 @@ def test_history_reads_what_stands_beside_the_account(
     tokenfleet: Shell, engine: Engine, vault: Vault
 ) -> None:
     app = make_app(engine, vault, name="default")
-    ids = [make_account(engine, vault, app) for _ in range(2)]
+    ids = [make_account(engine, vault, app, due_in=timedelta(hours=1)) for _ in range(2)]
     tokenfleet("webhooks", "add", "https://example.com/hook")
     tokenfleet("accounts", "refresh", str(ids[0]), "--reason", "customer called")
     for each in ids:
+        make_due(engine, each)
         attempt = begin_attempt(engine, app, each)
         with engine.begin() as connection:
             rejections.reject(connection, [rejection(each, epoch=attempt.epoch, generation=1)], actor=ACTOR)
