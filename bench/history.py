@@ -78,8 +78,8 @@ def measure(engine: Engine, accounts: int, past: int, rate: int) -> None:
     with engine.begin() as connection:
         today = history.utc_date(database_now(connection))
         # Yesterday gets a partition as well, as it had in its time.
-        for day in (today - timedelta(days=1), today):
-            history.maintain_partitions(connection, today=day, retention_days=30)
+        for date in (today - timedelta(days=1), today):
+            history.maintain_partitions(connection, today=date, retention_days=30)
         connection.execute(_APPS)
     fill(engine, accounts, past, rate * 600)
     with engine.connect() as connection:
