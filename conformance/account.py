@@ -15,6 +15,7 @@ from conformance.clock import Clock
 from providers.credentials import APP_FAULTS, ClientCredentials, Grant, RequestBuildError
 from providers.exchange import Exchange
 from providers.registry import Provider
+from providers.steps import followed
 from providers.transport import Transport
 from tokenfleet.dead_probes import weigh_dead_probe
 from tokenfleet.learning import refresh_token_end
@@ -129,14 +130,7 @@ class Account:
             if not isinstance(outcome, Refreshed):
                 decision = self._decide(outcome, replayed=False)
                 return self._settled(Attempted(exchange, outcome, decision, False, self.clock.now))
-            brought = outcome.answer
-            answer = replace(
-                brought,
-                refresh_token=answer.refresh_token,
-                refresh_token_expires_at=answer.refresh_token_expires_at,
-                scope=brought.scope if brought.scope is not None else answer.scope,
-                variables={**answer.variables, **brought.variables},
-            )
+            answer = followed(answer, outcome.answer)
         ended = Refreshed(answer)
         return self._settled(replace(first, outcome=ended, decision=self._decide(ended, replayed=False)))
 

@@ -68,7 +68,9 @@ class Player:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         _, name, rest = request.raw_path.split("/", 2)
         authority, _, target = rest.partition("/")
-        stage = self._stages[name]
+        stage = self._stages.get(name)
+        if stage is None:  # Whoever asked was interrupted, and its stage is down before its request was read.
+            return reset(request)
         headers: dict[str, str] = {}
         for header, value in request.headers.items():
             headers[header.lower()] = value

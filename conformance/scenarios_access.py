@@ -29,6 +29,10 @@ async def probe(trial: Trial) -> None:
             continue
         door.script.append(page)
         await _expect_verdict(trial, Verdict.UNCLEAR, f"an answer of {page.status}")
+    if trial.truth.refresh.grant == "none":
+        for status in spec.dead_status:
+            door.script.append(Reply(status, FIREWALL_PAGE, content_type="text/html"))
+            await _expect_verdict(trial, Verdict.UNCLEAR, f"a gateway's web page with {status}")
     trial.stage.chain.kill_access_token()
     for _ in range(door.deaths):
         await _expect_verdict(trial, Verdict.DEAD, "a token that was ended")

@@ -118,6 +118,8 @@ def computed_value(computed: Computed, values: Mapping[str, str]) -> str:
 def _text(data: bytes, encoding: str) -> str:
     if encoding == "hex":
         return data.hex()
+    if encoding == "upper_hex":
+        return "".join(f"{byte:02X}" for byte in data)
     if encoding == "base64":
         return base64.b64encode(data).decode()
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
@@ -154,6 +156,8 @@ def read_assertion(
     for name, value in expected.items():
         if claims.get(name) != value:
             raise BadAssertion(f"has another {name} than was expected")
+    if not assertion.subject and "sub" in claims:
+        raise BadAssertion("names a subject (sub), whom nobody asked for")
     audience = claims.get("aud")
     if filled(assertion.audience, values) not in (audience if isinstance(audience, list) else [audience]):
         raise BadAssertion("is for another audience (aud)")

@@ -11,9 +11,14 @@ from typing import Final
 
 from providers.credentials import ACCESS_TOKEN, ASSERTION, REFRESH_TOKEN
 from providers.patterns import Pattern
-from providers.placement import HEADER_AUTHENTICATIONS, used_names
+from providers.placement import (
+    HEADER_AUTHENTICATIONS,
+    PARAMETER_AUTHENTICATIONS,
+    revoke_authentication,
+    used_names,
+)
 from providers.problems import Location
-from providers.request_contradictions import header_mistakes
+from providers.request_contradictions import header_mistakes, json_mistakes
 from providers.rule_mistakes import BODILESS
 from providers.rules import scalar_text, statuses_of
 from providers.spec import ProviderSpec
@@ -77,8 +82,13 @@ def _probe_request(spec: ProviderSpec, probe: Probe) -> Iterator[Finding]:
 
 def _probe_answer(probe: Probe) -> Iterator[Finding]:
     alive, dead = set(probe.alive_status), set(probe.dead_status)
+    if not alive:
+        yield ("alive_status",), "is empty: no answer would ever say that the token works"
     if both := sorted(alive & dead):
         yield ("dead_status",), f"has {both[0]}, which means by alive_status that the token works"
+    for status in sorted(alive):
+        if status == 429 or status >= 500:
+            yield ("alive_status",), f"has {status}, which says nothing of a token"
     for status in probe.dead_status:
         if status == 429 or not 400 <= status <= 499:
             yield ("dead_status",), f"has {status}, which says nothing of a token"
@@ -128,6 +138,13 @@ def _overlaps(condition: Condition, pattern: str) -> bool:
 
 def _revoke(spec: ProviderSpec, revoke: Revoke) -> Iterator[Finding]:
     placed = used_names(spec, call_texts(revoke).values())
+    authentication = revoke_authentication(spec, revoke)
+    if revoke.body == "none" and not revoke.parameter and authentication in PARAMETER_AUTHENTICATIONS:
+        # Also what is inherited: the only place left would be the URL, which is logged.
+        yield (
+            ("authentication",),
+            f"is {authentication}, which has no place because body is 'none': say how this request authenticates",
+        )
     grant = spec.refresh.grant
     if revoke.token == REFRESH_TOKEN and grant not in HAVE_REFRESH_TOKEN:
         yield ("token",), f"is 'refresh_token', but accounts of the grant {grant} have none"
@@ -160,12 +177,24 @@ def _revoke(spec: ProviderSpec, revoke: Revoke) -> Iterator[Finding]:
             )
 
 
+def _places(spec: ProviderSpec, call: Probe | Revoke) -> dict[str, Location]:
+    """Return where each parameter of a request stands, by its name."""
+    places: dict[str, Location] = {}
+    if isinstance(call, Revoke):
+        names = spec.refresh.names
+        own = [name for name in (call.parameter, names.client_id, names.client_secret) if name]
+        places = dict.fromkeys(own, ("parameter",))
+    return places | {name: ("parameters", name) for name in call.parameters}
+
+
 def _request(spec: ProviderSpec, call: Probe | Revoke) -> Iterator[Finding]:
     """Say what neither of the two can send."""
     if call.method == "GET" and call.body in ("form", "json") and "body" in call.model_fields_set:
         yield ("body",), "has no meaning for a GET request, whose parameters are in its query"
     if call.body == "none" and call.parameters:
         yield ("parameters",), "have no place, because body is 'none'"
+    if call.body == "json" and call.method != "GET":
+        yield from json_mistakes(_places(spec, call))
     if spec.assertion is None:
         for key, text in call_texts(call).items():
             if ASSERTION in used_names(spec, [text]):

@@ -1,4 +1,4 @@
-"""Requests beside the token request, compiled from what a definition says of each: probes and revocations.
+"""Requests beside the token request, compiled from what a definition says of each: probes, revocations and steps.
 
 Built without I/O. A parameter goes where the definition puts parameters, so a secret stands in a URL only within a
 query that the definition asks for. The client certificate is presented here too, if the definition has one: a server
@@ -18,7 +18,7 @@ from providers.exchange import TokenRequest
 from providers.oauth2 import certificate_of
 from providers.parameters import FORM_TYPE, JSON_TYPE, form, json_body, with_query
 from providers.spec import ProviderSpec
-from providers.spec_requests import Probe, Revoke
+from providers.spec_requests import Probe, Revoke, Step
 from providers.templates import text_template, url_template
 from providers.values import Values, template_rules
 
@@ -43,7 +43,7 @@ class Call:
     def __init__(
         self,
         spec: ProviderSpec,
-        said: Probe | Revoke,
+        said: Probe | Revoke | Step,
         *,
         allow_http: bool,
         headers: Mapping[str, str] = _NOTHING,

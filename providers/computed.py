@@ -60,6 +60,8 @@ class Computation:
     def _encoded(self, data: bytes) -> str:
         if self._encoding == "hex":
             return data.hex()
+        if self._encoding == "upper_hex":
+            return data.hex().upper()
         return base64url(data) if self._encoding == "base64url" else b64encode(data).decode("ascii")
 
 

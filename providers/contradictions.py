@@ -13,7 +13,9 @@ from providers.lifetime_contradictions import lifetime_mistakes
 from providers.problems import Location
 from providers.request_contradictions import request_mistakes
 from providers.rule_mistakes import rule_mistakes
+from providers.size_mistakes import size_mistakes
 from providers.spec import ProviderSpec
+from providers.step_mistakes import step_mistakes
 from providers.template_contradictions import template_mistakes
 
 Finding = tuple[Location, str]
@@ -21,6 +23,9 @@ Finding = tuple[Location, str]
 
 def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
     """Return every contradiction in ``spec``: where it stands, and the reason in plain words."""
+    if too_large := list(size_mistakes(spec)):
+        # What is compared with each other below takes time that grows faster than the definition.
+        return too_large
     return [
         *template_mistakes(spec, allow_http=allow_http),
         *request_mistakes(spec),
@@ -28,6 +33,7 @@ def contradictions(spec: ProviderSpec, *, allow_http: bool) -> list[Finding]:
         *lifetime_mistakes(spec),
         *_rate(spec),
         *call_mistakes(spec),
+        *step_mistakes(spec),
         *connect_mistakes(spec),
     ]
 

@@ -26,6 +26,7 @@ def lifetime_mistakes(spec: ProviderSpec) -> Iterator[Finding]:
     yield from _rotation(spec)
     yield from _lifetimes(spec)
     yield from _kept_token(spec)
+    yield from _one_place(spec)
     if spec.refresh.grant == "none":
         yield from _never_renewed(spec)
 
@@ -47,6 +48,9 @@ def _rotation(spec: ProviderSpec) -> Iterator[Finding]:
     idle = lifetimes.refresh_idle_seconds
     if idle is not None and rotation.grace_seconds > idle:
         yield ("rotation", "grace_seconds"), f"is longer than a refresh token lives unused ({idle})"
+    absolute = lifetimes.refresh_absolute_seconds
+    if absolute is not None and rotation.grace_seconds > absolute:
+        yield ("rotation", "grace_seconds"), f"is longer than a grant lives ({absolute})"
     if rotation.max_live_per and rotation.max_live is None:
         yield ("rotation", "max_live_per"), "has no meaning without max_live"
 
@@ -145,6 +149,13 @@ def _kept_token(spec: ProviderSpec) -> Iterator[Finding]:
                 ("steps", number, "answer", "keeps_access_token"),
                 "has no meaning in a step: what it has to bring is an access token",
             )
+
+
+def _one_place(spec: ProviderSpec) -> Iterator[Finding]:
+    """Report a refresh token that is read where the access token stands: it would take that one's place."""
+    both = set(spec.answer.access_token) & set(spec.answer.refresh_token)
+    if spec.refresh.grant == "refresh_token" and both:
+        yield ("answer", "refresh_token"), f"is {min(both)}, where the access token stands"
 
 
 def _never_renewed(spec: ProviderSpec) -> Iterator[Finding]:

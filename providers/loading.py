@@ -16,9 +16,15 @@ from providers.problems import Location, Problem, key_text, told
 from providers.spec import ProviderSpec
 from providers.toml_lines import Lines
 
-MAX_FILE_BYTES: Final = 256 * 1024
+MAX_FILE_BYTES: Final = 64 * 1024
+"""Twenty times the longest of the catalogue."""
 SUFFIX: Final = ".toml"
+MAX_KEY_PARTS: Final = 100
+"""More parts than this between the dots of one key are no definition, and take the parser minutes."""
 
+_BYTE_ORDER_MARK: Final = "\ufeff"
+_TWICE = re.compile(r"Cannot declare \(([^)]*)\) twice")
+_NAMES = re.compile(r"'([^']*)'")
 _POSITION = re.compile(r"\s*\(at line (\d+), column \d+\)|\s*\(at end of document\)")
 
 
@@ -58,17 +64,24 @@ def read_files(files: Iterable[Path], *, allow_http: bool) -> tuple[list[Definit
 def read_definition(file: Path, *, allow_http: bool) -> tuple[ProviderSpec | None, list[Problem]]:
     """Return the definition in ``file``, or None and its mistakes."""
     try:
-        if file.stat().st_size > MAX_FILE_BYTES:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
             return None, [Problem(str(file), None, "", f"is larger than {MAX_FILE_BYTES // 1024} KiB")]
-        text = file.read_text("utf-8")
+        text = data.decode("utf-8").removeprefix(_BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         return None, [Problem(str(file), None, "", "is not UTF-8 text")]
     except OSError as error:
         return None, [Problem(str(file), None, "", f"cannot be read: {error.strerror}")]
+    if (line := _endless_key(text)) is not None:
+        return None, [Problem(str(file), line, "", f"has a key of more than {MAX_KEY_PARTS} parts")]
     try:
         document = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         return None, [_syntax(file, str(error))]
+    except ValueError:
+        # Python reads no number of more than some thousand digits.
+        return None, [Problem(str(file), None, "", "holds a number that is too long")]
     except RecursionError:
         return None, [Problem(str(file), None, "", "is nested too deeply")]
     try:
@@ -104,7 +117,22 @@ def _problems(file: Path, text: str, findings: list[tuple[Location, str]]) -> li
     )
 
 
+def _endless_key(text: str) -> int | None:
+    """Return the line of a key that has too many parts to be parsed in reasonable time."""
+    if text.count(".") <= MAX_KEY_PARTS:
+        return None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.partition("=")[0].partition("#")[0].count(".") > MAX_KEY_PARTS:
+            return number
+    return None
+
+
 def _syntax(file: Path, message: str) -> Problem:
     position = _POSITION.search(message)
     line = int(position[1]) if position and position[1] else None
-    return Problem(str(file), line, "", f"is not TOML: {_POSITION.sub('', message)}")
+    reason = _POSITION.sub("", message)
+    if twice := _TWICE.fullmatch(reason):
+        reason = f"[{'.'.join(_NAMES.findall(twice[1]))}] is there twice"
+    elif reason == "Cannot overwrite a value":
+        reason = "a key is there twice"
+    return Problem(str(file), line, "", f"is not TOML: {reason}")

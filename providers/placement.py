@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from providers.credentials import ACCESS_TOKEN, ASSERTION, CLIENT_SECRET, REFRESH_TOKEN
 from providers.spec import ProviderSpec
+from providers.spec_requests import Revoke
 from providers.templates import placeholders
 
 JWT_BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -43,6 +44,8 @@ HEADER_AUTHENTICATIONS: Final = frozenset(
     {"client_secret_basic", "client_secret_as_user", "bearer_assertion"}
 )
 """Which of them are an Authorization header."""
+PARAMETER_AUTHENTICATIONS: Final = frozenset({"client_secret_post", "private_key_jwt", "signed_secret"})
+"""Which of them are parameters."""
 
 SecretUse = Literal["none", "secret", "signing_key"]
 
@@ -82,6 +85,12 @@ def authentication(spec: ProviderSpec) -> str:
     if own in ASSERTION_AUTHENTICATIONS and ASSERTION in covered:
         return "none"
     return own
+
+
+def revoke_authentication(spec: ProviderSpec, revoke: Revoke) -> str:
+    """Return how the revocation authenticates by itself: ``none`` where a template places the client's secret."""
+    covered = used_names(spec, [*revoke.parameters.values(), *revoke.headers.values()])
+    return "none" if CLIENT_SECRET in covered else revoke.authentication or spec.client.authentication
 
 
 def sends_parameters(spec: ProviderSpec) -> bool:
@@ -145,18 +154,16 @@ def secret_use(spec: ProviderSpec) -> SecretUse:
     """Return what the app's secret is needed for, in any request of this definition."""
     if spec.assertion is not None and spec.assertion.algorithm != "HS256":
         return "signing_key"
-    texts = [*spec.refresh.parameters.values(), *spec.refresh.headers.values()]
-    if spec.revoke is not None:
-        texts += [*spec.revoke.parameters.values(), *spec.revoke.headers.values()]
-        if spec.revoke.authentication in SECRET_AUTHENTICATIONS:
-            return "secret"
-    if spec.probe is not None:
-        texts += [
-            spec.probe.authorization,
-            *spec.probe.headers.values(),
-            *spec.probe.parameters.values(),
-        ]
-    for step in spec.steps:
-        texts += [*step.parameters.values(), *step.headers.values()]
+    if spec.revoke is not None and spec.revoke.authentication in SECRET_AUTHENTICATIONS:
+        return "secret"
     needed = spec.client.authentication != "none" or spec.assertion is not None
-    return "secret" if needed or CLIENT_SECRET in used_names(spec, texts) else "none"
+    return "secret" if needed or CLIENT_SECRET in used_names(spec, sent_texts(spec)) else "none"
+
+
+def sent_texts(spec: ProviderSpec) -> list[str]:
+    """Return every template of parameters and headers, of any request of this definition."""
+    texts = [*spec.refresh.parameters.values(), *spec.refresh.headers.values()]
+    for each in (spec.probe, spec.revoke, *spec.steps):
+        if each is not None:
+            texts += [*each.parameters.values(), *each.headers.values()]
+    return [*texts, spec.probe.authorization] if spec.probe is not None else texts

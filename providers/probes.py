@@ -3,7 +3,8 @@
 Built and read without I/O from a definition and one account. Whatever comes back has a verdict. No answer to a probe
 says anything about a grant: one that calls the token dead is a reason to refresh, and everything else is a reason to
 look again later (G4). So a firewall, an outage and a rate limit of that endpoint change nothing, and a word against the
-token counts only in a body that was read whole.
+token counts only in a body that was read whole. Of a token that is never renewed, a probe's word is the last one
+(``tokenfleet.dead_probes``), and so a bare status counts less.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from enum import StrEnum
 from typing import Final
 
 from providers.calls import AUTHORIZATION, Call
-from providers.credentials import ClientCredentials, Grant, RequestBuildError
+from providers.credentials import ASSERTION, CLIENT_SECRET, ClientCredentials, Grant, RequestBuildError
 from providers.documents import Document, parse
-from providers.exchange import Exchange, Failure, TokenRequest
+from providers.exchange import Answer, Exchange, Failure, TokenRequest
+from providers.placement import used_names
 from providers.rules import CompiledRule, condition_test
 from providers.spec import ProviderSpec
 from providers.spec_answers import ErrorRule
 from providers.spec_requests import Probe, ProbeRule
+from providers.templates import CLIENT_ID
 
 PROBE_TIMEOUT_SECONDS: Final = 5.0
 """A cheap request that takes longer says nothing any more, and its account has other things to do."""
@@ -42,12 +45,24 @@ class ProbeReading:
 
     verdict: Verdict
     code: str
+    may_be_the_clients: bool = False
+    """The request has shown the client's own credentials too, and no word says that these were not what was meant."""
 
 
 class ProbeRequests:
     """Builds and reads the probes of one definition. Immutable; safe in any thread."""
 
-    __slots__ = ("_alive", "_alive_when", "_call", "_dead", "_dead_when", "_needs_scope", "_reads_bodies")
+    __slots__ = (
+        "_alive",
+        "_alive_when",
+        "_call",
+        "_dead",
+        "_dead_when",
+        "_is_last_word",
+        "_needs_scope",
+        "_reads_bodies",
+        "_shows_client",
+    )
 
     def __init__(self, spec: ProviderSpec, probe: Probe, *, allow_http: bool) -> None:
         """Compile ``probe`` of ``spec``, which has passed ``providers.contradictions``."""
@@ -58,7 +73,11 @@ class ProbeRequests:
         self._dead = frozenset(probe.dead_status)
         self._dead_when = tuple(map(_compiled, probe.dead_when))
         self._reads_bodies = bool(self._alive_when or self._dead_when)
+        # Of a token that is renewed, a refresh has the last word.
+        self._is_last_word = spec.refresh.grant == "none"
         self._needs_scope = frozenset((probe.needs_scope or "").split())
+        texts = [probe.authorization, *probe.parameters.values(), *probe.headers.values()]
+        self._shows_client = not used_names(spec, texts).isdisjoint((CLIENT_ID, CLIENT_SECRET, ASSERTION))
 
     @property
     def required_variables(self) -> frozenset[str]:
@@ -86,8 +105,9 @@ class ProbeRequests:
     def read(self, exchange: Exchange) -> ProbeReading:
         """Return what ``exchange`` says of the token that was tried out. Never raises.
 
-        A word of ``dead_when`` counts whatever the status means, unless all of ``alive_when`` holds beside it: who says
-        both has not been definite.
+        Where nothing renews the token, a status counts against it only if no web page comes with it: that is what
+        gateways and login walls answer with, not an API. A word of ``dead_when`` counts whatever the status means,
+        unless all of ``alive_when`` holds beside it: who says both has not been definite.
         """
         if isinstance(exchange, Failure):
             return ProbeReading(Verdict.UNCLEAR, exchange.code)
@@ -101,13 +121,19 @@ class ProbeRequests:
         if word is not None:
             contradicted = is_alive and self._alive_when
             return ProbeReading(Verdict.UNCLEAR, code) if contradicted else ProbeReading(Verdict.DEAD, word)
-        if status in self._dead:
-            return ProbeReading(Verdict.DEAD, code)
+        if status in self._dead and not (self._is_last_word and _is_page(exchange)):
+            return ProbeReading(Verdict.DEAD, code, self._shows_client)
         return ProbeReading(Verdict.ALIVE if is_alive else Verdict.UNCLEAR, code)
 
     def _word_against(self, status: int, document: Document | None) -> str | None:
         words = (rule.code_for(status, document) for rule in self._dead_when)
         return next((word for word in words if word is not None), None)
+
+
+def _is_page(answer: Answer) -> bool:
+    """Answer whether ``answer`` is for a browser, whatever it calls itself."""
+    kind = answer.headers.get("content-type", "").lower()
+    return kind.startswith(("text/html", "application/xhtml")) or answer.body.lstrip()[:1] == b"<"
 
 
 def _compiled(rule: ProbeRule) -> CompiledRule:

@@ -35,10 +35,10 @@ _TYPES: Final = {
     "finite_number": "must be a finite number",
 }
 _BOUNDS: Final = {
-    "greater_than": "must be more than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be less than {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
+    "greater_than": "must be more than {gt:.15g}",
+    "greater_than_equal": "must be at least {ge:.15g}",
+    "less_than": "must be less than {lt:.15g}",
+    "less_than_equal": "must be at most {le:.15g}",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "too_short": "must have at least {min_length} entries",
@@ -74,7 +74,7 @@ def told(errors: Sequence[ErrorDetails]) -> list[tuple[Location, str]]:
     """Return the location and reason of each validation error, one for each location."""
     found: dict[Location, list[str]] = {}
     for error in errors:
-        location = _known_part(error["loc"])
+        location = _location(error)
         reason = _reason(error, location)
         if reason not in (reasons := found.setdefault(location, [])):
             reasons.append(reason)
@@ -95,7 +95,8 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 def _reason(error: ErrorDetails, location: Location) -> str:
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "missing":
-        return "is missing"
+        hint = ": without refresh tokens, its policy is 'never'" if location == ("rotation",) else ""
+        return f"is missing{hint}"
     if kind == "extra_forbidden":
         name = str(location[-1])
         known = list(_model_at(location[:-1]).model_fields)
@@ -109,6 +110,12 @@ def _reason(error: ErrorDetails, location: Location) -> str:
     if kind in _BOUNDS:
         return _BOUNDS[kind].format_map(context)
     return _TYPES.get(kind, error["msg"][0].lower() + error["msg"][1:])
+
+
+def _location(error: ErrorDetails) -> Location:
+    if error["type"] == "extra_forbidden":  # its last part is what somebody wrote, whatever it looks like
+        return (*_known_part(error["loc"][:-1]), error["loc"][-1])
+    return _known_part(error["loc"])
 
 
 def _known_part(location: tuple[int | str, ...]) -> Location:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Final
 
@@ -141,6 +141,11 @@ def _dotted(spec: ProviderSpec) -> Iterator[Finding]:
             if "." in name:
                 yield location, f"leads with {name!r} into an object, which only a JSON body has"
         return
+    yield from json_mistakes(places)
+
+
+def json_mistakes(places: Mapping[str, Location]) -> Iterator[Finding]:
+    """Yield the names that cannot be members of one JSON document, each where it stands."""
     for name, location in places.items():
         if not all(name.split(".")):
             yield location, f"has an empty part: {name!r}"
@@ -195,8 +200,10 @@ def _assertion(spec: ProviderSpec) -> Iterator[Finding]:
     if assertion.algorithm != "HS256":
         if own in placement.SECRET_AUTHENTICATIONS:
             yield ("client", "authentication"), "would send the app's secret, which is the signing key here"
-        if CLIENT_SECRET in placement.placed(spec):
+        if CLIENT_SECRET in placement.used_names(spec, placement.sent_texts(spec)):
             yield ("assertion", "algorithm"), "makes the app's secret a signing key, and a template sends it"
+        if spec.revoke is not None and spec.revoke.authentication in placement.SECRET_AUTHENTICATIONS:
+            yield ("revoke", "authentication"), "would send the app's secret, which is the signing key here"
 
 
 def _computed(name: str, computed: Computed) -> Iterator[Finding]:
@@ -214,5 +221,5 @@ def _computed(name: str, computed: Computed) -> Iterator[Finding]:
         yield ("computed", name, "unit"), f"has no meaning for the kind {computed.kind!r}"
     if "encoding" in given and computed.kind == "timestamp":
         yield ("computed", name, "encoding"), "has no meaning for the kind 'timestamp'"
-    if "encoding" in given and computed.kind == "base64" and computed.encoding == "hex":
-        yield ("computed", name, "encoding"), "is 'hex', but the kind is 'base64'"
+    if "encoding" in given and computed.kind == "base64" and computed.encoding.endswith("hex"):
+        yield ("computed", name, "encoding"), f"is {computed.encoding!r}, but the kind is 'base64'"

@@ -16,7 +16,6 @@ from providers.calls import AUTHORIZATION, Call
 from providers.client_authentication import way
 from providers.credentials import (
     ACCESS_TOKEN,
-    CLIENT_SECRET,
     REFRESH_TOKEN,
     ClientCredentials,
     Grant,
@@ -24,7 +23,12 @@ from providers.credentials import (
 )
 from providers.documents import Document, parse
 from providers.exchange import Exchange, Failure, TokenRequest
-from providers.placement import ASSERTION_AUTHENTICATIONS, HEADER_AUTHENTICATIONS, used_names
+from providers.placement import (
+    ASSERTION_AUTHENTICATIONS,
+    HEADER_AUTHENTICATIONS,
+    revoke_authentication,
+    used_names,
+)
 from providers.rules import CompiledRule
 from providers.spec import ProviderSpec
 from providers.spec_requests import Revoke
@@ -76,11 +80,8 @@ class RevocationRequests:
 
     def __init__(self, spec: ProviderSpec, revoke: Revoke, *, allow_http: bool) -> None:
         """Compile ``revoke`` of ``spec``, which has passed ``providers.contradictions``."""
-        authentication = revoke.authentication or spec.client.authentication
+        authentication = revoke_authentication(spec, revoke)
         placed = used_names(spec, [*revoke.parameters.values(), *revoke.headers.values()])
-        if CLIENT_SECRET in placed:
-            # A template has it: it is not sent a second time.
-            authentication = "none"
         self._call = Call(
             spec,
             revoke,

@@ -115,7 +115,7 @@ class Computed(Part):
     """What is hashed or encoded."""
     key: Template | None = None
     """What ``hmac_sha256`` is keyed with."""
-    encoding: Literal["hex", "base64", "base64url"] = "hex"
+    encoding: Literal["hex", "upper_hex", "base64", "base64url"] = "hex"
     """How bytes are written; base64url without padding. ``base64`` is base64, or base64url where this says so."""
     unit: Literal["seconds", "milliseconds"] = "seconds"
     """Of a ``timestamp``."""

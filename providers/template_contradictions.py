@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from providers import hosts
 from providers.credentials import ACCESS_TOKEN, CLIENT_SECRET, CREDENTIALS, REFRESH_TOKEN
 from providers.problems import Location, close_matches, suggestion
 from providers.spec import ProviderSpec
@@ -73,6 +74,10 @@ def _declarations(spec: ProviderSpec, used: set[str], *, allow_http: bool) -> It
             yield ("variables", name), "is a credential, which no variable can have the name of"
         elif name not in used and not variable.from_answer:
             yield ("variables", name), "is declared but no template uses it and no answer states it"
+        if variable.kind == "url":
+            for index, pattern in enumerate(variable.pattern):
+                if (mistake := hosts.pattern_mistake(pattern)) is not None:
+                    yield ("variables", name, "pattern", index), mistake
         if variable.default is not None:
             try:
                 rules[name].check(variable.default, allow_http=allow_http)

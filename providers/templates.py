@@ -3,7 +3,8 @@
 Invariant: an expanded URL never leaves the host that its definition allows, whatever the variables hold.
 Variables are checked against their kind and patterns when a request is built; in a path or query they are
 percent-encoded; in a host they can only be host characters; the end of a literal host can be completed
-only by values that the definition lists. RFC 3986 sections 3.2 to 3.4.
+only by values that the definition lists. RFC 3986 sections 3.2 to 3.4. Nor does it lead into our own network by an
+address or a name that says so (``providers.hosts``).
 
 Braces that are meant as such, in a GraphQL query say, are written twice: ``{{ viewer {{ id }} }}``.
 """
@@ -17,6 +18,7 @@ from functools import lru_cache
 from typing import Final, Literal
 from urllib.parse import quote
 
+from providers import hosts
 from providers.patterns import Pattern
 
 VariableKind = Literal["text", "digits", "label", "host", "url"]
@@ -63,7 +65,12 @@ class VariableRule:
             raise ValueError(_EXPECTED[self.kind])
         if self.kind == "url" and not allow_http and value.startswith("http:"):
             raise ValueError("must be an https URL")
-        if self.patterns and not any(pattern.matches(value) for pattern in self.patterns):
+        if self.kind in ("host", "url") and not allow_http and hosts.is_inside(hosts.of(value)):
+            raise ValueError(
+                "must be a host of the public internet: an address or name of our own network is not"
+            )
+        fits = hosts.url_fits if self.kind == "url" else Pattern.matches
+        if self.patterns and not any(fits(pattern, value) for pattern in self.patterns):
             raise ValueError(f"must be one of {', '.join(pattern.text for pattern in self.patterns)}")
         return value
 
@@ -132,6 +139,11 @@ def _placeholders(text: str) -> frozenset[str]:
     return frozenset(match[1] for match in _BRACES.finditer(text) if match[1])
 
 
+def occurrences(text: str) -> list[str]:
+    """Return the names between braces in ``text``, each as often as it stands there."""
+    return [match[1] for match in _BRACES.finditer(text) if match[1]]
+
+
 def text_template(text: str, variables: Mapping[str, VariableRule]) -> Template:
     """Compile a parameter's or header's value. Raises :class:`ValueError` with the reason."""
     if "{" not in text and "}" not in text:
@@ -170,6 +182,11 @@ def _url(
             "TOKENFLEET_ALLOW_HTTP_PROVIDERS=true allows http)"
         )
     end = _authority_end(pieces, len(scheme) + len(separator), variables)
+    if not allow_http and end == 1 and hosts.is_inside(hosts.of(pieces[0])):
+        raise ValueError(
+            "must have a host of the public internet (for a sandbox, "
+            "TOKENFLEET_ALLOW_HTTP_PROVIDERS=true allows others)"
+        )
     return Template(text, pieces, encoded_from=end)
 
 
@@ -193,6 +210,8 @@ def _check_host(literals: list[str], rules: list[VariableRule]) -> None:
     suffix, colon, port = end.partition(":")
     if not all(map(_HOST_TEXT.fullmatch, (*inner, suffix))) or (colon and not _PORT.fullmatch(port)):
         raise ValueError("has a host that is not made of lower-case letters, digits, dots and hyphens")
+    if colon and not 1 <= int(port) <= 65535:
+        raise ValueError("has a port that is not between 1 and 65535")
     if not rules:
         if not suffix:
             raise ValueError("has no host")

@@ -83,7 +83,7 @@ _START = text("""
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
     RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error,
-              s.probing, s.alive_at
+              s.probing, s.alive_at, s.failing_since
 """)
 
 _READ = text("""
@@ -199,6 +199,8 @@ class Attempt:
     reauth_told: bool = False
     """The end of this grant was announced."""
     learned_lifetime: timedelta | None = None
+    failing_since: datetime | None = None
+    """When the first of the failures happened that no success has followed."""
 
 
 def claim_due(
@@ -283,6 +285,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 granted_at=row.granted_at,
                 reauth_told=row.reauth_told_at is not None,
                 learned_lifetime=row.learned_lifetime,
+                failing_since=schedule.failing_since,
             )
         )
     if started:

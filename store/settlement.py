@@ -64,6 +64,14 @@ _SAVE = text(f"""
     SELECT account_id, unscheduled, incident_id, is_newest FROM scheduled
 """)
 
+_NOT_STARTED_SINCE = text("""
+    SELECT s.account_id FROM tokenfleet.refresh_schedule s
+    JOIN unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[])) AS i (account_id, epoch) USING (account_id)
+    WHERE s.started_epoch = i.epoch
+    ORDER BY s.account_id
+    FOR UPDATE OF s
+""")
+
 _ALREADY = text("""
     SELECT e.account_id, e.epoch FROM tokenfleet.account_events e
     JOIN unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[])) AS i (account_id, epoch)
@@ -197,7 +205,8 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
     for an account that was set apart proves nothing: it is verified like that of one that was given up.
 
     Several answers for one account are written one after the other, by epoch; the two of one epoch, before and after
-    steps, by generation. The second is never a candidate: its refresh token is that of the first.
+    steps, by generation. The second is never a candidate: its refresh token is that of the first. It is dropped once
+    the account was started again, because that refresh token may have been presented.
     """
     # In one order, so that two transactions with the same accounts never wait for each other.
     answers = sorted(answers, key=lambda answer: (answer.account_id, answer.epoch, answer.generation))
@@ -212,6 +221,7 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
             candidates=results[0].candidates | results[1].candidates,
             recovered=results[0].recovered + results[1].recovered,
         )
+    answers = _without_overtaken(connection, answers)
     parameters = columns(answers) | {"actor": actor}
     rows = connection.execute(_SAVE, parameters).all()
     saved = frozenset(AccountId(row.account_id) for row in rows)
@@ -280,6 +290,19 @@ def quarantine(connection: Connection, account_id: AccountId, epoch: Epoch, *, c
     """
     parameters = {"account_id": account_id, "epoch": epoch, "code": code, "wait": QUARANTINE_DELAY}
     connection.execute(_QUARANTINE, parameters | {"actor": actor})
+
+
+def _without_overtaken(connection: Connection, answers: Sequence[SavedTokens]) -> Sequence[SavedTokens]:
+    """Return ``answers`` without second parts over whose first part somebody has started to ask.
+
+    Nobody starts from here to the commit. Answers of whole attempts, which are nearly all, cost nothing here.
+    """
+    seconds = [answer for answer in answers if answer.part is Part.SECOND]
+    if not seconds:
+        return answers
+    transitions.lock(connection, [answer.account_id for answer in answers])
+    current = frozenset(connection.execute(_NOT_STARTED_SINCE, lists(seconds, "account_id epoch")).scalars())
+    return [each for each in answers if each.part is not Part.SECOND or each.account_id in current]
 
 
 def _already_written(connection: Connection, answers: Sequence[SavedTokens]) -> frozenset[AccountId]:

@@ -19,10 +19,11 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
 from embedded.environment import Environment
+from embedded.postgres import EmbeddedPostgres
 from store import keys, migrate
 from store.engine import make_engine
 from store.keys import Vault
-from tests.support.databases import cloned_database, home_of_servers
+from tests.support.databases import cloned_database, home_of_servers, make_logins_cheap
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey
 
@@ -45,6 +46,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         home_of_servers(tmp_path_factory.mktemp("servers")) as home,
         Environment(home, os.environ, durable=False) as environment,
     ):
+        if any(isinstance(server, EmbeddedPostgres) for server in environment.embedded):
+            make_logins_cheap(environment.database_url)
         yield dict(environment.environ())
 
 

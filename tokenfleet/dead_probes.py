@@ -1,23 +1,39 @@
 """When a probe's word is definite: of access tokens that are never renewed, so that no refresh can be asked. Pure.
 
 Invariant (G4): one odd answer gives nobody up. A word counts that was given three times in a row, as far apart as the
-tries of any doubt (:data:`~tokenfleet.policy.DOUBT_DELAYS`), and it goes the way of any rejected grant.
+tries of any doubt (:data:`~tokenfleet.policy.DOUBT_DELAYS`), and it goes the way of any rejected grant. However often
+somebody wants to see it tried out meanwhile, a provider's bad minute is one word.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from tokenfleet.outcome import GrantRejected
-from tokenfleet.policy import DOUBT_DELAYS, Known, RequireReauth, RetryLater, decide, doubt_delay
+from tokenfleet.policy import (
+    BACKOFF_FLOOR,
+    DOUBT_DELAYS,
+    Known,
+    RequireReauth,
+    RetryLater,
+    decide,
+    doubt_delay,
+)
 
 
-def weigh_dead_probe(code: str, known: Known, *, now: datetime, chance: float) -> RetryLater | RequireReauth:
+def weigh_dead_probe(
+    code: str, known: Known, *, now: datetime, chance: float, failing_since: datetime | None = None
+) -> RetryLater | RequireReauth:
     """Return what a probe means that found an access token dead which is never renewed, so that nobody else can tell.
 
     It is a doubt, and looked at again; a third one in a row is the provider's definite word. A probe that finds the
-    token alive clears the doubts, and one without a clear word changes nothing.
+    token alive clears the doubts, and one without a clear word changes nothing. One that comes too soon after the first
+    doubt, ``failing_since``, because somebody asked for it, says nothing new.
     """
+    apart = sum(DOUBT_DELAYS[: known.doubts], timedelta(0))
+    if known.doubts and failing_since is not None and now < failing_since + apart * 0.75:
+        at = failing_since + apart * (0.75 + chance / 2)
+        return RetryLater(max(at, now + BACKOFF_FLOOR), code, counts=False)
     if known.doubts < len(DOUBT_DELAYS):
         return RetryLater(now + doubt_delay(known.doubts, chance), code, in_doubt=True)
     rejected = decide(GrantRejected(code), known, now=now, chance=chance)

@@ -42,7 +42,8 @@ class Judge:
     ) -> RetryLater | RequireReauth:
         """Return what ``code`` means, by which a probe found an access token dead that is never renewed."""
         known = _known(None, asking, attempt, now, False, None)
-        return weigh_dead_probe(code, known, now=now, chance=self._chance())
+        since = attempt.failing_since
+        return weigh_dead_probe(code, known, now=now, chance=self._chance(), failing_since=since)
 
 
 def _known(

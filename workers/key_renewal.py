@@ -1,8 +1,8 @@
 """Data keys that were made after this process started are loaded when something is met that they have sealed.
 
 Promise: a row that a sibling has sealed under a new key is not taken for damage. A key is in Postgres before anything
-is sealed with it, so what one look did not find is not there; and Postgres is looked at once in
-:data:`RENEWAL_SECONDS` at most, however many rows name a key that nobody has.
+is sealed with it, so what one look did not find is not there, and nobody waits for it any more; and Postgres is looked
+at once in :data:`RENEWAL_SECONDS` at most, however many rows name a key that nobody has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokenfleet import telemetry
 from tokenfleet.errors import UserError
 from tokenfleet.settings import Settings
 from tokenfleet.telemetry import Event
-from tokenfleet_client.envelope import DataKeys
+from tokenfleet_client.envelope import DataKeys, key_id_of
 
 RENEWAL_SECONDS: Final = 5.0
 
@@ -44,27 +44,32 @@ class KeyRenewal:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._looked_at = float("-inf")
+        self._has_seen = False
+        self._strange: set[int] = set()
+        """Keys that were met and are not here: the next look is for them."""
+        self._absent: set[int] = set()
+        """Keys that a look has not found."""
 
     def lacks_key_of(self, attempt: Attempt) -> bool:
         """Answer whether one of the account's tokens is sealed under a key that is not here."""
-        return _is_foreign(self._vault.access, attempt.access_token) or _is_foreign(
-            self._vault.refresh, attempt.refresh_token
-        )
+        lacks_access = self._lacks(self._vault.access, attempt.access_token)
+        return self._lacks(self._vault.refresh, attempt.refresh_token) or lacks_access
 
     def lacks_key_of_secret(self, *sealed: bytes | None) -> bool:
         """Answer whether something of an app is sealed under a key that is not here."""
-        return any(_is_foreign(self._vault.refresh, each) for each in sealed)
+        return any(self._lacks(self._vault.refresh, each) for each in sealed)
 
     async def renew(self) -> float:
         """Load the data keys, and return 0; or return after how many seconds that may be tried."""
         asked_at = self._clock()
         async with self._lock:
-            if self._looked_at >= asked_at:
+            if self._has_seen and self._looked_at >= asked_at:
                 # Somebody else has looked since.
                 return 0.0
             if (left := self._looked_at + RENEWAL_SECONDS - asked_at) > 0:
                 return left
-            self._looked_at = self._clock()
+            self._looked_at, self._has_seen = self._clock(), False
+            strange = frozenset(self._strange)
             try:
                 async with self._engine.connect() as connection:
                     await connection.run_sync(keys.reload, self._settings, self._vault)
@@ -74,8 +79,16 @@ class KeyRenewal:
                 telemetry.logger().error(Event.KEYS_UNUSABLE.value, error=str(error))
             else:
                 telemetry.logger().info(Event.KEYS_RENEWED.value)
+                self._absent |= strange
+                self._strange -= strange
+            self._has_seen = True
             return 0.0
 
-
-def _is_foreign(ring: DataKeys, envelope: bytes | None) -> bool:
-    return envelope is not None and not ring.holds_key_of(envelope)
+    def _lacks(self, ring: DataKeys, envelope: bytes | None) -> bool:
+        if envelope is None or ring.holds_key_of(envelope):
+            return False
+        key_id = key_id_of(envelope)
+        if key_id in self._absent:
+            return False
+        self._strange.add(key_id)
+        return True

@@ -162,7 +162,8 @@ def _deferral(
         counts=counts,
         answer_lost=lost,
         quarantined=quarantined,
-        in_doubt=in_doubt,
+        # Where nothing is renewed only probes are doubts: a fault of ours is no word against a token (G4).
+        in_doubt=in_doubt and (asking.provider.renews or judged.kind is not None),
         job_id=asking.job_id,
         duration_ms=judged.duration_ms,
         detail=detail,

@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Final
 
 from providers.credentials import Grant, RequestBuildError
+from providers.steps import followed
 from store.answers import Part, SavedTokens
 from store.schedule import Attempt
 from tokenfleet.outcome import Outcome, Refreshed, RequestRejected, TokenAnswer, Unavailable
@@ -138,14 +139,7 @@ class Stepper:
             if not isinstance(outcome, Refreshed):
                 return self._failed(asking, attempt, outcome, passed)
             self._governor.heard(passed, outcome)
-            brought = outcome.answer
-            answer = replace(
-                brought,
-                refresh_token=answer.refresh_token,
-                refresh_token_expires_at=answer.refresh_token_expires_at,
-                scope=brought.scope if brought.scope is not None else answer.scope,
-                variables={**answer.variables, **brought.variables},
-            )
+            answer = followed(answer, outcome.answer)
         return answer
 
     def _failed(self, asking: Asking, attempt: Attempt, outcome: Outcome, sent: Sent | None) -> _Failed:

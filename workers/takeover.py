@@ -2,11 +2,13 @@
 
 The attempt before was started and never settled: its worker may be dead, frozen or cut off from Postgres, with an
 answer in its journal. Invariant (G2): what was answered is not presented again, as far as this disk and Postgres can
-tell. Two looks, because a worker that was frozen may wake up while we wait for a slot. Nobody else pays for them.
+tell. Two looks, because a worker that was frozen may wake up while we wait for a slot. Nobody else pays for them, and
+a crash, which leaves hundreds of doubtful accounts, not hundreds of times: a look reads every journal on this disk.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -28,6 +30,9 @@ class Lookout:
     def __init__(self, engine: AsyncEngine, consult: Consult) -> None:
         self._engine = engine
         self._consult = consult
+        self._waiting: list[Attempt] = []
+        self._next: asyncio.Task[frozenset[AccountId]] | None = None
+        self._looking = asyncio.Lock()
 
     async def answered(self, attempts: Sequence[Attempt]) -> frozenset[AccountId]:
         """Return the accounts of ``attempts`` that must not be asked about now: their earlier answer turned up.
@@ -53,6 +58,18 @@ class Lookout:
             return None
 
         async def look() -> bool:
-            return not await self.answered([attempt])
+            return attempt.account_id not in await self._answered_now(attempt)
 
         return look
+
+    async def _answered_now(self, attempt: Attempt) -> frozenset[AccountId]:
+        """Take part in the next look, which begins after this: whoever asks while one is under way shares it."""
+        self._waiting.append(attempt)
+        if self._next is None:
+            self._next = asyncio.create_task(self._look())
+        return await asyncio.shield(self._next)
+
+    async def _look(self) -> frozenset[AccountId]:
+        async with self._looking:
+            attempts, self._waiting, self._next = self._waiting, [], None
+            return await self.answered(attempts)

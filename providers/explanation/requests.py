@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from providers.credentials import CLIENT_SECRET
 from providers.explanation.answer import condition_text, fields
 from providers.explanation.facts import Fact, assignments, duration_text, exact_duration, fact
 from providers.explanation.unconfirmed import Topic
+from providers.placement import authentication, placed
 from providers.spec import ProviderSpec
 from providers.spec_requests import Assertion, Computed, Refresh
 
@@ -30,6 +32,11 @@ _CLIENT: Final[Mapping[str, str]] = {
     "bearer_assertion": "with an assertion that the app's key has signed as bearer token",
     "none": "without a secret (a public client)",
 }
+_COVERED: Final = "with the client id and, in place of the secret, what is computed from it or placed below"
+"""How a client that shows or proves its secret by a template is described, whatever ``client.authentication`` says."""
+
+_ENCODINGS: Final[Mapping[str, str]] = {"upper_hex": "upper-case hex"}
+"""Encodings that people call otherwise."""
 
 
 def request_facts(spec: ProviderSpec) -> Iterator[Fact]:
@@ -41,8 +48,7 @@ def request_facts(spec: ProviderSpec) -> Iterator[Fact]:
         how = _where(refresh.method, refresh.body)
         yield fact(
             "Refresh",
-            f"{refresh.method} {refresh.endpoint} {how}, {_CLIENT[spec.client.authentication]}; it "
-            f"{PRESENTS[refresh.grant]}.",
+            f"{refresh.method} {refresh.endpoint} {how}, {_client(spec)}; it {PRESENTS[refresh.grant]}.",
             Topic.REQUEST,
             Topic.CLIENT,
         )
@@ -78,6 +84,12 @@ def step_facts(spec: ProviderSpec) -> Iterator[Fact]:
             Topic.STEPS,
         )
         yield from fields(step.answer, f"Step {number}, answer")
+
+
+def _client(spec: ProviderSpec) -> str:
+    if authentication(spec) == "none" and CLIENT_SECRET in placed(spec):
+        return _COVERED
+    return _CLIENT[spec.client.authentication]
 
 
 def _parameters(refresh: Refresh) -> Iterator[Fact]:
@@ -120,10 +132,10 @@ def _computed(computed: Computed) -> str:
     if computed.kind == "timestamp":
         return f"the present moment in {computed.unit} since 1970"
     if computed.kind == "random":
-        return f"a random value in {computed.encoding}"
+        return f"a random value in {_ENCODINGS.get(computed.encoding, computed.encoding)}"
     if computed.kind == "base64":
         return f"{computed.encoding if computed.encoding != 'hex' else 'base64'}{of}"
-    return f"{computed.kind}{of}{key} in {computed.encoding}"
+    return f"{computed.kind}{of}{key} in {_ENCODINGS.get(computed.encoding, computed.encoding)}"
 
 
 def _where(method: str, body: str) -> str:

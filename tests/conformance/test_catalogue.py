@@ -14,11 +14,13 @@ from tests.conformance.conftest import Run
 REGISTRY = load_registry()
 passes: Counter[str] = Counter()
 """How many definitions each scenario was played with."""
+played: set[str] = set()
 
 
 @pytest.mark.parametrize("name", REGISTRY.names())
 def test_the_fleet_does_right_by_the_provider_that_a_definition_describes(name: str, run: Run) -> None:
     report = run(REGISTRY.get(name))
+    played.add(name)
 
     assert [str(failure) for failure in report.failures] == []
     assert report.count(Verdict.PASSED) >= 2, "next to nothing was played"
@@ -26,7 +28,7 @@ def test_the_fleet_does_right_by_the_provider_that_a_definition_describes(name: 
 
 
 def test_every_scenario_was_played_with_some_definition() -> None:
-    if sum(passes.values()) < len(REGISTRY):
+    if len(played) < len(REGISTRY):
         pytest.skip("not all of the catalogue was played in this process")
     unplayed = {scenario.name for scenario in SCENARIOS} - set(passes)
     assert unplayed <= NOWHERE_IN_THE_CATALOGUE

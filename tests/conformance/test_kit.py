@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from conformance import Kit, Verdict
 from conformance.documents import with_value
 from conformance.meanings import every_error, meaning, silent_rules
+from conformance.player import Player
 from conformance.scenarios import SCENARIOS, Scenario
 from conformance.stage import Delivery, Reaction
 from conformance.trial import Trial
@@ -32,6 +34,25 @@ OUTCOMES = {
 def name_of(outcome: Outcome) -> str:
     """What a definition calls an outcome."""
     return OUTCOMES[type(outcome).__name__]
+
+
+def test_who_asks_a_stage_that_is_down_finds_nobody_and_leaves_no_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def ask() -> bytes:
+        async with Player() as player:
+            port = urlsplit(player.origin).port
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /stage1/api.example.com/me HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            try:
+                return await reader.read()
+            except ConnectionError:
+                return b""
+            finally:
+                writer.close()
+
+    assert asyncio.run(ask()) == b""
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("name", [name for name, fact in FACTS.items() if isinstance(fact[2], dict)])

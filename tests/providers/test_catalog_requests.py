@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -49,6 +50,19 @@ def test_a_hash_takes_the_place_of_the_secret_and_not_of_the_refresh_token() -> 
         "refresh_token": "example-refresh",
         "client_id": "example-client",
         "hash": sha256(b"example-secret|example-refresh").hexdigest(),
+    }
+
+
+def test_a_signature_over_path_and_sorted_parameters_is_all_that_authenticates() -> None:
+    query = sent(asked("lazada"))
+    moment = str(int(NOW.timestamp() * 1000))
+    text = f"/auth/token/refreshapp_keyexample-clientrefresh_tokenexample-refreshsign_methodsha256timestamp{moment}"
+    assert query == {
+        "app_key": "example-client",
+        "refresh_token": "example-refresh",
+        "sign_method": "sha256",
+        "timestamp": moment,
+        "sign": hmac.digest(b"example-secret", text.encode(), "sha256").hex().upper(),
     }
 
 

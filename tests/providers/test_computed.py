@@ -32,6 +32,10 @@ def value(computed: Computed, **values: str) -> str:
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         ),
         (
+            Computed(kind="sha256", of="{text}", encoding="upper_hex"),
+            "BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD",
+        ),
+        (
             Computed(kind="sha256", of="{text}", encoding="base64"),
             "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=",
         ),

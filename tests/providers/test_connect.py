@@ -147,7 +147,7 @@ def test_the_subject_of_an_exchange_is_where_a_refresh_token_would_be() -> None:
     assert account.tokens.refresh_token == Secret("subject-1")
 
 
-STEPS = '[[steps]]\nendpoint = "https://auth.example.com/session"\n'
+STEPS = '[[steps]]\nendpoint = "https://auth.example.com/session"\nheaders = { X-Token = "{access_token}" }\n'
 
 
 def test_an_access_token_that_steps_trade_for_another_is_not_for_readers() -> None:

@@ -166,6 +166,15 @@ def told(extra: str = "", **parts: str) -> str:
     return "\n".join(describe(provider(extra, allow_http=False, **parts)))
 
 
+def test_a_secret_that_a_hash_covers_is_not_said_to_be_sent() -> None:
+    hashed = '[refresh.parameters]\nhash = "{hash}"\n[computed.hash]\nkind = "sha256"\nof = "{client_secret}"'
+    for authentication in ("client_secret_post", "client_secret_basic", "none"):
+        text = told(hashed, client=f'authentication = "{authentication}"')
+        assert "in place of the secret, what is computed from it or placed below" in text
+        assert "client id and secret" not in text
+        assert "public client" not in text
+
+
 GRANTS: Final[Mapping[str, tuple[str, str, str]]] = {
     "refresh_token": (
         "",

@@ -96,13 +96,30 @@ path = "a..b"
     [
         ("name = ?", "example.toml:1: is not TOML: Invalid value"),
         ("name = ", "example.toml: is not TOML: Invalid value"),
-        ('name = "a"\nname = "b"\n', "example.toml:2: is not TOML: Cannot overwrite a value"),
+        ('name = "a"\nname = "b"\n', "example.toml:2: is not TOML: a key is there twice"),
+        ("[a.b]\n[a.b]\n", "example.toml:2: is not TOML: [a.b] is there twice"),
+        ("\na" + ".a" * 20_000 + " = 1", "example.toml:2: has a key of more than 100 parts"),
+        (
+            "[rotation]\ngrace_seconds = 99999999999",
+            "example.toml:2: rotation.grace_seconds must be at most 315360000",
+        ),
+        ("", "example.toml: rotation is missing: without refresh tokens, its policy is 'never'"),
+        ('[rotation]\n"a[b" = 1', 'example.toml:2: rotation."a[b" is not a known key here'),
         ("", "example.toml: name is missing"),
         ("a = " + "[" * 5000, "example.toml: is nested too deeply"),
     ],
 )
 def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
-    assert expected in mistakes(tmp_path, text)
+    assert any(mistake.startswith(expected) for mistake in mistakes(tmp_path, text))
+
+
+def test_a_file_as_windows_saves_it_is_read(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, "\ufeff" + toml().replace("\n", "\r\n")) == []
+
+
+def test_what_never_ends_is_not_read_to_its_end() -> None:
+    [problem] = validate_paths([Path("/dev/zero")])
+    assert str(problem) == "/dev/zero: is larger than 64 KiB"
 
 
 PROBE = '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200\n'
@@ -326,13 +343,17 @@ CONTRADICTIONS = {
         {},
         (
             "[answer]\nkeeps_access_token = true\n[lifetimes]\naccess_seconds = 60\n"
-            '[[steps]]\nendpoint = "https://auth.example.com/step"'
+            '[[steps]]\nendpoint = "https://auth.example.com/step"\n'
+            'headers = { X-Token = "{access_token}" }'
         ),
         "answer.keeps_access_token contradicts steps, which trade the access token of each answer",
     ),
     "step that brings nothing": (
         {},
-        '[[steps]]\nendpoint = "https://auth.example.com/step"\nanswer = { keeps_access_token = true }',
+        (
+            '[[steps]]\nendpoint = "https://auth.example.com/step"\n'
+            'headers = { X-Token = "{access_token}" }\nanswer = { keeps_access_token = true }'
+        ),
         (
             "steps[1].answer.keeps_access_token has no meaning in a step: what it has to bring is an access token"
         ),
@@ -341,6 +362,7 @@ CONTRADICTIONS = {
         {"refresh": 'grant = "none"', "rotation": 'policy = "never"'},
         (
             '[[steps]]\nendpoint = "https://auth.example.com/step"\n'
+            'headers = { X-Token = "{access_token}" }\n'
             '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200'
         ),
         "steps[1] follows an answer, and there is none when the grant is 'none'",
@@ -491,6 +513,21 @@ CONTRADICTIONS = {
         f"{REVOKE}gone_status = [404, 503]",
         "revoke.gone_status[2] is 503, which asks us to come again and says nothing of a grant",
     ),
+    "a probe that never finds life": (
+        {},
+        '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = []',
+        "probe.alive_status is empty: no answer would ever say that the token works",
+    ),
+    "both tokens in one place": (
+        {},
+        '[answer]\naccess_token = "token"\nrefresh_token = "token"',
+        "answer.refresh_token is token, where the access token stands",
+    ),
+    "port that there is not": (
+        {"refresh": 'endpoint = "https://auth.example.com:99999/token"'},
+        "",
+        "refresh.endpoint has a port that is not between 1 and 65535",
+    ),
     "grant we cannot do": (
         {"refresh": 'endpoint = "https://auth.example.com/token"\ngrant = "password"'},
         "",
@@ -545,7 +582,7 @@ def test_files_that_cannot_be_read_are_mistakes(tmp_path: Path) -> None:
     assert problems == [
         f"{empty}: holds no .toml file",
         f"{latin}: is not UTF-8 text",
-        f"{huge}: is larger than 256 KiB",
+        f"{huge}: is larger than 64 KiB",
         f"{missing}: cannot be read: No such file or directory",
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from providers import Answer, Failure, FailureKind
+from providers import Answer, Failure, FailureKind, load_registry
 from providers.contradictions import contradictions
 from providers.credentials import ClientCredentials, Grant
 from providers.describe import describe
@@ -313,3 +313,35 @@ def test_people_are_told_what_is_done_about_lifetimes() -> None:
     never = "\n".join(describe(provider("[lifetimes]\naccess_never_expires = true")))
     assert "Access token: lives until it is revoked, so it is not renewed" in never
     assert "else unknown, and then renewed every 30 minutes" in "\n".join(describe(provider()))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(401, {"content-type": "text/html; charset=utf-8"}, b"Please log in"),
+        Answer(401, {}, b"\n<!DOCTYPE html><title>401</title>"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("refresh", "verdict"),
+    [('grant = "none"', Verdict.UNCLEAR), ('endpoint = "https://auth.example.com/token"', Verdict.DEAD)],
+)
+def test_a_gateways_page_is_no_last_word(answer: Answer, refresh: str, verdict: Verdict) -> None:
+    """Where a refresh follows, its outcome decides; where none can, a login wall must not cost a sign-in."""
+    probed = provider('[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200', refresh=refresh)
+    assert probed.read_probe(answer).verdict is verdict
+
+
+def test_a_key_without_a_right_is_not_dead() -> None:
+    """What these providers answer to a key that lives, but may not do what the probe asks."""
+    registry = load_registry()
+    may_only_write = (
+        b'{"code":"woocommerce_rest_authentication_error","message":"The API key provided does not"}'
+    )
+    no_right = b'{"success": false, "errors": ["missing_permission"], "errorInfo": {"code": "other"}}'
+    assert registry.get("woocommerce").read_probe(Answer(401, {}, may_only_write)).verdict is Verdict.UNCLEAR
+    assert registry.get("ashby").read_probe(Answer(403, {}, no_right)).verdict is Verdict.UNCLEAR
+    removed = b'{"code":"woocommerce_rest_cannot_view","message":"Sorry"}'
+    assert registry.get("woocommerce").read_probe(Answer(401, {}, removed)).verdict is Verdict.DEAD
+    wrong = b'{"success": false, "errors": ["invalid_api_key"]}'
+    assert registry.get("ashby").read_probe(Answer(403, {}, wrong)).verdict is Verdict.DEAD

@@ -22,6 +22,8 @@ PLAIN_WORKER = ("celery", "-A", "workers.app", "worker")
 SHORT_LADDER = {"http_timeout_seconds": "1", "lease_seconds": "2.5", "claim_seconds": "3"}
 """Settings under which a test can watch a claim expire."""
 
+START_SECONDS = 60.0
+"""A start costs a second of CPU, of which a busy machine has little to give. Nothing is judged by it."""
 STOP_SECONDS = 30.0
 
 
@@ -76,9 +78,9 @@ class Member:
         self.process.terminate()
         return self.wait()
 
-    def wait(self) -> int:
-        """Return the exit code once it has ended by itself."""
-        return self.process.wait(STOP_SECONDS)
+    def wait(self, within: float = STOP_SECONDS) -> int:
+        """Return the exit code once it has ended by itself, ``within`` so many seconds."""
+        return self.process.wait(within)
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -107,7 +109,7 @@ class Processes:
         members = [self.start(*words, **settings) for words in kinds]
         for member in members:
             try:
-                eventually(member.is_well, within=30, what="/healthz says 200")
+                eventually(member.is_well, within=START_SECONDS, what="/healthz says 200")
             except AssertionError as error:
                 raise AssertionError(f"{error}; {member.health()}\n{member.text()}") from None
         return members

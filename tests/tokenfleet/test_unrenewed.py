@@ -96,6 +96,20 @@ def test_the_third_word_in_a_row_is_the_providers_definite_one(chance: float) ->
     assert decision == RequireReauth("http_401", "http_401")
 
 
+@given(chance=chances)
+def test_words_in_one_bad_minute_are_one_word_however_often_somebody_asks(chance: float) -> None:
+    began = NOW - timedelta(seconds=40)
+    for doubts, apart in ((1, timedelta(minutes=1)), (2, timedelta(minutes=11))):
+        again = weigh_dead_probe("http_401", known(doubts), now=NOW, chance=chance, failing_since=began)
+        assert isinstance(again, RetryLater)
+        assert (again.in_doubt, again.counts) == (False, False)
+        assert NOW < again.at <= began + apart * 1.25
+        told = weigh_dead_probe("http_401", known(doubts), now=again.at, chance=chance, failing_since=began)
+        assert (
+            isinstance(told, RequireReauth) if doubts == 2 else isinstance(told, RetryLater) and told.in_doubt
+        )
+
+
 @pytest.mark.parametrize("doubts", [0, 1, 2, 10**6])
 def test_every_doubt_has_a_wait(doubts: int) -> None:
     assert timedelta(seconds=45) <= doubt_delay(doubts, 0.0) <= doubt_delay(doubts, 0.999) <= HOUR

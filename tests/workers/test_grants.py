@@ -11,7 +11,9 @@ from sqlalchemy import Engine
 from store.keys import Vault
 from tests.support.builders import column
 from tests.workers.grants_stage import Stage, stage_of
+from tokenfleet.jobs import AccountId
 from tokenfleet.settings import Settings
+from workers.probing import Prober
 
 FAILED = "integrated_account:authentication_error"
 PROBE = '[probe]\nendpoint = "$URL/me"\nalive_status = 200'
@@ -92,12 +94,20 @@ def test_a_key_is_given_up_by_the_third_dead_probe_in_a_row_and_told_once(stage:
     with stage.worker() as worker:
         for status, doubts in ((401, 1), (401, 2), (500, 2), (200, 0), (401, 1), (401, 2)):
             stage.server.always("/me", status)
+            _half_an_hour_passes(stage, key)
             stage.visit(worker, key)
             [now] = column(stage.engine, "SELECT doubts FROM tokenfleet.refresh_schedule")
             assert (now, stage.state(key).status, stage.told(key)) == (doubts, "active", [])
             due = stage.seconds(key, "next_refresh_at")
             assert due is not None
             assert (40 < due < 800) == (doubts > 0)
+        # Somebody asks too soon after the second word: that is no third one.
+        stage.execute(
+            "UPDATE tokenfleet.refresh_schedule SET failing_since = now() WHERE account_id = :id", key
+        )
+        stage.visit(worker, key)
+        assert (stage.state(key).status, stage.told(key)) == ("active", [])
+        _half_an_hour_passes(stage, key)
         stage.visit(worker, key)
         state = stage.state(key)
         assert (state.status, state.status_reason, state.next_refresh_at) == (
@@ -106,9 +116,63 @@ def test_a_key_is_given_up_by_the_third_dead_probe_in_a_row_and_told_once(stage:
             None,
         )
         assert stage.told(key) == [FAILED]
-    assert len(stage.server.asked) == 7
+    assert len(stage.server.asked) == 8
     assert {each.headers["authorization"] for each in stage.server.asked} == {"Bearer key"}
-    assert stage.history(key).count("probe.dead") == 4
+    assert stage.history(key).count("probe.dead") == 5
+
+
+def test_faults_of_ours_are_no_words_against_a_key(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = stage.provider("keys", 'grant = "none"', PROBE)
+    key = stage.account(app, access_token="key", expires_in=None)
+    stage.server.always("/me", 401)
+
+    async def fault(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    with stage.worker() as worker:
+        with monkeypatch.context() as broken:
+            broken.setattr(Prober, "visit", fault)
+            for _ in range(3):
+                stage.visit(worker, key)
+        _half_an_hour_passes(stage, key)
+        stage.visit(worker, key)
+    assert (stage.state(key).status, stage.told(key)) == ("active", [])
+    assert column(stage.engine, "SELECT doubts FROM tokenfleet.refresh_schedule") == [1]
+
+
+def test_a_refused_app_is_no_word_against_its_keys(stage: Stage) -> None:
+    """The probe shows the app's own key too, and a bare status does not say whose is meant."""
+    shown = PROBE + '\nauthorization = "OAuth key={client_id}, token={access_token}"'
+    app = stage.provider("keys", 'grant = "none"', shown)
+    one, other = (stage.account(app, access_token=key, expires_in=None) for key in ("one", "other"))
+
+    def who_is_dead(*dead: str) -> None:
+        stage.server.answers["/me"] = lambda asked: (
+            401 if any(f"token={key}" in asked.headers["authorization"] for key in dead) else 200,
+            {},
+        )
+
+    with stage.worker() as worker:
+        for dead, visited in ((("one", "other"), (one, other)), (("one",), (other, one))):
+            who_is_dead(*dead)
+            for _ in range(4):
+                for key in visited:
+                    _half_an_hour_passes(stage, key)
+                    if stage.state(key).next_refresh_at is not None:
+                        stage.visit(worker, key)
+            if "other" in dead:
+                assert (stage.told(one), stage.told(other)) == ([], [])
+                assert set(column(stage.engine, "SELECT doubts FROM tokenfleet.refresh_schedule")) == {1}
+    # The app works, for the other one.
+    assert (stage.state(one).status, stage.state(other).status) == ("needs_reauth", "active")
+
+
+def _half_an_hour_passes(stage: Stage, account_id: AccountId) -> None:
+    stage.execute(
+        "UPDATE tokenfleet.refresh_schedule SET failing_since = failing_since - interval '30 minutes' "
+        "WHERE account_id = :id",
+        account_id,
+    )
 
 
 def test_a_key_that_nobody_can_probe_is_never_called_dead_and_its_end_is_told(stage: Stage) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from store import keys
 from tests.support.fleet import Fleet
+from tokenfleet.jobs import RefreshJob
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KEY_BYTES, Ring
 from workers.key_renewal import RENEWAL_SECONDS, KeyRenewal
@@ -79,8 +80,9 @@ def test_a_row_under_a_key_that_nobody_has_is_quarantined_as_ever(fleet: Fleet) 
 class CountingEngine:
     """Stands where the engine does; counts how often the keys are asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, away: bool = False) -> None:
         self.loads = 0
+        self.away = away
 
     def connect(self) -> CountingEngine:
         return self
@@ -94,6 +96,8 @@ class CountingEngine:
     async def run_sync(self, *_: object) -> None:
         await asyncio.sleep(0)
         self.loads += 1
+        if self.away:
+            raise OSError
 
 
 def test_however_many_rows_name_a_strange_key_postgres_is_asked_once_in_a_while(
@@ -121,3 +125,38 @@ def test_however_many_rows_name_a_strange_key_postgres_is_asked_once_in_a_while(
         assert engine.loads == 2
 
     asyncio.run(scene())
+
+
+def test_a_look_that_failed_has_shown_nobody_that_a_key_is_not_there(settings: Settings) -> None:
+    """Postgres hangs: who waits for one look begins the next, and who waits for that one has seen nothing either."""
+    now = 0.0
+
+    class Hanging(CountingEngine):
+        async def run_sync(self, *args: object) -> None:
+            nonlocal now
+            now += RENEWAL_SECONDS + 1
+            await super().run_sync(*args)
+
+    async def scene() -> None:
+        engine = Hanging(away=True)
+        renewal = KeyRenewal(cast(Any, engine), settings, cast(Any, None), clock=lambda: now)
+        waits = await asyncio.gather(*(renewal.renew() for _ in range(3)))
+        assert engine.loads == 2
+        assert min(waits) > 0
+
+    asyncio.run(scene())
+
+
+def test_nobody_waits_for_a_key_that_a_look_did_not_find(fleet: Fleet) -> None:
+    """A lost key of the access ring: its tokens are replaced by refreshes, all of them now."""
+    first, second = fleet.connect("first", "second")
+    with fleet.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE tokenfleet.token_sets SET access_token = overlay(access_token placing :id from 2)"),
+            {"id": (999_999).to_bytes(4, "big")},
+        )
+    with fleet.worker() as worker:
+        [job] = fleet.claim()
+        for account in job.accounts:
+            worker.run([RefreshJob(job.job_id, job.app_id, (account,))])
+    assert [fleet.row(each).generation for each in (first, second)] == [2, 2]

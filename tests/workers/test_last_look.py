@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from store import settlement
 from store.journal import Journal
+from store.schedule import Attempt
 from tests.support.builders import answer, let_claims_expire, start
 from tests.support.fleet import Fleet
 from tokenfleet.jobs import AccountId
@@ -70,6 +71,29 @@ def test_an_answer_that_is_saved_while_we_wait_for_a_slot_is_not_asked_for_again
     assert (row.generation, row.refresh_token, row.claimed) == (2, "the successor", False)
     ledger = fleet.server.ledger()
     assert (ledger.refreshes, ledger.rejected) == (0, 0)
+
+
+def test_a_crowd_of_doubtful_accounts_shares_its_looks(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a dead worker had in flight: each look reads every journal on this disk."""
+    looks: list[int] = []
+    answered = Lookout.answered
+
+    async def counted(self: Lookout, attempts: Sequence[Attempt]) -> frozenset[AccountId]:
+        looks.append(len(attempts))
+        return await answered(self, attempts)
+
+    monkeypatch.setattr(Lookout, "answered", counted)
+    fleet.connect(*(f"customer-{number}" for number in range(40)))
+    for job in fleet.claim():
+        start(fleet.engine, job)
+    let_claims_expire(fleet.engine)
+    with fleet.worker() as worker:
+        worker.run(fleet.claim())
+    before_waiting, *right_before_asking = looks
+    assert before_waiting == sum(right_before_asking) == 40
+    assert len(right_before_asking) <= 4
+    ledger = fleet.server.ledger()
+    assert (ledger.refreshes, ledger.presented_twice) == (40, 0)
 
 
 def test_who_has_no_doubtful_attempt_behind_it_pays_for_no_look(

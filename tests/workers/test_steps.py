@@ -196,5 +196,36 @@ def test_a_second_part_is_saved_over_its_own_first_part_only(stage: Stage, vault
     assert builders.column(stage.engine, "SELECT generation FROM tokenfleet.token_candidates") == [2]
 
 
+def test_a_second_part_is_dropped_once_its_successor_may_have_presented_the_refresh_token(
+    stage: Stage, vault: Vault
+) -> None:
+    """A worker that was frozen in its steps wakes up while the next one waits for its answer."""
+    account = connect(stage)
+    app_id = stage.app_of(account)
+    builders.make_due(stage.engine, account)
+    frozen = builders.begin_attempt(stage.engine, app_id, account)
+    first, second = (
+        _part(vault, account, frozen.epoch, generation, part)
+        for generation, part in ((1, Part.FIRST), (2, Part.SECOND))
+    )
+    with stage.engine.begin() as connection:
+        settlement.save_refreshed(connection, [first], actor="frozen")
+    builders.make_due(stage.engine, account)
+    builders.let_claims_expire(stage.engine)
+    successor = builders.begin_attempt(stage.engine, app_id, account)
+    assert successor.generation == 2
+    answer = builders.answer(
+        vault, account, epoch=successor.epoch, generation=2, refresh_token="the only live one"
+    )
+    with stage.engine.begin() as connection:
+        woken = settlement.save_refreshed(connection, [second], actor="frozen")
+        taken = settlement.save_refreshed(connection, [answer], actor="test")
+    assert (woken.saved, woken.candidates) == (frozenset(), frozenset())
+    # What it presented is spent: nobody presents that once more.
+    assert taken.saved == {account}
+    assert not taken.candidates
+    assert stage.state(account).refresh_token == "the only live one"
+
+
 def _part(vault: Vault, account: AccountId, epoch: int, generation: int, part: Part) -> SavedTokens:
     return replace(builders.answer(vault, account, epoch=epoch, generation=generation), part=part)
