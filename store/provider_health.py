@@ -52,8 +52,12 @@ _USUAL = text(
     _ATTEMPTS.format(sample="TABLESAMPLE SYSTEM (CAST(:percent AS double precision)) REPEATABLE (1)")
 )
 
-# The planner would rather walk a whole day's index by account than use BRIN; and what is sorted fits into this much.
-_PLANNING = text("SELECT set_config('enable_indexscan', 'off', true), set_config('work_mem', '64MB', true)")
+# The planner would rather walk a whole day of the history than use BRIN, and compile what runs for half a second. What
+# is sorted fits into this much memory.
+_PLANNING = text("""
+    SELECT set_config('enable_indexscan', 'off', true), set_config('enable_seqscan', 'off', true),
+           set_config('jit', 'off', true), set_config('work_mem', '64MB', true)
+""")
 
 _ROWS = text("""
     SELECT COALESCE(sum(GREATEST(c.reltuples, 0)), 0)::float8 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
