@@ -164,9 +164,8 @@ def connect(engine: Engine, settings: Settings, vault: Vault, count: int, rate: 
         connection.execute("VACUUM ANALYZE")
         connection.execute(
             "INSERT INTO tokenfleet.refresh_schedule (account_id, app_id, next_refresh_at) "
-            "SELECT id, app_id, "
-            "now() + interval '1 second' * (5 + (row_number() OVER (ORDER BY random())) / %s::float) "
-            "FROM tokenfleet.accounts",
+            "SELECT id, app_id, now() + interval '1 second' "
+            "* (5 + (row_number() OVER (ORDER BY random())) / %s::float) FROM tokenfleet.accounts",
             (rate,),
         )
         connection.execute("ANALYZE tokenfleet.refresh_schedule")
@@ -199,8 +198,8 @@ def percentiles(saves: list[tuple[float, float, float]], since: float, until: fl
     late = max((late for at, _, late in saves if since <= at < until), default=0.0)
     at = [taken[int(len(taken) * share)] * 1000 for share in (0.5, 0.99)] if taken else [0.0, 0.0]
     worst = max(taken, default=0) * 1000
-    saves = f"{len(taken):6} saves   p50 {at[0]:6.1f} ms   p99 {at[1]:6.1f} ms   worst {worst:6.1f} ms"
-    return f"{saves}   begun {late:.2f} s late"
+    shown = f"p50 {at[0]:6.1f} ms   p99 {at[1]:6.1f} ms   worst {worst:6.1f} ms"
+    return f"{len(taken):6} saves   {shown}   begun at most {late:.2f} s late"
 
 
 def main() -> None:
