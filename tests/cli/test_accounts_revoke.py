@@ -116,7 +116,7 @@ def test_revoke_waits_for_the_provider_and_says_that_it_has_confirmed(
     for part in (
         "account.revoked",
         "reason: ticket 17",
-        "operator:",
+        "by operator ",
         "revocation.confirmed",
         "Its tokens are forgotten",
     ):
