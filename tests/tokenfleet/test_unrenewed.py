@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenfleet.test_lifetimes import any_lifetimes, chances, holdings
-from tokenfleet.dead_probes import weigh_dead_probe
+from tokenfleet.dead_probes import CONFIRMED_AFTER, weigh_dead_probe
 from tokenfleet.lifetimes import (
     LONGEST_REST,
     SOONEST,
@@ -23,7 +23,7 @@ from tokenfleet.lifetimes import (
     next_visit,
     visit_after_unclear_probe,
 )
-from tokenfleet.policy import DOUBT_DELAYS, Known, RequireReauth, RetryLater, doubt_delay
+from tokenfleet.policy import Known, RequireReauth, RetryLater, doubt_delay
 from tokenfleet.tokens import Margins
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -87,19 +87,19 @@ def known(doubts: int) -> Known:
 
 @given(chance=chances)
 def test_the_third_word_in_a_row_is_the_providers_definite_one(chance: float) -> None:
-    for doubts, delay in enumerate(DOUBT_DELAYS):
+    for doubts, delay in enumerate(CONFIRMED_AFTER):
         decision = weigh_dead_probe("http_401", known(doubts), now=NOW, chance=chance)
         assert isinstance(decision, RetryLater)
         assert (decision.code, decision.in_doubt, decision.answer_lost) == ("http_401", True, False)
         assert delay * 0.75 <= decision.at - NOW <= delay * 1.25
-    decision = weigh_dead_probe("http_401", known(len(DOUBT_DELAYS)), now=NOW, chance=chance)
+    decision = weigh_dead_probe("http_401", known(len(CONFIRMED_AFTER)), now=NOW, chance=chance)
     assert decision == RequireReauth("http_401", "http_401")
 
 
 @given(chance=chances)
-def test_words_in_one_bad_minute_are_one_word_however_often_somebody_asks(chance: float) -> None:
+def test_words_in_one_bad_hour_are_one_word_however_often_somebody_asks(chance: float) -> None:
     began = NOW - timedelta(seconds=40)
-    for doubts, apart in ((1, timedelta(minutes=1)), (2, timedelta(minutes=11))):
+    for doubts, apart in ((1, timedelta(minutes=10)), (2, timedelta(minutes=130))):
         again = weigh_dead_probe("http_401", known(doubts), now=NOW, chance=chance, failing_since=began)
         assert isinstance(again, RetryLater)
         assert (again.in_doubt, again.counts) == (False, False)
