@@ -15,7 +15,9 @@ SECTIONS: Sections = {
     "Look": {
         "list": Entry("cli.accounts_look:list_accounts", "List accounts by provider, status or tenant."),
         "show": Entry("cli.accounts_look:show", "Show one account and say why it stands where it stands."),
-        "history": Entry("cli.accounts_look:history", "Show what happened to one account, newest first."),
+        "history": Entry(
+            "cli.accounts_history:history", "Answer why one account stopped, and show what happened to it."
+        ),
     },
     "Act": {
         "refresh": Entry("cli.accounts_act:refresh", "Refresh accounts now, ahead of their time."),

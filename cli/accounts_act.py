@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from cli.account_results import Outcome, Result, report
-from cli.output import json_option, progress
+from cli.output import json_option, progress, reason_option
 from cli.references import Reference, environment_option
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+    from store.audit import Action
     from store.details import AccountDetail
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 BATCH: Final = 1000
 """Accounts acted on in one transaction."""
+ACTED: Final = frozenset(
+    {Outcome.REQUESTED, Outcome.PROBING, Outcome.PAUSED, Outcome.RESUMED, Outcome.REVOKED}
+)
+"""Outcomes of something done: these go into the audit log."""
 Act = Callable[["Connection", dict[Reference, "AccountDetail"]], list[Result]]
 """Acts on accounts that exist, in the caller's transaction."""
 
@@ -40,9 +45,15 @@ def account_arguments(command: F) -> F:
 @click.option(
     "--wait", "wait_seconds", type=click.FloatRange(0), metavar="SECONDS", help="Wait for new tokens."
 )
+@reason_option
 @click.pass_context
 def refresh(
-    ctx: click.Context, accounts: tuple[str, ...], environment: str, as_json: bool, wait_seconds: float | None
+    ctx: click.Context,
+    accounts: tuple[str, ...],
+    environment: str,
+    as_json: bool,
+    wait_seconds: float | None,
+    reason: str | None,
 ) -> None:
     """Refresh accounts now, ahead of their time.
 
@@ -56,12 +67,15 @@ def refresh(
     """
     from cli.accounts_refresh import RefreshRequest
     from cli.session import database, load_providers, load_settings
+    from store.audit import Action
     from store.overview import read_processes
 
     settings = load_settings()
     request = RefreshRequest(load_providers(settings))
     with database(settings) as engine:
-        results = act_on(engine, accounts, environment, request.make, "Requesting")
+        results = act_on(
+            engine, accounts, environment, request.make, "Requesting", Action.ACCOUNTS_REFRESH, reason
+        )
         if any(result.outcome is Outcome.REQUESTED for result in results):
             with engine.connect() as connection:
                 idle = not read_processes(connection).schedulers
@@ -90,6 +104,7 @@ def pause(
     """
     from cli.session import database, load_settings, operator
     from store import transitions
+    from store.audit import Action
 
     actor = operator()
 
@@ -106,14 +121,17 @@ def pause(
         ]
 
     with database(load_settings()) as engine:
-        results = act_on(engine, accounts, environment, act, "Pausing")
+        results = act_on(engine, accounts, environment, act, "Pausing", Action.ACCOUNTS_PAUSE, reason)
     report(ctx, results, as_json=as_json)
 
 
 @click.command()
 @account_arguments
+@reason_option
 @click.pass_context
-def resume(ctx: click.Context, accounts: tuple[str, ...], environment: str, as_json: bool) -> None:
+def resume(
+    ctx: click.Context, accounts: tuple[str, ...], environment: str, as_json: bool, reason: str | None
+) -> None:
     """Refresh paused accounts again, at once.
 
     Each ACCOUNT is an id or PROVIDER/EXTERNAL_ID; - reads them from standard input, one a line. An account
@@ -125,6 +143,7 @@ def resume(ctx: click.Context, accounts: tuple[str, ...], environment: str, as_j
     """
     from cli.session import database, load_settings, operator
     from store import transitions
+    from store.audit import Action
 
     actor = operator()
 
@@ -139,7 +158,7 @@ def resume(ctx: click.Context, accounts: tuple[str, ...], environment: str, as_j
         ]
 
     with database(load_settings()) as engine:
-        results = act_on(engine, accounts, environment, act, "Resuming")
+        results = act_on(engine, accounts, environment, act, "Resuming", Action.ACCOUNTS_RESUME, reason)
     report(ctx, results, as_json=as_json)
 
 
@@ -162,17 +181,37 @@ def _not_resumed(reference: Reference, account: AccountDetail) -> Result:
     return Result(reference.text, account.account_id, Outcome.REFUSED, only_new_tokens_help(account))
 
 
-def act_on(engine: Engine, texts: Sequence[str], environment: str, act: Act, doing: str) -> list[Result]:
-    """Act on all accounts named, a thousand in a transaction; returns a result for each."""
-    from cli.references import find, missing, parse_all
+def act_on(
+    engine: Engine,
+    texts: Sequence[str],
+    environment: str,
+    act: Act,
+    doing: str,
+    action: Action,
+    reason: str | None,
+) -> list[Result]:
+    """Act on all accounts named, a thousand in a transaction, and put on record what was done in the same one.
 
-    references = parse_all(texts, environment=environment)
+    Returns a result for each.
+    """
+    from cli.references import find, missing, parse_all
+    from cli.session import on_record
+    from store import audit
+
+    references, by = parse_all(texts, environment=environment), on_record()
     results: list[Result] = []
     with progress(doing, total=len(references)) as advance:
         for batch in _batches(references):
             with engine.begin() as connection:
                 found = find(connection, batch)
                 done = act(connection, found)
+                acted = {
+                    account.account_id: f"{account.provider}/{account.environment}/{account.external_id}"
+                    for result, account in zip(done, found.values(), strict=True)
+                    if result.outcome in ACTED
+                }
+                entries = [audit.Entry(audit.account_target(each), {"name": acted[each]}) for each in acted]
+                audit.record(connection, by, action, entries, reason=reason)
             results += done
             results += (
                 Result(reference.text, None, Outcome.NOT_FOUND, missing(reference))

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 import click
 
-from cli.output import json_option, make_console, print_json
+from cli.output import json_option, make_console, print_json, reason_option
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,6 +51,7 @@ PLAIN_EVERY_SECONDS: Final = 5.0
     type=click.File("w", encoding="utf-8", lazy=False),
     help=f"Write number and reason of every bad line here, as JSON lines; {SHOWN_REASONS} are shown anyway.",
 )
+@reason_option
 @json_option
 @click.pass_context
 def import_accounts(
@@ -59,6 +60,7 @@ def import_accounts(
     format_name: str | None,
     dry_run: bool,
     errors_file: IO[str] | None,
+    reason: str | None,
     as_json: bool,
 ) -> None:
     """Import connections, or new tokens for known ones, from FILE or standard input.
@@ -108,7 +110,7 @@ def import_accounts(
         # What is loaded by now lives to the end: the garbage collector need not look at it for every chunk,
         # which took a tenth of the time.
         gc.freeze()
-        importer = Importer(engine, vault, rules_of, actor=operator(), dry_run=dry_run)
+        importer = Importer(engine, vault, rules_of, actor=operator(), dry_run=dry_run, reason=reason)
         try:
             with closing(importer.run(read_chunks(file, wanted, now=now, rules_of=rules_of))) as reports:
                 for report in reports:

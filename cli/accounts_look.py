@@ -1,21 +1,19 @@
-"""``tokenfleet accounts list|show|history``: reading about accounts, never their tokens."""
+"""``tokenfleet accounts list|show``: reading about accounts, never their tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from cli.gates import circuit_text
 from cli.output import (
-    counted,
     dated,
     duration,
     json_option,
-    moment,
     print_facts,
     print_json,
     print_table,
@@ -27,7 +25,6 @@ from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
     from store.details import AccountDetail
-    from store.history import HistoryRow
     from store.queries import AccountSummary
 
 MAX_PAGE: Final = 10_000
@@ -176,7 +173,7 @@ def _print_account(account: AccountDetail) -> None:
     now, token, schedule = account.database_now, account.token, account.schedule
     print_facts(
         [
-            *_identity(account),
+            *identity(account),
             ("app", _app_text(account)),
             ("variables", ", ".join(f"{key}={value}" for key, value in sorted(account.variables.items()))),
             ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(account.metadata.items()))),
@@ -200,102 +197,10 @@ def _app_text(account: AccountDetail) -> str:
     return f"{account.provider}/{app.environment}/{app.name} ({app.level.value} level, id {app.app_id})"
 
 
-def _identity(account: AccountDetail) -> Iterator[tuple[str, str]]:
+def identity(account: AccountDetail) -> Iterator[tuple[str, str]]:
+    """Yield which account this is and where it stands, as facts."""
     yield "account", f"{account.account_id}: {account.provider}/{account.external_id} ({account.environment})"
     yield "tenant", account.tenant or ""
     reason = f": {account.status_reason}" if account.status_reason else ""
     since = dated(account.status_changed_at, account.database_now)
     yield "status", f"{account.status.value} since {since}{reason}"
-
-
-@dataclass(frozen=True, slots=True)
-class AccountHistory:
-    """What ``accounts history --json`` prints."""
-
-    account: AccountDetail
-    why: Sequence[str]
-    history: Sequence[HistoryRow]
-
-
-@click.command()
-@click.argument("account")
-@click.option(
-    "--limit", type=click.IntRange(1, MAX_PAGE), default=200, show_default=True, help="How many rows."
-)
-@environment_option
-@json_option
-def history(account: str, limit: int, environment: str, as_json: bool) -> None:
-    """Answer "why?" on one screen: where the account stands, and what happened to it, newest first.
-
-    Rows that repeat are counted on one line; --json has each of them. `attempt` is what logs call it.
-
-    \b
-    Example:
-      tokenfleet accounts history acme/customer-17
-    """
-    from cli.explain import why
-    from cli.session import database, load_settings
-    from store import queries
-
-    with database(load_settings()) as engine, engine.connect() as connection:
-        found = find_one(connection, account, environment=environment)
-        rows = queries.history_of(connection, found.account_id, limit=limit)
-    sentences = why(found)
-    if as_json:
-        print_json(AccountHistory(found, sentences, rows))
-        return
-    print_facts(_identity(found))
-    for sentence in sentences:
-        click.echo(shown(sentence))
-    click.echo()
-    if not rows:
-        click.echo("Nothing has been recorded about it.")
-        return
-    print_table(
-        ("when", "ago", "what", "code", "status", ">took", "by", "attempt", "details"),
-        (_history_line(run, found) for run in _runs(rows)),
-    )
-    if len(rows) == limit:
-        click.echo(f"Only the newest {counted(limit, 'row')} were read: --limit reads more.", err=True)
-
-
-def _runs(rows: Sequence[HistoryRow]) -> Iterator[list[HistoryRow]]:
-    """Yield neighbours that tell the same as one run, the newest first in each."""
-    run: list[HistoryRow] = []
-    for row in rows:
-        if run and not _tells_the_same(run[-1], row):
-            yield run
-            run = []
-        run.append(row)
-    if run:
-        yield run
-
-
-def _tells_the_same(one: HistoryRow, other: HistoryRow) -> bool:
-    return (one.kind, one.code, one.status_to, one.detail) == (
-        other.kind,
-        other.code,
-        other.status_to,
-        other.detail,
-    )
-
-
-def _history_line(run: Sequence[HistoryRow], account: AccountDetail) -> tuple[str, ...]:
-    newest, oldest = run[0], run[-1]
-    times = f" ({len(run)} times since {moment(oldest.at)})" if len(run) > 1 else ""
-    moved = f"{newest.status_from or ''} → {newest.status_to}".strip() if newest.status_to else ""
-    return (
-        moment(newest.at),
-        duration(account.database_now - newest.at),
-        newest.kind + times,
-        newest.code or "",
-        moved,
-        "" if newest.duration_ms is None else f"{newest.duration_ms:,} ms",
-        newest.actor,
-        "" if newest.epoch is None else f"{account.account_id}-{newest.epoch}",
-        _details_text(newest.detail),
-    )
-
-
-def _details_text(detail: dict[str, Any] | None) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in sorted((detail or {}).items()))

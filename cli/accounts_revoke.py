@@ -87,6 +87,7 @@ def revoke(
       tokenfleet accounts revoke - --yes < leaving.txt
     """
     from cli.session import database, load_providers, load_settings, operator
+    from store.audit import Action
     from store.overview import read_processes
 
     if not yes:
@@ -94,7 +95,9 @@ def revoke(
     settings = load_settings()
     revocation = Revocation(load_providers(settings), operator(), reason, local_only=local_only)
     with database(settings) as engine:
-        results = act_on(engine, accounts, environment, revocation.make, "Revoking")
+        results = act_on(
+            engine, accounts, environment, revocation.make, "Revoking", Action.ACCOUNTS_REVOKE, reason
+        )
         if any(result.outcome is Outcome.REQUESTED for result in results):
             with engine.connect() as connection:
                 processes = read_processes(connection)

@@ -15,7 +15,16 @@ from cli.app_credentials import (
 )
 from cli.app_place import app_options
 from cli.app_view import facts_of, level_text, rate_left_text, spares_text, state_text, view_of, wrong_with
-from cli.output import counted, dated, json_option, print_facts, print_json, print_table, shown
+from cli.output import (
+    counted,
+    dated,
+    json_option,
+    print_facts,
+    print_json,
+    print_table,
+    reason_option,
+    shown,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -63,6 +72,7 @@ def apps() -> None:
     is_flag=True,
     help="Keep the secrets that are registered, in case the new one is refused.",
 )
+@reason_option
 def set_app(
     provider: str,
     environment: str,
@@ -73,6 +83,7 @@ def set_app(
     no_client_certificate: bool,
     assignments: tuple[str, ...],
     keep_previous: bool,
+    reason: str | None,
 ) -> None:
     """Register a client of PROVIDER, or replace what is registered.
 
@@ -95,8 +106,8 @@ def set_app(
       tokenfleet apps set acme --client-id 123 --client-secret-file acme.secret --client-certificate acme.pem
       tokenfleet apps set acme --account customer-17 --client-id theirs --client-secret-file their.secret
     """
-    from cli.session import database, load_providers, load_settings
-    from store import app_certificates, app_secrets
+    from cli.session import database, load_providers, load_settings, on_record
+    from store import app_certificates, app_secrets, audit
     from store import apps as registrations
     from store.keys import open_vault
 
@@ -130,6 +141,16 @@ def set_app(
             app_certificates.remove(connection, app.app_id)
         spare = len(app_secrets.spares(connection, app.app_id))
         tied = registrations.count_accounts(connection, app.app_id)
+        what = {
+            "before": "new" if before is None else "replaced",
+            "client_id": client_id,
+            "client_secret": "sealed" if secret else "none",
+            "client_certificate": "sealed" if certificate else "removed" if no_client_certificate else "kept",
+            "variables": variables,
+            "spare_secrets": spare,
+        }
+        entry = audit.Entry(audit.app_target(provider, environment, name), what)
+        audit.record(connection, on_record(), audit.Action.APPS_SET, [entry], reason=reason)
     done = "Registered" if before is None else "Replaced"
     click.echo(
         f"{done} {provider}/{environment}/{name}: client id {client_id}, "
@@ -269,15 +290,17 @@ def show(provider: str, environment: str, name: str, as_json: bool) -> None:
 
 @apps.command()
 @app_options
-def remove(provider: str, environment: str, name: str) -> None:
+@reason_option
+def remove(provider: str, environment: str, name: str, reason: str | None) -> None:
     """Remove a registered client that no account uses any more.
 
     \b
     Example:
       tokenfleet apps remove acme --name old
     """
-    from cli.session import database, load_settings
+    from cli.session import database, load_settings, on_record
     from store import apps as registrations
+    from store import audit
     from tokenfleet.errors import UserError
 
     with database(load_settings()) as engine, engine.begin() as connection:
@@ -289,6 +312,8 @@ def remove(provider: str, environment: str, name: str) -> None:
                 "import them under another app first"
             )
         registrations.remove(connection, app.app_id)
+        entry = audit.Entry(audit.app_target(provider, environment, name), {"client_id": app.client_id})
+        audit.record(connection, on_record(), audit.Action.APPS_REMOVE, [entry], reason=reason)
     click.echo(f"Removed {provider}/{environment}/{name}.")
 
 

@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from store import history, keys, migrate
-from store.engine import database_now, make_engine
+from cli.session import on_record
+from store import audit, history, keys, migrate
+from store.engine import database_now, make_engine, schema_revision
 from tokenfleet.errors import UserError
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey, Ring
@@ -108,8 +109,13 @@ def upgrade_database(settings: Settings) -> str:
     """
     engine = make_engine(settings.database_url, application_name="tokenfleet db upgrade")
     try:
+        with engine.connect() as connection:
+            before = schema_revision(connection)
         migrate.upgrade(engine)
         with engine.begin() as connection:
+            if (after := schema_revision(connection)) != before:
+                entry = audit.Entry("database", {"before": before, "after": after})
+                audit.record(connection, on_record(), audit.Action.DB_UPGRADE, [entry], reason=None)
             history.maintain_partitions(
                 connection,
                 today=history.utc_date(database_now(connection)),

@@ -21,7 +21,7 @@ from cli.gates import Word, findings
 from cli.output import counted
 from cli.probes import broker_problem, circuits, journals, redis_problem, ring_problem
 from cli.session import bare_database, load_providers, load_settings
-from store import overview
+from store import audit, overview
 from store.engine import check_ready
 from store.keys import load_wrapped
 from tokenfleet.errors import DefinitionError, SettingsError, UserError
@@ -160,6 +160,9 @@ def _contents(engine: Engine, settings: Settings, registry: Registry | None) -> 
     with engine.connect() as connection:
         wrapped = load_wrapped(connection)
         fleet = overview.read_overview(connection)
+        lifted = audit.can_be_lifted(connection)
+    told = "; this role owns it and could lift that: deploy/postgres/roles.sql" if lifted else ""
+    yield Check("audit", Verdict.OK, f"operators' actions are kept append-only{told}")
     for ring in (settings.access_ring, settings.refresh_ring):
         held = any(key.ring is ring.ring for key in wrapped)
         ok = "opens" if held else "is empty so far; 'tokenfleet db upgrade' makes its first data key"

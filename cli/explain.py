@@ -23,6 +23,22 @@ def why(account: AccountDetail) -> list[str]:
     return [*_status(account), *_app(account), *_schedule(account), *_tokens(account)]
 
 
+def standing(account: AccountDetail) -> list[str]:
+    """Return what holds now whatever has happened: who asks next, and what the tokens still do."""
+    return [*_ended(account), *_plan(account), *_tokens(account)]
+
+
+def _ended(account: AccountDetail) -> Iterator[str]:
+    match account.status:
+        case AccountStatus.NEEDS_REAUTH:
+            yield from _giving_up(account)
+            yield from _doubted(account)
+        case AccountStatus.REVOKED:
+            yield from _revocation(account)
+        case _:
+            pass
+
+
 def app_choice(account: AccountDetail) -> Iterator[str]:
     """Yield which registration ``account`` is refreshed with, and why that one."""
     app = account.app
@@ -99,15 +115,13 @@ def _status(account: AccountDetail) -> Iterator[str]:
                 f"Since {since} the customer has to sign in again: the provider replaced the refresh token, "
                 "and the answer that held the new one never reached us (rotation_lost)."
             )
-            yield from _giving_up(account)
-            yield from _doubted(account)
+            yield from _ended(account)
         case AccountStatus.NEEDS_REAUTH:
             yield (
                 f"Since {since} the customer has to sign in again: the provider rejected the grant"
                 f"{_because(account)}. Importing new tokens makes it active."
             )
-            yield from _giving_up(account)
-            yield from _doubted(account)
+            yield from _ended(account)
         case AccountStatus.PAUSED:
             yield (
                 f"Paused by an operator since {since}{_because(account)}; 'tokenfleet accounts resume "
@@ -115,7 +129,7 @@ def _status(account: AccountDetail) -> Iterator[str]:
             )
         case AccountStatus.REVOKED:
             yield f"Ended deliberately at {since}{_because(account)}; new tokens would begin it anew."
-            yield from _revocation(account)
+            yield from _ended(account)
         case AccountStatus.ACTIVE:
             pass
 
@@ -169,6 +183,14 @@ def _schedule(account: AccountDetail) -> Iterator[str]:
             f"{counted(schedule.unanswered, 'answer')} to its refresh token got lost: if the provider "
             "replaced it then, the next attempt will find the grant gone."
         )
+    yield from _plan(account)
+
+
+def _plan(account: AccountDetail) -> Iterator[str]:
+    """When it is asked about next."""
+    schedule, now = account.schedule, account.database_now
+    if account.status is AccountStatus.REVOKED or schedule is None:
+        return
     if schedule.claimed_until is not None and schedule.claimed_until > now:
         begun = schedule.started_epoch == schedule.claim_epoch
         who = "A worker is asking about it now" if begun else "It is on its way to a worker"

@@ -128,7 +128,8 @@ def resolve(incident_id: int, verdict: str | None, reason: str | None, as_json: 
       tokenfleet incidents resolve 7 --dismiss --reason "the provider's status page says it is over"
       tokenfleet incidents resolve 7 --confirm
     """
-    from cli.session import database, load_settings, operator
+    from cli.session import database, load_settings, on_record
+    from store import audit
     from store.incidents import Members, Resolution
 
     if verdict is None:
@@ -139,7 +140,11 @@ def resolve(incident_id: int, verdict: str | None, reason: str | None, as_json: 
             # Counted before: while the incident is being resolved its app is locked, and workers wait for that.
             [before] = _views(connection, [_find(connection, incident_id)])
         with engine.begin() as connection:
-            resolved = _resolve(connection, incident_id, resolution, actor=operator(), reason=reason)
+            by = on_record()
+            resolved = _resolve(connection, incident_id, resolution, actor=by.actor, reason=reason)
+            what = {"verdict": resolution.value, "app": before.app_name, "parked": before.parked}
+            entry = audit.Entry(f"incident/{incident_id}", what)
+            audit.record(connection, by, audit.Action.INCIDENTS_RESOLVE, [entry], reason=reason)
     view = view_of(resolved, Members(before.parked, before.flipped))
     if as_json:
         print_json(view)

@@ -32,6 +32,7 @@ SECTIONS: Sections = {
             "cli.webhooks:webhooks", "Tell other systems: endpoints, secrets, deliveries, replays."
         ),
         "incidents": Entry("cli.incidents:incidents", "See provider incidents, and rule on them."),
+        "audit": Entry("cli.audit:audit", "Read what operators did: who, what, to what, why."),
         "status": Entry("cli.status:status", "Show on one screen how the fleet is doing."),
         "doctor": Entry("cli.doctor:doctor", "Check everything here and say what to do about each problem."),
     },

@@ -29,6 +29,11 @@ def json_option(command: F) -> F:
     return option(command)
 
 
+def reason_option(command: F) -> F:
+    """Add ``--reason`` to a command that changes something, as the parameter ``reason``."""
+    return click.option("--reason", help="Why, for the audit log.")(command)
+
+
 def print_json(document: object, *, indent: int = 2) -> None:
     """Print a record, or a list of records, as JSON; ``indent`` -1 keeps it on one line."""
     import msgspec

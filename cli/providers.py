@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.output import counted, json_option, print_json, print_wrapped, shown
+from cli.provider_health import health
 from cli.provider_list import list_providers
 from cli.provider_trials import try_out
 from cli.unknowns import unknowns
@@ -23,14 +24,15 @@ def providers() -> None:
     """List, explain, validate and complete provider definitions.
 
     A provider is a TOML file: endpoints, fields, errors, lifetimes, pace. The built-in ones are joined by
-    yours from TOKENFLEET_PROVIDERS_DIR; yours wins where names are equal. Only `unknowns` needs the fleet's
-    database.
+    yours from TOKENFLEET_PROVIDERS_DIR; yours wins where names are equal. Only `unknowns` and
+    `health` need the fleet's database.
     """
 
 
 providers.add_command(list_providers)
 providers.add_command(unknowns)
 providers.add_command(try_out)
+providers.add_command(health)
 
 
 @providers.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from providers import Registry
+    from store.audit import Operator
 
 _SERVERS: Final = (
     ("TOKENFLEET_DATABASE_URL", "DATABASE_URL"),
@@ -116,3 +118,10 @@ def operator() -> str:
         # An account without an entry in passwd, as in many containers.
         name = f"uid-{os.getuid()}"
     return f"operator:{name}"
+
+
+def on_record() -> Operator:
+    """Return who runs this command and where, as the audit log names them."""
+    from store.audit import Operator
+
+    return Operator(operator(), socket.gethostname())

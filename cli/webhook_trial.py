@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from store import deliveries, endpoints, keys, outbox
+from store import audit, deliveries, endpoints, keys, outbox
 from store.deliveries import Delivery
 from store.endpoints import Endpoint
 from store.keys import Vault
@@ -30,12 +30,16 @@ class Trial:
     duration_ms: int
 
 
-def send_test(engine: Engine, settings: Settings, endpoint: Endpoint) -> Trial:
+def send_test(
+    engine: Engine, settings: Settings, endpoint: Endpoint, *, by: audit.Operator, reason: str | None
+) -> Trial:
     """Send a test event to ``endpoint`` once, write it into the log of deliveries, and return what came of it."""
     with engine.begin() as connection:
         vault = keys.open_vault(connection, settings)
         event = outbox.tell_test(connection, endpoint.endpoint_id, EventType.TEST.value)
         secrets = endpoints.sealed_secrets(connection, endpoint.endpoint_id)
+        entry = audit.Entry(audit.endpoint_target(endpoint.endpoint_id), {"url": endpoint.url})
+        audit.record(connection, by, audit.Action.WEBHOOKS_TEST, [entry], reason=reason)
     delivery = Delivery(
         delivery_id=DeliveryId(0),
         epoch=Epoch(0),

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import click
 
-from cli.output import counted, duration, json_option, print_json
+from cli.output import counted, duration, json_option, print_json, reason_option
 from cli.webhook_references import endpoint_argument, find_endpoint
 
 SHOWN_ONCE = "It is shown now and never again; the receiver verifies with it (docs/webhooks.md)."
@@ -31,6 +31,7 @@ SHOWN_ONCE = "It is shown now and never again; the receiver verifies with it (do
     show_default=True,
     help="Requests at once, by all workers together.",
 )
+@reason_option
 @json_option
 def add(
     url: str,
@@ -39,6 +40,7 @@ def add(
     environments: tuple[str, ...],
     description: str | None,
     concurrency: int,
+    reason: str | None,
     as_json: bool,
 ) -> None:
     """Add an endpoint: it is sent what happens from now on. Prints its secret, once.
@@ -50,8 +52,8 @@ def add(
       tokenfleet webhooks add https://example.com/hooks/tokenfleet
       tokenfleet webhooks add https://blue.example/hook --tenant blue --event 'integrated_account:*'
     """
-    from cli.session import database, load_settings
-    from store import endpoints
+    from cli.session import database, load_settings, on_record
+    from store import audit, endpoints
     from store.keys import open_vault
     from tokenfleet.receiver_urls import check_url
 
@@ -69,6 +71,14 @@ def add(
             environments=environments,
             concurrency=concurrency,
         )
+        what = {
+            "url": url,
+            "event_types": list(event_types),
+            "tenants": list(tenants),
+            "environments": list(environments),
+        }
+        entry = audit.Entry(audit.endpoint_target(endpoint.endpoint_id), what)
+        audit.record(connection, on_record(), audit.Action.WEBHOOKS_ADD, [entry], reason=reason)
     if as_json:
         print_json({"endpoint_id": endpoint.endpoint_id, "secret": secret.reveal()})
         return
@@ -92,16 +102,17 @@ def _check_event_types(names: tuple[str, ...]) -> None:
 @click.command("rotate-secret")
 @endpoint_argument
 @click.option("--at-once", is_flag=True, help="Let the old secret sign nothing more: somebody else knows it.")
+@reason_option
 @json_option
-def rotate_secret(endpoint_id: int, at_once: bool, as_json: bool) -> None:
+def rotate_secret(endpoint_id: int, at_once: bool, reason: str | None, as_json: bool) -> None:
     """Give ENDPOINT a new secret and print it, once. For 24 hours messages are signed with both.
 
     \b
     Example:
       tokenfleet webhooks rotate-secret 3
     """
-    from cli.session import database, load_settings
-    from store import endpoints
+    from cli.session import database, load_settings, on_record
+    from store import audit, endpoints
     from store.keys import open_vault
 
     settings = load_settings()
@@ -110,6 +121,8 @@ def rotate_secret(endpoint_id: int, at_once: bool, as_json: bool) -> None:
         overlap = timedelta(0) if at_once else endpoints.OVERLAP
         vault = open_vault(connection, settings)
         secret = endpoints.rotate_secret(connection, vault.refresh, endpoint.endpoint_id, overlap=overlap)
+        entry = audit.Entry(audit.endpoint_target(endpoint_id), {"url": endpoint.url, "at_once": at_once})
+        audit.record(connection, on_record(), audit.Action.WEBHOOKS_ROTATE_SECRET, [entry], reason=reason)
     if as_json:
         print_json({"endpoint_id": endpoint.endpoint_id, "secret": secret.reveal()})
         return
@@ -123,7 +136,8 @@ def rotate_secret(endpoint_id: int, at_once: bool, as_json: bool) -> None:
 
 @click.command()
 @endpoint_argument
-def enable(endpoint_id: int) -> None:
+@reason_option
+def enable(endpoint_id: int, reason: str | None) -> None:
     """Send ENDPOINT again: what waits for it, and what happens from now on.
 
     What happened while it was disabled is not among that; 'tokenfleet webhooks replay' fetches it.
@@ -132,14 +146,16 @@ def enable(endpoint_id: int) -> None:
     Example:
       tokenfleet webhooks enable 3
     """
-    from cli.session import database, load_settings
-    from store import endpoints
+    from cli.session import database, load_settings, on_record
+    from store import audit, endpoints
     from tokenfleet.errors import UserError
 
     with database(load_settings()) as engine, engine.begin() as connection:
         endpoint = find_endpoint(connection, endpoint_id)
         if not endpoints.enable(connection, endpoint.endpoint_id):
             raise UserError(f"endpoint {endpoint_id} is enabled already: nothing is changed")
+        entry = audit.Entry(audit.endpoint_target(endpoint_id), {"url": endpoint.url})
+        audit.record(connection, on_record(), audit.Action.WEBHOOKS_ENABLE, [entry], reason=reason)
         waiting = endpoints.pending_counts(connection).get(endpoint.endpoint_id, 0)
     click.echo(f"Enabled endpoint {endpoint_id}; {counted(waiting, 'event')} waited for it.")
     if endpoint.disabled_at is not None:
@@ -149,15 +165,16 @@ def enable(endpoint_id: int) -> None:
 
 @click.command()
 @endpoint_argument
-def disable(endpoint_id: int) -> None:
+@reason_option
+def disable(endpoint_id: int, reason: str | None) -> None:
     """Send ENDPOINT nothing until it is enabled again. What waits for it is kept.
 
     \b
     Example:
       tokenfleet webhooks disable 3
     """
-    from cli.session import database, load_settings
-    from store import endpoints
+    from cli.session import database, load_settings, on_record
+    from store import audit, endpoints
     from tokenfleet.delivery_policy import DisabledReason
     from tokenfleet.errors import UserError
 
@@ -165,26 +182,31 @@ def disable(endpoint_id: int) -> None:
         endpoint = find_endpoint(connection, endpoint_id)
         if not endpoints.disable(connection, endpoint.endpoint_id, DisabledReason.OPERATOR):
             raise UserError(f"endpoint {endpoint_id} is disabled already: nothing is changed")
+        entry = audit.Entry(audit.endpoint_target(endpoint_id), {"url": endpoint.url})
+        audit.record(connection, on_record(), audit.Action.WEBHOOKS_DISABLE, [entry], reason=reason)
     click.echo(f"Disabled endpoint {endpoint_id}.")
 
 
 @click.command()
 @endpoint_argument
-def remove(endpoint_id: int) -> None:
+@reason_option
+def remove(endpoint_id: int, reason: str | None) -> None:
     """Remove ENDPOINT, what waits for it, and its log.
 
     \b
     Example:
       tokenfleet webhooks remove 3
     """
-    from cli.session import database, load_settings
-    from store import endpoints
+    from cli.session import database, load_settings, on_record
+    from store import audit, endpoints
     from tokenfleet.delivery_policy import DisabledReason
 
     with database(load_settings()) as engine:
         with engine.begin() as connection:
             endpoint = find_endpoint(connection, endpoint_id)
             endpoints.disable(connection, endpoint.endpoint_id, DisabledReason.REMOVED)
+            entry = audit.Entry(audit.endpoint_target(endpoint_id), {"url": endpoint.url})
+            audit.record(connection, on_record(), audit.Action.WEBHOOKS_REMOVE, [entry], reason=reason)
         is_gone = False
         while not is_gone:
             with engine.begin() as connection:

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 
-from cli.output import counted, json_option, print_json
+from cli.moments import Moment
+from cli.output import counted, json_option, print_json, reason_option
 from cli.webhook_references import ID, endpoint_argument, find_endpoint
-
-
-class Moment(click.ParamType[datetime]):
-    """A moment in RFC 3339 with its offset."""
-
-    name = "moment"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            at: datetime | None = datetime.fromisoformat(str(value))
-        except ValueError:
-            at = None
-        if at is None or at.tzinfo is None:
-            self.fail(f"{value!r} is not a moment such as 2026-11-21T07:00:00Z.", param, ctx)
-        return at.astimezone(UTC)
 
 
 @click.command()
 @endpoint_argument
+@reason_option
 @json_option
 @click.pass_context
-def test(ctx: click.Context, endpoint_id: int, as_json: bool) -> None:
+def test(ctx: click.Context, endpoint_id: int, reason: str | None, as_json: bool) -> None:
     """Send ENDPOINT a signed event of type webhook:test from here, and show what it answers.
 
     Sent at once and once, whether the endpoint is disabled or not; it is in the log of deliveries like any other.
@@ -40,14 +25,14 @@ def test(ctx: click.Context, endpoint_id: int, as_json: bool) -> None:
     Example:
       tokenfleet webhooks test 3
     """
-    from cli.session import database, load_settings
+    from cli.session import database, load_settings, on_record
     from cli.webhook_trial import send_test
 
     settings = load_settings()
     with database(settings) as engine:
         with engine.connect() as connection:
             endpoint = find_endpoint(connection, endpoint_id)
-        trial = send_test(engine, settings, endpoint)
+        trial = send_test(engine, settings, endpoint, by=on_record(), reason=reason)
     if as_json:
         print_json(trial)
     elif trial.error is None:
@@ -72,6 +57,7 @@ def test(ctx: click.Context, endpoint_id: int, as_json: bool) -> None:
 @click.option("--since", type=Moment(), help="From this moment on (RFC 3339).")
 @click.option("--until", type=Moment(), help="Up to this moment [default: now].")
 @click.option("--delivered-too", is_flag=True, help="Also what was delivered.")
+@reason_option
 @json_option
 def replay(
     delivery_ids: tuple[int, ...],
@@ -79,6 +65,7 @@ def replay(
     since: datetime | None,
     until: datetime | None,
     delivered_too: bool,
+    reason: str | None,
     as_json: bool,
 ) -> None:
     """Deliver events once more: single deliveries by id, or what an endpoint has not received since a moment.
@@ -91,8 +78,8 @@ def replay(
       tokenfleet webhooks replay 812 813
       tokenfleet webhooks replay --endpoint 3 --since 2026-11-20T00:00:00Z
     """
-    from cli.session import database, load_settings
-    from store import outbox
+    from cli.session import database, load_settings, on_record
+    from store import audit, outbox
     from store.engine import database_now
     from tokenfleet.errors import UserError
     from tokenfleet.jobs import DeliveryId
@@ -101,10 +88,15 @@ def replay(
         raise click.UsageError("Name deliveries, or --endpoint with --since: one of the two.")
     if (endpoint_id is None) != (since is None) or (endpoint_id is None and (until or delivered_too)):
         raise click.UsageError("--endpoint and --since go together; the other options need both.")
+    by = on_record()
     with database(load_settings()) as engine:
         if endpoint_id is None or since is None:
             with engine.begin() as connection:
                 count = outbox.replay(connection, [DeliveryId(each) for each in delivery_ids])
+                named = [audit.Entry(f"delivery/{each}") for each in dict.fromkeys(delivery_ids)]
+                audit.record(
+                    connection, by, audit.Action.WEBHOOKS_REPLAY, named if count else [], reason=reason
+                )
             if count < len(set(delivery_ids)):
                 left = len(set(delivery_ids)) - count
                 raise UserError(
@@ -130,6 +122,20 @@ def replay(
                         until=end,
                         after=more,
                         undelivered=not delivered_too,
+                    )
+                    what = {
+                        "replayed": replayed,
+                        "since": since.isoformat(),
+                        "until": end.isoformat(),
+                        "delivered_too": delivered_too,
+                    }
+                    entry = audit.Entry(audit.endpoint_target(endpoint_id), what)
+                    audit.record(
+                        connection,
+                        by,
+                        audit.Action.WEBHOOKS_REPLAY,
+                        [entry] if replayed else [],
+                        reason=reason,
                     )
                 count += replayed
     if as_json:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from conformance.account import account
+from conformance.answers import last_fields
 from conformance.clock import Clock
 from conformance.detour import Detour
 from conformance.doors import StepDoor
@@ -99,7 +100,7 @@ class Kit:
                     ),
                     self._detour,
                     clock,
-                    tokens=_first_tokens(stage, scope),
+                    tokens=_first_tokens(stage, scope if _must_know_scope(truth) else None),
                     variables=first,
                 ),
                 detour=self._detour,
@@ -137,7 +138,12 @@ def run_all(pairs: Iterable[tuple[Provider, ProviderSpec | None]]) -> list[Repor
     return asyncio.run(run_each())
 
 
-def _first_tokens(stage: Stage, scope: str) -> TokenSet:
+def _must_know_scope(truth: ProviderSpec) -> bool:
+    """Answer whether an account must bring its scope: elsewhere it has to be read from the first answer."""
+    return truth.refresh.send_scope or not last_fields(truth).scope
+
+
+def _first_tokens(stage: Stage, scope: str | None) -> TokenSet:
     chain = stage.chain
     never = stage.spec.lifetimes.access_never_expires
     presents = stage.spec.refresh.grant in ("refresh_token", "token_exchange")

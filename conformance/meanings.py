@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from conformance.documents import Document, fits_pattern, instance_of, values_at, with_value, written
@@ -104,6 +105,35 @@ def every_error(spec: ProviderSpec) -> Iterator[ErrorAnswer]:
                 code = rule.code or (None if rule.path else f"http_{status}")
                 whole_app = rule.affects != "connection"
                 yield ErrorAnswer(rule.outcome, status, document, position, whole_app, code)
+
+
+def contested(spec: ProviderSpec) -> Iterator[ErrorAnswer]:
+    """Yield answers in which two rules find what they look for: the first of them counts."""
+    for earlier, later in pairwise(range(len(spec.errors))):
+        first, second = spec.errors[earlier], spec.errors[later]
+        shared = statuses(first) & statuses(second)
+        if not shared or first.outcome == second.outcome or set(first.path) & set(second.path):
+            continue
+        document = next(_documents(first))
+        for value in (*second.value, *map(instance_of, second.pattern), ANYTHING)[:1]:
+            try:
+                document = with_value(document, (*second.path, "nobody_described_this")[0], value)
+            except ValueError:
+                continue
+            status = 400 if 400 in shared else min(shared)
+            if meaning(spec, status, document)[1] == earlier:
+                code = first.code or (None if first.path else f"http_{status}")
+                whole_app = first.affects != "connection"
+                yield ErrorAnswer(first.outcome, status, document, earlier, whole_app, code)
+
+
+def by_truth(truth: ProviderSpec, believed: ProviderSpec) -> Iterator[ErrorAnswer]:
+    """Yield what ``believed`` takes for the end of a grant, and what it is in ``truth``."""
+    for answer in every_error(believed):
+        if answer.outcome == "grant_rejected":
+            outcome, rule = meaning(truth, answer.status, answer.document)
+            whole_app = rule is None or truth.errors[rule].affects != "connection"
+            yield ErrorAnswer(outcome, answer.status, answer.document, rule, whole_app)
 
 
 def silent_rules(spec: ProviderSpec) -> list[int]:

@@ -78,7 +78,8 @@ async def no_refresh_token(trial: Trial) -> None:
 
 
 async def no_access_token(trial: Trial) -> None:
-    """An answer without an access token costs nobody one: its refresh token is kept, readers keep what they have."""
+    """An answer without an access token costs nobody one: its refresh token is kept, readers keep what they have, and
+    where the provider means it so, the access token lives on from then."""
     held = trial.account.tokens
     trial.stage.script.append(Reaction(shape=Shape(access_token=False)))
     attempted = await trial.renew()
@@ -88,6 +89,8 @@ async def no_access_token(trial: Trial) -> None:
     )
     if trial.truth.answer.keeps_access_token:
         trial.expect(isinstance(decision, Save), "the access token to live on", attempted.told, ("answer",))
+        if (life := trial.truth.lifetimes.access_seconds) is not None:
+            trial.expect_expiry(attempted, timedelta(seconds=life))
     tokens = trial.account.tokens
     where = ("answer", "access_token")
     trial.expect(

@@ -8,7 +8,16 @@ from email.utils import format_datetime
 from typing import Final
 
 from conformance.account import Attempted
-from conformance.meanings import ErrorAnswer, every_error, meaning, saying, silent_rules, undescribed
+from conformance.meanings import (
+    ErrorAnswer,
+    by_truth,
+    contested,
+    every_error,
+    meaning,
+    saying,
+    silent_rules,
+    undescribed,
+)
 from conformance.stage import FIREWALL_PAGE, Reaction, Reply, error_reply
 from conformance.trial import TOLERANCE, Trial
 from tokenfleet.policy import PauseApp, Quarantine, RetryLater, Save
@@ -152,14 +161,17 @@ async def connection_refused(trial: Trial) -> None:
 
 
 async def error_rules(trial: Trial) -> None:
-    """Every error rule is played, each value, pattern, path and status that it names, and comes to what it says."""
-    trial.applies(trial.truth.errors, "the definition has no error rules")
+    """Every error rule is played, each value, pattern, path and status that it names, and comes to what it says; where
+    two of them fit, the first does. And nothing is taken for the end of a grant that is none."""
+    believed = trial.provider.spec
+    trial.applies(trial.truth.errors or believed.errors, "the definition has no error rules")
     for position in silent_rules(trial.truth):
         where = ("errors", position)
         trial.expect(
             False, "an answer that comes to this rule", "none does: rules before it take them all", where
         )
-    for answer in every_error(trial.truth):
+    others = () if believed is trial.truth else by_truth(trial.truth, believed)
+    for answer in (*every_error(trial.truth), *contested(trial.truth), *others):
         await _play(trial, answer)
         trial.account.needs_reauth = None
         trial.account.attempts = trial.account.doubts = trial.account.throttles = 0

@@ -32,6 +32,10 @@ FIREWALL_PAGE: Final = (
 )
 
 
+STATED_LIFE_SECONDS: Final = 90 * 86_400
+"""What an answer says of a refresh token that would not end by itself, where the definition says that it says so."""
+
+
 class Delivery(StrEnum):
     """How an answer arrives."""
 
@@ -101,6 +105,8 @@ class Stage:
         """What the last good answer brought, whether it arrived or not."""
         self.shape = PLAIN
         """What is odd about the steps that follow the last good answer."""
+        self.stated_end: float | None = None
+        """When the refresh token of the last good answer ends, if it said so."""
         self.last_document: Document | None = None
         """What the last good answer said."""
         self.doors: list[Callable[[Received], Reply | None]] = []
@@ -156,13 +162,18 @@ class Stage:
         self.shape = replace(reaction.shape, access_token=True, refresh_token=True, breaks_success=None)
         fields = self.spec.answer
         # Who rotates says when the refresh token ends; who does not, says it all the same.
+        ends_at = self.chain.refresh_expires_at or now + STATED_LIFE_SECONDS
+        says_end = "refresh_token_expires_in" in fields.model_fields_set or fields.refresh_token_expires_at
+        self.stated_end = (
+            ends_at if says_end and issue.refresh_token and reaction.shape.refresh_token else None
+        )
         document = success(
             self.spec,
             fields,
             issue,
             reaction.shape,
             now=now,
-            refresh_expires_at=self.chain.refresh_expires_at,
+            refresh_expires_at=ends_at,
             scope=self.client.scope,
         )
         self.shape = PLAIN

@@ -156,6 +156,8 @@ def read_assertion(
     for name, value in expected.items():
         if claims.get(name) != value:
             raise BadAssertion(f"has another {name} than was expected")
+    if not assertion.subject and "sub" in claims:
+        raise BadAssertion("names a subject (sub), whom nobody asked for")
     audience = claims.get("aud")
     if filled(assertion.audience, values) not in (audience if isinstance(audience, list) else [audience]):
         raise BadAssertion("is for another audience (aud)")

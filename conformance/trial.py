@@ -30,6 +30,8 @@ READERS_MARGIN: Final = timedelta(seconds=30)
 SHORT_LIFE_SHARE: Final = 0.6
 """Or this share of its life, where that is too short for it."""
 TOLERANCE: Final = timedelta(seconds=1.5)
+COARSEST_UNIT: Final = timedelta(days=1)
+"""An end that an answer states in days is right to a day."""
 LONGEST_WAIT: Final = timedelta(days=1)
 MOST_VISITS: Final = 5000
 
@@ -159,6 +161,7 @@ class Trial:
         self.expect(
             tokens.scope == self.stage.client.scope, "the scope that was granted", f"{tokens.scope}", where
         )
+        self._expect_stated_end()
         if expires_in is None and not truth.lifetimes.access_never_expires:
             expires_in = timedelta(seconds=stated_life(last_fields(truth), issued.life_seconds))
         self.expect_expiry(attempted, expires_in)
@@ -177,6 +180,16 @@ class Trial:
         self.expect(
             not twice, "each refresh token to be presented once", f"{twice} presented twice", ("rotation",)
         )
+
+    def _expect_stated_end(self) -> None:
+        """Expect the end of the refresh token to be taken from an answer that states it."""
+        if self.stage.stated_end is None or self.truth.refresh.grant != "refresh_token":
+            return
+        ends, held = self.stage.stated_end, self.account.tokens.refresh_token_expires_at
+        right = held is not None and abs(held.timestamp() - ends) <= COARSEST_UNIT.total_seconds()
+        wanted = f"the refresh token to end in {ends - self.now.timestamp():,.0f} s"
+        got = "no end" if held is None else _span(held - self.now)
+        self.expect(right, wanted, got, ("answer", "refresh_token_expires_in"))
 
     def expect_expiry(self, attempted: Attempted, expires_in: timedelta | None) -> None:
         """Expect the access token to be taken to end in ``expires_in``; None for never, or unknown."""

@@ -48,6 +48,9 @@ def _rotation(spec: ProviderSpec) -> Iterator[Finding]:
     idle = lifetimes.refresh_idle_seconds
     if idle is not None and rotation.grace_seconds > idle:
         yield ("rotation", "grace_seconds"), f"is longer than a refresh token lives unused ({idle})"
+    absolute = lifetimes.refresh_absolute_seconds
+    if absolute is not None and rotation.grace_seconds > absolute:
+        yield ("rotation", "grace_seconds"), f"is longer than a grant lives ({absolute})"
     if rotation.max_live_per and rotation.max_live is None:
         yield ("rotation", "max_live_per"), "has no meaning without max_live"
 

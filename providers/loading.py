@@ -16,7 +16,8 @@ from providers.problems import Location, Problem, key_text, told
 from providers.spec import ProviderSpec
 from providers.toml_lines import Lines
 
-MAX_FILE_BYTES: Final = 256 * 1024
+MAX_FILE_BYTES: Final = 64 * 1024
+"""Twenty times the longest of the catalogue."""
 SUFFIX: Final = ".toml"
 MAX_KEY_PARTS: Final = 100
 """More parts than this between the dots of one key are no definition, and take the parser minutes."""
@@ -78,6 +79,9 @@ def read_definition(file: Path, *, allow_http: bool) -> tuple[ProviderSpec | Non
         document = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         return None, [_syntax(file, str(error))]
+    except ValueError:
+        # Python reads no number of more than some thousand digits.
+        return None, [Problem(str(file), None, "", "holds a number that is too long")]
     except RecursionError:
         return None, [Problem(str(file), None, "", "is nested too deeply")]
     try:

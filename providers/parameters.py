@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote_plus
 
@@ -11,9 +12,13 @@ FORM_TYPE: Final = "application/x-www-form-urlencoded"
 JSON_TYPE: Final = "application/json"
 
 
+_quoted_name = lru_cache(maxsize=1024)(quote_plus)
+"""Names come from definitions and are the same in every request. No value is remembered: it may be a secret."""
+
+
 def form(parameters: Mapping[str, str]) -> str:
     """Return ``parameters`` form-encoded, for a body or a query."""
-    return "&".join([f"{quote_plus(name)}={quote_plus(value)}" for name, value in parameters.items()])
+    return "&".join([f"{_quoted_name(name)}={quote_plus(value)}" for name, value in parameters.items()])
 
 
 def with_query(url: str, query: str) -> str:

@@ -16,13 +16,15 @@ from enum import StrEnum
 from typing import Final
 
 from providers.calls import AUTHORIZATION, Call
-from providers.credentials import ClientCredentials, Grant, RequestBuildError
+from providers.credentials import ASSERTION, CLIENT_SECRET, ClientCredentials, Grant, RequestBuildError
 from providers.documents import Document, parse
 from providers.exchange import Answer, Exchange, Failure, TokenRequest
+from providers.placement import used_names
 from providers.rules import CompiledRule, condition_test
 from providers.spec import ProviderSpec
 from providers.spec_answers import ErrorRule
 from providers.spec_requests import Probe, ProbeRule
+from providers.templates import CLIENT_ID
 
 PROBE_TIMEOUT_SECONDS: Final = 5.0
 """A cheap request that takes longer says nothing any more, and its account has other things to do."""
@@ -43,6 +45,8 @@ class ProbeReading:
 
     verdict: Verdict
     code: str
+    may_be_the_clients: bool = False
+    """The request has shown the client's own credentials too, and no word says that these were not what was meant."""
 
 
 class ProbeRequests:
@@ -57,6 +61,7 @@ class ProbeRequests:
         "_is_last_word",
         "_needs_scope",
         "_reads_bodies",
+        "_shows_client",
     )
 
     def __init__(self, spec: ProviderSpec, probe: Probe, *, allow_http: bool) -> None:
@@ -71,6 +76,8 @@ class ProbeRequests:
         # Of a token that is renewed, a refresh has the last word.
         self._is_last_word = spec.refresh.grant == "none"
         self._needs_scope = frozenset((probe.needs_scope or "").split())
+        texts = [probe.authorization, *probe.parameters.values(), *probe.headers.values()]
+        self._shows_client = not used_names(spec, texts).isdisjoint((CLIENT_ID, CLIENT_SECRET, ASSERTION))
 
     @property
     def required_variables(self) -> frozenset[str]:
@@ -115,7 +122,7 @@ class ProbeRequests:
             contradicted = is_alive and self._alive_when
             return ProbeReading(Verdict.UNCLEAR, code) if contradicted else ProbeReading(Verdict.DEAD, word)
         if status in self._dead and not (self._is_last_word and _is_page(exchange)):
-            return ProbeReading(Verdict.DEAD, code)
+            return ProbeReading(Verdict.DEAD, code, self._shows_client)
         return ProbeReading(Verdict.ALIVE if is_alive else Verdict.UNCLEAR, code)
 
     def _word_against(self, status: int, document: Document | None) -> str | None:

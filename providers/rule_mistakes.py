@@ -20,6 +20,10 @@ BODILESS: Final = frozenset({204, 304})
 APP_OUTCOMES: Final = frozenset({"client_rejected", "throttled"})
 """Outcomes that may concern everybody of an app."""
 
+OUTAGE_STATUSES: Final = frozenset({429, 502, 503, 504, "5xx"})
+"""Statuses of somebody who is not at home, and may be a proxy: none of them can be about one grant."""
+OUTAGE_WORDS: Final = frozenset({"server_error", "temporarily_unavailable"})
+
 _LISTS: Final = ("status", "path", "value", "pattern")
 
 
@@ -58,6 +62,16 @@ def _reach(rule: ErrorRule) -> Iterator[tuple[_Key, str]]:
                 ("status",),
                 "would take a success that was cut off for an error and lose its token: add a path",
             )
+    elif rule.outcome == "grant_rejected" and (outage := OUTAGE_STATUSES & set(rule.status)):
+        yield (
+            ("status",),
+            f"has {min(map(str, outage))}, which asks us to come again: no grant is given up by it",
+        )
+    elif rule.outcome == "grant_rejected" and (outage := OUTAGE_WORDS & set(map(str, rule.value))):
+        yield (
+            ("value",),
+            f"has {min(map(str, outage))!r}, which asks us to come again: no grant is given up by it",
+        )
     elif any_value and rule.outcome == "grant_rejected":
         yield ("path",), "would give up a grant whatever stands there: add the values that mean it"
     if rule.affects == "app" and rule.outcome not in APP_OUTCOMES:

@@ -13,6 +13,7 @@ Promises:
 from __future__ import annotations
 
 import random
+import socket
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
@@ -25,7 +26,7 @@ import psycopg
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from store import import_creation, import_renewal
+from store import audit, import_creation, import_renewal
 from store.engine import database_now
 from store.import_admission import NumberedLine
 from store.import_creation import Stamp
@@ -84,17 +85,26 @@ class ChunkReport:
 class Importer:
     """One import. ``rules_of`` answers for provider names; ``actor`` stands in the history.
 
-    With ``dry_run`` everything is judged and nothing is written.
+    With ``dry_run`` everything is judged and nothing is written. ``reason`` stands in the audit log.
     """
 
     def __init__(
-        self, engine: Engine, vault: Vault, rules_of: RulesOf, *, actor: str, dry_run: bool = False
+        self,
+        engine: Engine,
+        vault: Vault,
+        rules_of: RulesOf,
+        *,
+        actor: str,
+        dry_run: bool = False,
+        reason: str | None = None,
     ) -> None:
         self._engine = engine
         self._vault = vault
         self._planner = Planner(vault, rules_of)
         self._actor = actor
         self._dry_run = dry_run
+        self._by = audit.Operator(actor, socket.gethostname())
+        self._reason = reason
         self.import_id: Final[UUID] = uuid4()
         """The ``job_id`` of this import's rows in the history."""
 
@@ -173,6 +183,12 @@ class Importer:
             import_renewal.renew(connection, self._vault, plan.renewals, stamp)
         if plan.descriptions:
             import_renewal.redescribe(connection, plan.descriptions, stamp)
+        # One row for a chunk, not for an account: the history of each account names the import.
+        done = {"created": len(plan.creations), "reauthenticated": len(plan.renewals)}
+        done["updated"] = sum(bool(description.changed) for description in plan.descriptions)
+        if any(done.values()):
+            entry = audit.Entry(f"import/{self.import_id}", done)
+            audit.record(connection, self._by, audit.Action.ACCOUNTS_IMPORT, [entry], reason=self._reason)
         connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
         return plan
 

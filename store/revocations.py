@@ -49,6 +49,8 @@ _ASK = text("""
                s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch
                    AND s.claimed_until > clock_timestamp() AS is_asking
         FROM tokenfleet.refresh_schedule s WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
+        -- In the order in which workers lock them, or an operator who revokes many takes jobs down with him.
+        ORDER BY s.account_id
         FOR UPDATE
     )
     UPDATE tokenfleet.refresh_schedule s

@@ -26,7 +26,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import INET, JSONB
 
 from tokenfleet_client.contract import APPLICATION_SCHEMA
 
@@ -311,4 +311,22 @@ outbox = Table(
         postgresql_using="brin",
         postgresql_with={"pages_per_range": 32, "autosummarize": "on"},
     ),
+)
+
+audit_log = Table(
+    "audit_log",
+    METADATA,
+    _identity(),
+    Column("at", _MOMENT, nullable=False, server_default=text("clock_timestamp()")),
+    Column("actor", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("reason", Text),
+    Column("detail", JSONB),
+    # Filled in by Postgres, whatever a row says of itself.
+    Column("database_role", Text, nullable=False, server_default=text("session_user")),
+    Column("client_address", INET, server_default=text("inet_client_addr()")),
+    Index("ix_audit_log_at", "at"),
+    Index("ix_audit_log_target", "target", "id"),
 )

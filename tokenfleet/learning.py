@@ -22,6 +22,21 @@ JUDGED_AFTER: Final = timedelta(seconds=5)
 """Two statements of when a refresh token ends are compared only when so long lies between them: they are rounded to
 seconds."""
 
+SAME_END: Final = timedelta(seconds=3)
+"""Two ends that differ by no more, told in whole seconds and counted from two receipts, are one."""
+
+
+def same_life(
+    before: datetime | None, last_lifetime: timedelta | None, expires_at: datetime, *, now: datetime
+) -> bool:
+    """Answer whether an access token that came ``now`` and ends at ``expires_at`` lives no longer than the one
+    ``before``: some providers give everybody the same one until it has ended. One that came as young as that one was
+    had only been asked for twice.
+    """
+    if before is None or last_lifetime is None or expires_at - now > last_lifetime / 2:
+        return False
+    return abs(expires_at - before) <= SAME_END
+
 
 def refresh_token_end(
     answer: TokenAnswer | None,

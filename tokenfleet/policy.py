@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, assert_never
 
-from tokenfleet.learning import NEVER_EXPIRES
+from tokenfleet.learning import NEVER_EXPIRES, same_life
 from tokenfleet.lifetimes import NOTHING_SAID, Holding, Lifetimes, announced_end, next_visit
 from tokenfleet.outcome import (
     ClientRejected,
@@ -269,8 +269,17 @@ def _save(answer: TokenAnswer, known: Known, now: datetime, chance: float) -> Sa
     if grant_ends_at is not None:
         holding = replace(holding, told=True)
     visit = next_visit(holding, lifetimes, known.margins, now=now, chance=chance)
+    at = visit.at
+    if (
+        visit.presents
+        and expires_at is not None
+        and expires_at - now <= known.margins.earliest
+        and (same_life(known.expires_at, known.last_lifetime, expires_at, now=now))
+    ):
+        # Asked in time, the provider gives what we had until that has ended: sooner, it would only give it again.
+        at = max(at, expires_at)
     learned = NEVER_EXPIRES if never else known.learned_lifetime if guesses else None
-    return Save(visit.at, expires_at, not visit.presents, grant_ends_at, learned)
+    return Save(at, expires_at, not visit.presents, grant_ends_at, learned)
 
 
 def _learned_expiry(known: Known, now: datetime) -> datetime | None:

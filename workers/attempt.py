@@ -14,6 +14,7 @@ Invariants kept here:
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from providers.credentials import APP_FAULTS, Grant, RequestBuildError
 from providers.exchange import TokenRequest
@@ -91,7 +92,7 @@ class Asker:
                 decision = self._judge.decide(outcome, asking, attempt, now=now, replayed=replayed)
                 break
             sent = passed
-            outcome = self._read(asking, attempt, sent)
+            outcome = self._read(asking, attempt, sent, now)
             decision = self._judge.decide(
                 outcome, asking, attempt, now=now, replayed=replayed, presented=held.refresh_token
             )
@@ -184,9 +185,9 @@ class Asker:
             outcome = ClientRejected(error.code) if error.code in APP_FAULTS else RequestRejected(error.code)
             return Judged(outcome, self._judge.decide(outcome, asking, attempt, now=now), False, 0)
 
-    def _read(self, asking: Asking, attempt: Attempt, sent: Sent) -> Outcome:
+    def _read(self, asking: Asking, attempt: Attempt, sent: Sent, now: datetime) -> Outcome:
         """Return what came of a request. An answer that lets our access token live on is none where we have none."""
-        outcome = asking.provider.read(sent.exchange, now=asking.now(attempt))
+        outcome = asking.provider.read(sent.exchange, now=now)
         if not isinstance(outcome, Refreshed) or outcome.answer.access_token is not None:
             return outcome
         if self._sealer.kept_access_token(attempt) is not None:

@@ -6,7 +6,8 @@ Promises:
   attempt, under the same claim, through the fence once more (``store.visits.turn_to_refresh``); only the outcome of
   that refresh decides. Any other answer, and none, leads to a later visit (G4).
 * Where access tokens are never renewed there is no refresh to ask: every visit is a probe, whoever wants it, and
-  ``tokenfleet.dead_probes`` says when a token is dead. Without a probe nobody is called dead.
+  ``tokenfleet.dead_probes`` says when a token is dead. Without a probe nobody is called dead, and where a bare status
+  may be about the app as well, nobody while nobody of the app is found alive.
 * A probe presents no refresh token (G2), and takes :data:`~providers.probes.PROBE_TIMEOUT_SECONDS` at most; a visit
   that comes when a refresh is due anyway is one (G1).
 * Where the provider refuses early refreshes nobody is asked before the window opens, whoever wants it. A token that is
@@ -126,7 +127,7 @@ class Prober:
         exchange = await self._governor.probe(request, asking, attempt, timeout_seconds=PROBE_TIMEOUT_SECONDS)
         if isinstance(exchange, NotNow):
             return exchange
-        reading = provider.read_probe(exchange)
+        reading = self._weighed(provider.read_probe(exchange), asking, attempt)
         telemetry.PROBES.labels(provider.name, reading.verdict.value).inc()
         duration_ms = round((boottime() - began) * 1000)
         if reading.verdict is not Verdict.DEAD:
@@ -136,6 +137,18 @@ class Prober:
             return await self._go_on(asking, attempt, reading.code)
         decision = self._judge.weigh_dead_probe(reading.code, asking, attempt, now=asking.now(attempt))
         return Judged(GrantRejected(reading.code), decision, False, duration_ms, PROBED[Verdict.DEAD])
+
+    def _weighed(self, reading: ProbeReading, asking: Asking, attempt: Attempt) -> ProbeReading:
+        """Return ``reading``, unclear where it may be the app that is refused.
+
+        After the first doubt somebody else of the app has to be found alive: a wrong secret lets nobody live (G4).
+        """
+        since = attempt.failing_since
+        if asking.provider.renews or not reading.may_be_the_clients or not attempt.doubts or since is None:
+            return reading
+        if self._reputation.worked_within(asking.app, asking.now(attempt) - since):
+            return reading
+        return replace(reading, verdict=Verdict.UNCLEAR)
 
     async def _go_on(self, asking: Asking, attempt: Attempt, dead: str | None) -> Going | NotNow:
         """Turn the visit into a refresh; ``dead`` is what a probe met that found the token dead."""

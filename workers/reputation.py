@@ -46,6 +46,11 @@ class Reputation:
         heard.since_rejection = True
         heard.refused.clear()
 
+    def worked_within(self, app: App, elapsed: timedelta) -> bool:
+        """Answer whether the app's credentials have worked within the last ``elapsed``, for any account."""
+        succeeded_at = self._of(app).succeeded_at
+        return succeeded_at is not None and boottime() - succeeded_at < elapsed.total_seconds()
+
     def weigh(self, app: App, results: tuple[Result, ...]) -> tuple[Result, ...]:
         """Return ``results`` in the light of what was heard before.
 

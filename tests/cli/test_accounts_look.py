@@ -124,9 +124,9 @@ def test_history_answers_why_on_one_screen(
         refused = rejection(account_id, epoch=attempt.epoch, generation=4)
         rejections.reject(connection, [refused], actor=ACTOR)
     plain = tokenfleet("accounts", "history", str(account_id)).stdout
-    assert "the customer has to sign in again" in plain
+    assert "The customer has to sign in again" in plain
     assert "active → needs_reauth" in plain
-    assert "refresh.succeeded (3 times since" in plain
+    assert "refresh.succeeded x3 in" in plain
     assert f"{account_id}-{attempt.epoch}" in plain
     document = tokenfleet("accounts", "history", str(account_id), "--json").document
     kinds = [row["kind"] for row in document["history"]]

@@ -49,6 +49,9 @@ SIGNED = {"client": 'authentication = "private_key_jwt"'}
 ASSERTION = '[assertion]\nalgorithm = "{}"\naudience = "{}"\nlifetime_seconds = {}\n'
 GOOD_ASSERTION = ASSERTION.format("ES256", "https://auth.example.com", 300)
 
+BUSY = '[[errors]]\noutcome = "throttled"\nstatus = 400\npath = "code"\nvalue = 1\n'
+GONE = '[[errors]]\noutcome = "grant_rejected"\nstatus = 400\npath = "error"\nvalue = "gone"\n'
+
 CASES: dict[str, Case] = {
     "another path of the token endpoint": Case(
         "refresh", believed={"refresh": 'endpoint = "https://auth.example.com/oauth/token"'}
@@ -128,6 +131,43 @@ CASES: dict[str, Case] = {
     ),
     "a refresh token that stands elsewhere": Case(
         "rotation", truth=ALWAYS, extra_truth='[answer]\nrefresh_token = "data.refresh_token"\n'
+    ),
+    "a scope that stands elsewhere": Case("refresh", extra_truth='[answer]\nscope = "data.scope"\n'),
+    "an end of the refresh token that nobody reads": Case(
+        "refresh", truth=ALWAYS, extra_truth='[answer]\nrefresh_token_expires_in = "refresh.expires_in"\n'
+    ),
+    "an end of the refresh token in another unit": Case(
+        "refresh",
+        truth=ALWAYS,
+        extra_truth='[answer]\nrefresh_token_expires_in = { path = "ends", unit = "minutes" }\n',
+        extra_believed='[answer]\nrefresh_token_expires_in = { path = "ends", unit = "seconds" }\n',
+    ),
+    "an access token that lives on, and nobody knows": Case(
+        "no_access_token",
+        extra="[lifetimes]\naccess_seconds = 3600\n",
+        extra_truth="[answer]\nkeeps_access_token = true\n",
+    ),
+    "a subject that nobody asked for": Case(
+        "refresh",
+        truth=SIGNED,
+        extra_truth=f'{GOOD_ASSERTION}subject = ""\n',
+        extra_believed=GOOD_ASSERTION,
+    ),
+    "rules in another order": Case(
+        "error_rules",
+        extra_truth=f"{BUSY}{GONE}",
+        extra_believed=f"{GONE}{BUSY}",
+    ),
+    "a rejected grant at one status too many": Case(
+        "error_rules", extra_truth=GONE, extra_believed=GONE.replace("400", "[400, 403]")
+    ),
+    "a rejected grant by a word that is the app's fault": Case(
+        "error_rules", extra_truth=GONE, extra_believed=GONE.replace('"gone"', '["gone", "invalid_request"]')
+    ),
+    "a rejected grant by a pattern that is too wide": Case(
+        "error_rules",
+        extra_truth=GONE.replace('value = "gone"', 'pattern = "*refresh token*"'),
+        extra_believed=GONE.replace('value = "gone"', 'pattern = "*token*"'),
     ),
     "an alternate path that nobody knows": Case(
         "answer_shapes", extra_truth='[answer]\naccess_token = ["access_token", "bearer.access_token"]\n'
@@ -296,12 +336,6 @@ SELF_CONTRADICTING: dict[str, tuple[str, str, dict[str, str], str]] = {
         alive_status = 200
         headers = { X-Proof = "{proof}" }
         """,
-    ),
-    "a probe that can call nothing dead": (
-        "probe",
-        "probe",
-        {},
-        '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200\ndead_status = []\n',
     ),
     "a digest over a token that is not sent": (
         "refresh",

@@ -119,7 +119,7 @@ def test_a_file_as_windows_saves_it_is_read(tmp_path: Path) -> None:
 
 def test_what_never_ends_is_not_read_to_its_end() -> None:
     [problem] = validate_paths([Path("/dev/zero")])
-    assert str(problem) == "/dev/zero: is larger than 256 KiB"
+    assert str(problem) == "/dev/zero: is larger than 64 KiB"
 
 
 PROBE = '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200\n'
@@ -582,7 +582,7 @@ def test_files_that_cannot_be_read_are_mistakes(tmp_path: Path) -> None:
     assert problems == [
         f"{empty}: holds no .toml file",
         f"{latin}: is not UTF-8 text",
-        f"{huge}: is larger than 256 KiB",
+        f"{huge}: is larger than 64 KiB",
         f"{missing}: cannot be read: No such file or directory",
     ]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from providers.contradictions import contradictions
 from providers.credentials import ClientCredentials, Grant, RequestBuildError
 from providers.exchange import Answer
+from providers.loading import read_definition
 from providers.problems import key_text
 from providers.spec import ProviderSpec
 from tests.providers.clients import client_of
@@ -26,6 +28,7 @@ PROBE = '[probe]\nendpoint = "https://api.example.com/me"\nmethod = "POST"\naliv
 REVOKE = '[revoke]\nendpoint = "https://auth.example.com/revoke"\n'
 DOTTED = 'parameters = { user = "x", "user.name" = "y" }\n'
 SIGNED = '[assertion]\nalgorithm = "RS256"\naudience = "https://auth.example.com"\n'
+RULE = '[[errors]]\noutcome = "grant_rejected"\n'
 BASE = '[variables.base]\ndescription = "API base"\nkind = "url"\nfrom_answer = "base"\n'
 
 
@@ -109,6 +112,31 @@ MISTAKES: dict[str, tuple[dict[str, str], str, str]] = {
         {},
         BASE + 'pattern = "*.example.com"',
         "variables.base.pattern[1] must name scheme and host, as URLs do: https://*.example.com",
+    ),
+    "a grant given up by an outage": (
+        {},
+        RULE + 'status = [400, 503]\npath = "error"\nvalue = "invalid_grant"',
+        "errors[1].status has 503, which asks us to come again: no grant is given up by it",
+    ),
+    "a grant given up by a word for an outage": (
+        {},
+        RULE + 'path = "error"\nvalue = ["gone", "server_error"]',
+        "errors[1].value has 'server_error', which asks us to come again: no grant is given up by it",
+    ),
+    "a grace that outlives the grant": (
+        {"rotation": 'policy = "always"\ngrace_seconds = 7200'},
+        "[lifetimes]\nrefresh_absolute_seconds = 3600",
+        "rotation.grace_seconds is longer than a grant lives (3600)",
+    ),
+    "a probe that an outage passes": (
+        {},
+        PROBE.replace("200", "[200, 503]"),
+        "probe.alive_status has 503, which says nothing of a token",
+    ),
+    "a probe that finds nobody dead": (
+        {},
+        PROBE + "dead_status = []",
+        "probe.dead_status is empty, and so is dead_when: no token would ever be found dead",
     ),
     "too many rules": (
         {},
@@ -228,3 +256,20 @@ def test_a_step_presents_the_certificate_too() -> None:
     request = compiled.steps[0].build(client, Grant(None, access_token=Secret("access-1")), now=NOW)
     assert client.certificate is not None
     assert request.certificate == client.certificate
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("checked = " + "9" * 5000, "holds a number that is too long"),
+        ("\n" + ".".join(["a"] * 30_000) + " = 1", "has a key of more than 100 parts"),
+        ("a = " + "[" * 30_000 + "]" * 30_000, "is nested too deeply"),
+        ("# " + "x" * 70_000, "is larger than 64 KiB"),
+    ],
+)
+def test_a_file_that_costs_too_much_to_read_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "huge.toml"
+    file.write_text(text)
+    spec, problems = read_definition(file, allow_http=False)
+    assert spec is None
+    assert [problem.reason for problem in problems] == [expected]

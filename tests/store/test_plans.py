@@ -23,10 +23,12 @@ from store import (
     migrate,
     parking,
     rejections,
+    revocations,
     schedule,
     settlement,
     transitions,
 )
+from store.answers import Part
 from store.coming_hour import Shift
 from store.incidents import Resolution
 from store.keys import Vault
@@ -147,6 +149,52 @@ def save_late_and_repeated_answers(connection: Connection, big: Big) -> None:
     assert (len(result.repeated), len(result.candidates)) == (half, half)
 
 
+def save_what_steps_brought(connection: Connection, big: Big) -> None:
+    connection.execute(
+        text("UPDATE tokenfleet.token_sets SET epoch = 9 WHERE account_id = ANY (CAST(:ids AS bigint[]))"),
+        {"ids": [*big.ids]},
+    )
+    connection.execute(
+        text(
+            "UPDATE tokenfleet.refresh_schedule SET claim_epoch = 9, started_epoch = 9 "
+            "WHERE account_id = ANY (CAST(:ids AS bigint[]))"
+        ),
+        {"ids": [*big.ids]},
+    )
+    answers = [replace(answer(big.vault, each, epoch=9, generation=1), part=Part.SECOND) for each in big.ids]
+    assert len(settlement.save_refreshed(connection, answers, actor=ACTOR).saved) == BATCH
+
+
+def revoke(connection: Connection, big: Big) -> None:
+    begun = revocations.begin(
+        connection,
+        big.ids,
+        untold=big.ids[:3],
+        showing_access=(),
+        code="local_only",
+        actor=ACTOR,
+        reason=None,
+    )
+    assert (len(begun.asked), len(begun.forgotten)) == (BATCH - 3, 3)
+    made = [
+        revocations.RevocationMade(
+            account_id=each,
+            epoch=Epoch(1),
+            generation=1,
+            kind=revocations.CONFIRMED,
+            code="http_200",
+            next_refresh_at=None,
+            job_id=answer(big.vault, each, epoch=1, generation=1).job_id,
+            duration_ms=1,
+        )
+        for each in big.ids[3:]
+    ]
+    revocations.sweep(connection, actor=ACTOR)
+    revocations.settle(connection, made, actor=ACTOR)
+    news = revocations.news(connection, big.ids, since=datetime.now(UTC) - timedelta(hours=1))
+    assert len(news) == BATCH
+
+
 def reject(connection: Connection, big: Big) -> None:
     told = [rejection(each, epoch=1, generation=1) for each in big.ids[:3]]
     assert len(rejections.reject(connection, told, actor=ACTOR).flipped) == 3
@@ -250,6 +298,8 @@ CALLS: Final[tuple[Callable[[Connection, Big], None], ...]] = (
     give_back,
     save,
     save_late_and_repeated_answers,
+    save_what_steps_brought,
+    revoke,
     reject,
     set_apart_and_give_back,
     look_for_candidates,

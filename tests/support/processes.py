@@ -78,9 +78,9 @@ class Member:
         self.process.terminate()
         return self.wait()
 
-    def wait(self) -> int:
-        """Return the exit code once it has ended by itself."""
-        return self.process.wait(STOP_SECONDS)
+    def wait(self, within: float = STOP_SECONDS) -> int:
+        """Return the exit code once it has ended by itself, ``within`` so many seconds."""
+        return self.process.wait(within)
 
     def kill(self) -> None:
         """End it as a power cut would."""

@@ -511,3 +511,33 @@ def test_what_is_said_to_have_no_end_is_remembered_until_something_else_is_said(
     decision = decide(silent, what_we_know, now=NOW, chance=0)
     assert isinstance(decision, Save)
     assert decision.expires_at == NOW + timedelta(hours=2)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 0.999])
+def test_a_provider_that_gives_the_same_token_until_it_ends_is_asked_once_before_and_then_at_its_end(
+    chance: float,
+) -> None:
+    life = timedelta(hours=2)
+    now, obtained_at, end = NOW, NOW, NOW + life
+    asked = []
+    while now <= end:
+        holds = replace(known(last_lifetime=end - obtained_at), expires_at=end)
+        answer = TokenAnswer(Secret("the same"), expires_at=end)
+        decision = decide(Refreshed(answer), holds, now=now, chance=chance)
+        assert isinstance(decision, Save)
+        asked.append(decision.next_refresh_at)
+        obtained_at, now = now, decision.next_refresh_at
+        if now == end:
+            break
+    assert len(asked) == 2
+    assert timedelta(seconds=60) <= end - asked[0] <= timedelta(seconds=180)
+    assert asked[1] == end
+
+
+def test_a_short_token_that_was_asked_for_twice_is_renewed_in_time() -> None:
+    """It ends when the one before did, for both were issued in one moment."""
+    holds = replace(known(last_lifetime=timedelta(seconds=60)), expires_at=NOW + timedelta(seconds=60))
+    answer = TokenAnswer(Secret("another"), expires_at=NOW + timedelta(seconds=62))
+    decision = decide(Refreshed(answer), holds, now=NOW + timedelta(seconds=2), chance=0.5)
+    assert isinstance(decision, Save)
+    assert decision.next_refresh_at < NOW + timedelta(seconds=50)

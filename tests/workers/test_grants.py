@@ -140,6 +140,33 @@ def test_faults_of_ours_are_no_words_against_a_key(stage: Stage, monkeypatch: py
     assert column(stage.engine, "SELECT doubts FROM tokenfleet.refresh_schedule") == [1]
 
 
+def test_a_refused_app_is_no_word_against_its_keys(stage: Stage) -> None:
+    """The probe shows the app's own key too, and a bare status does not say whose is meant."""
+    shown = PROBE + '\nauthorization = "OAuth key={client_id}, token={access_token}"'
+    app = stage.provider("keys", 'grant = "none"', shown)
+    one, other = (stage.account(app, access_token=key, expires_in=None) for key in ("one", "other"))
+
+    def who_is_dead(*dead: str) -> None:
+        stage.server.answers["/me"] = lambda asked: (
+            401 if any(f"token={key}" in asked.headers["authorization"] for key in dead) else 200,
+            {},
+        )
+
+    with stage.worker() as worker:
+        for dead, visited in ((("one", "other"), (one, other)), (("one",), (other, one))):
+            who_is_dead(*dead)
+            for _ in range(4):
+                for key in visited:
+                    _half_an_hour_passes(stage, key)
+                    if stage.state(key).next_refresh_at is not None:
+                        stage.visit(worker, key)
+            if "other" in dead:
+                assert (stage.told(one), stage.told(other)) == ([], [])
+                assert set(column(stage.engine, "SELECT doubts FROM tokenfleet.refresh_schedule")) == {1}
+    # The app works, for the other one.
+    assert (stage.state(one).status, stage.state(other).status) == ("needs_reauth", "active")
+
+
 def _half_an_hour_passes(stage: Stage, account_id: AccountId) -> None:
     stage.execute(
         "UPDATE tokenfleet.refresh_schedule SET failing_since = failing_since - interval '30 minutes' "
