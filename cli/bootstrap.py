@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cli.session import on_record
@@ -19,7 +19,7 @@ from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey, Ring
 
 
-def write_keys(path: Path, rings: Mapping[Ring, KeyEncryptionKey]) -> None:
+def write_keys(path: Path, rings: Mapping[Ring, Sequence[KeyEncryptionKey]]) -> None:
     """Write a key file, readable by its owner only.
 
     Raises :class:`UserError` when the file exists: a key that was overwritten opens nothing any more.
@@ -27,7 +27,9 @@ def write_keys(path: Path, rings: Mapping[Ring, KeyEncryptionKey]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(path, "x", opener=_private) as file:
-            json.dump({ring.value: [key.export()] for ring, key in rings.items()}, file, indent=2)
+            json.dump(
+                {ring.value: [each.export() for each in of] for ring, of in rings.items()}, file, indent=2
+            )
             file.write("\n")
             file.flush()
             # Data keys are wrapped with these at once, durably: a key file lost to a power cut takes every
@@ -41,6 +43,35 @@ def write_keys(path: Path, rings: Mapping[Ring, KeyEncryptionKey]) -> None:
         raise UserError(f"{path} cannot be written ({error.strerror}): choose another --output") from error
 
 
+def add_keys(path: Path, rings: Mapping[Ring, KeyEncryptionKey]) -> None:
+    """Put new keys before those of a key file, in one step: whoever reads it has the old file or the new one.
+
+    Raises :class:`UserError` when the file cannot be read or written.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        content: dict[str, list[str]] = json.loads(path.read_bytes())
+        for ring, key in rings.items():
+            content[ring.value] = [key.export(), *content.get(ring.value, [])]
+        status = path.stat()
+        with open(beside, "w", opener=_private) as file:
+            os.fchmod(file.fileno(), status.st_mode & 0o700)
+            if os.geteuid() == 0:
+                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a readable key file: restore it from your backup") from error
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be replaced ({error.strerror}): it is as it was; run this where it may be written"
+        ) from error
+
+
 def prepare_database(environ: Mapping[str, str]) -> Settings:
     """Make keys if none are configured, migrate, create partitions and data keys; returns the settings.
 
@@ -49,7 +80,7 @@ def prepare_database(environ: Mapping[str, str]) -> Settings:
     settings = Settings.from_environ(environ)
     if settings.access_ring.primary is None and settings.refresh_ring.primary is None:
         _refuse_lost_keys(settings)
-        fresh = {ring: KeyEncryptionKey.generate(f"{ring.value}-1") for ring in Ring}
+        fresh = {ring: [KeyEncryptionKey.generate(f"{ring.value}-1")] for ring in Ring}
         write_keys(settings.home / "keys.json", fresh)
         settings = Settings.from_environ(environ)
     upgrade_database(settings)

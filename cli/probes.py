@@ -132,7 +132,7 @@ def server_problems(settings: Settings) -> Iterator[str]:
 def ring_problem(ring: KeyRing, wrapped: Sequence[WrappedKey]) -> str | None:
     """Return what to do when this process cannot use ``ring``, None when it can or the ring is empty."""
     from tokenfleet_client.envelope import unwrap_ring
-    from tokenfleet_client.errors import EnvelopeError
+    from tokenfleet_client.errors import EnvelopeError, KeyServiceUnavailable
 
     if not ring.keys:
         return (
@@ -145,6 +145,8 @@ def ring_problem(ring: KeyRing, wrapped: Sequence[WrappedKey]) -> str | None:
         unwrap_ring(ring.ring, wrapped, ring.keys)
     except EnvelopeError as error:
         return f"{error}: point TOKENFLEET_KEYS_FILE at the key file this database was set up with"
+    except KeyServiceUnavailable as error:
+        return str(error)
     return None
 
 

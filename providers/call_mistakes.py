@@ -89,6 +89,8 @@ def _probe_answer(probe: Probe) -> Iterator[Finding]:
     for status in sorted(alive):
         if status == 429 or status >= 500:
             yield ("alive_status",), f"has {status}, which says nothing of a token"
+    if not dead and not probe.dead_when:
+        yield ("dead_status",), "is empty, and so is dead_when: no token would ever be found dead"
     for status in probe.dead_status:
         if status == 429 or not 400 <= status <= 499:
             yield ("dead_status",), f"has {status}, which says nothing of a token"

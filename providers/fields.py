@@ -10,12 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from providers.paths import Path
-from providers.patterns import Pattern
+from providers.paths import MAX_PATH_CHARACTERS, PATH_FORM, Path
+from providers.patterns import MAX_PATTERN_CHARACTERS, Pattern
 
 TEN_YEARS_SECONDS: Final = 315_360_000
 
@@ -80,8 +87,16 @@ StatusClass = Annotated[str, _Form(r"[2-5]xx", "must be a status such as 400, or
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
 Template = Annotated[str, Field(min_length=1, max_length=1000)]
 
-PathText = Annotated[str, _compiles(Path.compile)]
-PatternText = Annotated[str, _compiles(Pattern.compile)]
+PathText = Annotated[
+    str,
+    _compiles(Path.compile),
+    WithJsonSchema({"type": "string", "pattern": f"^(?:{PATH_FORM})$", "maxLength": MAX_PATH_CHARACTERS}),
+]
+PatternText = Annotated[
+    str,
+    _compiles(Pattern.compile),
+    WithJsonSchema({"type": "string", "pattern": "[^*]", "maxLength": MAX_PATTERN_CHARACTERS}),
+]
 Scalar = Annotated[str, Field(min_length=1, max_length=200)] | int | bool
 StatusNumber = Annotated[int, Field(ge=200, le=599)]
 
@@ -102,5 +117,5 @@ StatusNumbers = Annotated[
     tuple[StatusNumber, ...],
     BeforeValidator(listed, json_schema_input_type=StatusNumber | list[StatusNumber]),
 ]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(listed, json_schema_input_type=list[Text])]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(listed, json_schema_input_type=Text | list[Text])]
 Seconds = Annotated[int, Field(gt=0, le=TEN_YEARS_SECONDS)]

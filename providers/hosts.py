@@ -23,9 +23,11 @@ _LOCAL: Final = ("localhost", "localhost.localdomain")
 
 def of(text: str) -> str:
     """Return the host of a URL without port and brackets, or ``text`` itself when it is only a host."""
-    parts = _PARTS.fullmatch(text)
-    host = _PORT.sub("", parts[2]) if parts else text
-    return host.removeprefix("[").removesuffix("]").removesuffix(".").lower()
+    _, separator, rest = text.partition("://")
+    host = rest.partition("/")[0].partition("?")[0] if separator else text
+    if ":" in host:
+        host = _PORT.sub("", host).removeprefix("[").removesuffix("]")
+    return host.removesuffix(".").lower()
 
 
 def is_inside(host: str) -> bool:
@@ -34,9 +36,10 @@ def is_inside(host: str) -> bool:
     Resolvers also read 127.1, 2130706433 and 0x7f000001 as addresses: what ends in a number and is not written as
     four numbers is none of the public internet.
     """
-    if ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]):
+    last = host.rpartition(".")[2]
+    if ":" in host or (last[:1].isdigit() and _NUMBER.fullmatch(last)):
         return not is_public(host)
-    return host in _LOCAL or host.endswith(".localhost")
+    return host in _LOCAL or last == "localhost"
 
 
 def url_fits(pattern: Pattern, url: str) -> bool:

@@ -18,8 +18,9 @@ MAX_ELEMENTS: Final = 64
 
 MAX_EVERY_STEPS: Final = 2
 
-_PATH = re.compile(r"(?:[A-Za-z0-9_$@-]+|\[\d{0,3}\])(?:\.[A-Za-z0-9_$@-]+|\[\d{0,3}\])*")
-_STEP = re.compile(r"\[(\d*)\]|([A-Za-z0-9_$@-]+)")
+PATH_FORM: Final = r"(?:[A-Za-z0-9_$@-]+|\[[0-9]{0,3}\])(?:\.[A-Za-z0-9_$@-]+|\[[0-9]{0,3}\])*"
+_PATH = re.compile(PATH_FORM)
+_STEP = re.compile(r"\[([0-9]*)\]|([A-Za-z0-9_$@-]+)")
 
 
 class _Every:

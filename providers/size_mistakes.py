@@ -13,7 +13,7 @@ from providers.problems import Location
 from providers.spec import ProviderSpec
 from providers.spec_answers import Condition, ErrorRule
 from providers.spec_part import Part
-from providers.spec_requests import ProbeRule
+from providers.spec_requests import Probe, ProbeRule
 from providers.templates import occurrences
 
 MAX_ENTRIES: Final = 64
@@ -79,19 +79,12 @@ def _values(spec: ProviderSpec) -> Iterator[Finding]:
             yield ("computed", name), f"is made of {total} values: {MAX_VALUES} are the most"
         # A digest is as short as it is; only an encoding grows with what it encodes.
         made_of[name] = min(total, MAX_VALUES + 1) if computed.kind == "base64" else 1
-    requests: dict[Location, Sequence[str]] = {
-        ("refresh",): [*spec.refresh.parameters.values(), *spec.refresh.headers.values()]
-    }
-    if spec.probe is not None:
-        requests["probe",] = [
-            spec.probe.authorization,
-            *spec.probe.parameters.values(),
-            *spec.probe.headers.values(),
-        ]
-    if spec.revoke is not None:
-        requests["revoke",] = [*spec.revoke.parameters.values(), *spec.revoke.headers.values()]
+    for location, part in (("refresh", spec.refresh), ("probe", spec.probe), ("revoke", spec.revoke)):
+        if part is not None and (part.parameters or part.headers):
+            own = (part.authorization,) if isinstance(part, Probe) else ()
+            total = weight(*own, *part.parameters.values(), *part.headers.values())
+            if total > MAX_VALUES:
+                yield (location,), f"is made of {total} values: {MAX_VALUES} are the most"
     for index, step in enumerate(spec.steps):
-        requests["steps", index] = [*step.parameters.values(), *step.headers.values()]
-    for location, texts in requests.items():
-        if (total := weight(*texts)) > MAX_VALUES:
-            yield location, f"is made of {total} values: {MAX_VALUES} are the most"
+        if (total := weight(*step.parameters.values(), *step.headers.values())) > MAX_VALUES:
+            yield ("steps", index), f"is made of {total} values: {MAX_VALUES} are the most"

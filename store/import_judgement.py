@@ -165,7 +165,9 @@ def judge(
         anew = known.status is AccountStatus.NEEDS_REAUTH or (moved and not ended)
         return Compare(app, rules, imported=False, corrects=True) if anew else Keep(changed)
     imported = fingerprint in known.fingerprints
-    corrects = moved or (ended and "variables" in changed)
+    # Nothing spends a key: switched on again at its provider it works as before, and a probe finds out.
+    revives = known.status is AccountStatus.NEEDS_REAUTH and not rules.lifetimes.renews
+    corrects = moved or revives or (ended and "variables" in changed)
     if imported and not corrects:
         return Reject(_told(SPENT, rules)) if ended else Keep(changed)
     return Compare(app, rules, imported, corrects)

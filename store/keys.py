@@ -15,9 +15,13 @@ from tokenfleet.errors import UserError
 from tokenfleet.key_rings import KeyRing
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KEY_BYTES, DataKeys, Ring, WrappedKey, unwrap_ring
-from tokenfleet_client.errors import EnvelopeError
+from tokenfleet_client.errors import EnvelopeError, KeyServiceUnavailable
 
 _CREATION_LOCK = 7_305_811_035
+
+
+class KeysAway(UserError):
+    """A key service does not answer now: what it keeps may open later, and is not damaged."""
 
 
 @dataclass(slots=True)
@@ -41,7 +45,17 @@ def load_wrapped(connection: Connection) -> list[WrappedKey]:
 def open_vault(connection: Connection, settings: Settings) -> Vault:
     """Return the keys of both rings, creating each ring's first data key when there is none.
 
-    Raises :class:`UserError` when a key-encryption key is missing or is another installation's.
+    Raises :class:`UserError` when a key-encryption key is missing, is another installation's, or is kept by a service
+    that is away. The caller's transaction is open while a service is asked: a worker, whose sessions may not be idle
+    for long, uses :func:`prepare` and :func:`unwrapped`.
+    """
+    return unwrapped(prepare(connection, settings), settings)
+
+
+def prepare(connection: Connection, settings: Settings) -> list[WrappedKey]:
+    """Return every data key, still wrapped, creating each ring's first one when there is none.
+
+    Raises as :func:`open_vault` does.
     """
     for ring in (settings.access_ring, settings.refresh_ring):
         if ring.primary is None:
@@ -50,46 +64,102 @@ def open_vault(connection: Connection, settings: Settings) -> Vault:
                 "generate' and set TOKENFLEET_KEYS_FILE to the file it writes"
             )
         _ensure_primary(connection, ring)
-    rows = load_wrapped(connection)
+    return load_wrapped(connection)
+
+
+def unwrapped(rows: list[WrappedKey], settings: Settings) -> Vault:
+    """Return the keys of both rings, ready for use. Raises as :func:`open_vault` does."""
     return Vault(_unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows))
 
 
 def reload(connection: Connection, settings: Settings, vault: Vault) -> None:
-    """Load the keys of both rings into ``vault``, those too that were made since it was opened.
+    """Load the keys of both rings into ``vault``: those that were made since are unwrapped, removed ones forgotten.
 
-    Raises :class:`UserError` when a key-encryption key is missing; the vault then stays as it was.
+    Raises :class:`UserError` when a key-encryption key is missing or its service away; the vault then stays as it was.
     """
-    rows = load_wrapped(connection)
-    access, refresh = _unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows)
+    renew(load_wrapped(connection), settings, vault)
+
+
+def renew(rows: list[WrappedKey], settings: Settings, vault: Vault) -> None:
+    """As :func:`reload`, with ``rows`` at hand and no connection held: it may ask a key service, for seconds."""
+    access = _unwrap(settings.access_ring, rows, vault.access)
+    refresh = _unwrap(settings.refresh_ring, rows, vault.refresh)
     vault.access, vault.refresh = access, refresh
 
 
-def _unwrap(ring: KeyRing, rows: list[WrappedKey]) -> DataKeys:
+def _unwrap(ring: KeyRing, rows: list[WrappedKey], held: DataKeys | None = None) -> DataKeys:
     try:
-        return unwrap_ring(ring.ring, rows, ring.keys)
+        return unwrap_ring(ring.ring, rows, ring.keys, held)
     except EnvelopeError as error:
         raise UserError(
             f"{error}: point TOKENFLEET_KEYS_FILE at the key file this database was set up with"
         ) from error
+    except KeyServiceUnavailable as error:
+        raise _away(error) from error
+
+
+def _away(error: KeyServiceUnavailable) -> KeysAway:
+    return KeysAway(f"{error}; a process needs it when it starts, those that run go on without")
 
 
 def _ensure_primary(connection: Connection, ring: KeyRing) -> None:
     """Create the ring's first data key; two processes that start at once create one."""
-    assert ring.primary is not None
     exists = text("SELECT 1 FROM tokenfleet.data_keys WHERE ring = :ring AND is_primary")
     if connection.execute(exists, {"ring": ring.ring.value}).first():
         return
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CREATION_LOCK})
     if connection.execute(exists, {"ring": ring.ring.value}).first():
         return
+    try:
+        insert(connection, make_data_key(ring, next_key_id(connection), is_primary=True))
+    except KeyServiceUnavailable as error:
+        raise _away(error) from error
+
+
+def next_key_id(connection: Connection) -> int:
+    """Return an id that no other data key has or will have."""
     key_id: int = connection.execute(
         text("SELECT nextval(pg_get_serial_sequence('tokenfleet.data_keys', 'id'))")
     ).scalar_one()
+    return key_id
+
+
+def make_data_key(ring: KeyRing, key_id: int, *, is_primary: bool) -> WrappedKey:
+    """Return a new data key, wrapped by the ring's primary key, and stored nowhere yet.
+
+    Raises :class:`KeyServiceUnavailable`.
+    """
+    assert ring.primary is not None
     wrapped = ring.primary.wrap(os.urandom(KEY_BYTES), ring.ring, key_id)
+    return WrappedKey(key_id, ring.ring, ring.primary.key_id, wrapped, is_primary)
+
+
+def insert(connection: Connection, key: WrappedKey) -> None:
+    """Store a new data key."""
     connection.execute(
         text("""
             INSERT INTO tokenfleet.data_keys (id, ring, kek_id, wrapped, is_primary)
-            OVERRIDING SYSTEM VALUE VALUES (:id, :ring, :kek_id, :wrapped, true)
+            OVERRIDING SYSTEM VALUE VALUES (:id, :ring, :kek_id, :wrapped, :is_primary)
         """),
-        {"id": key_id, "ring": ring.ring.value, "kek_id": ring.primary.key_id, "wrapped": wrapped},
+        {
+            "id": key.data_key_id,
+            "ring": key.ring.value,
+            "kek_id": key.kek_id,
+            "wrapped": key.wrapped,
+            "is_primary": key.is_primary,
+        },
     )
+
+
+def not_configured(row: WrappedKey, ring: KeyRing) -> UserError:
+    """Return the error for a data key whose key-encryption key this process was not given."""
+    return UserError(
+        f"data key {row.data_key_id} of the {ring.ring.value} ring is wrapped by key-encryption key "
+        f"{row.kek_id!r}, which is not configured here: keep it in the key list, behind the new one, until "
+        "'tokenfleet keys rotate' has finished"
+    )
+
+
+def unreliable(key_id: str) -> UserError:
+    """Return the error for a key service that does not give back what it was given."""
+    return UserError(f"key {key_id!r} does not unwrap what it has just wrapped: nothing was changed")

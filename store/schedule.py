@@ -107,6 +107,10 @@ _ABANDON = text("""
     WHERE account_id = :account_id AND claim_epoch = :epoch
 """)
 
+_NONE_MISSING = text("""
+    UPDATE tokenfleet.refresh_schedule SET unanswered = 0 WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
+""")
+
 _UNCLAIM = text("""
     UPDATE tokenfleet.refresh_schedule
     SET claimed_until = NULL,
@@ -251,6 +255,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
         return []
     attempts: list[Attempt] = []
     unrefreshable: list[int] = []
+    none_missing: list[int] = []
     for row in connection.execute(_READ, {"account_ids": list(started)}):
         schedule = started[row.id]
         is_due = schedule.next_refresh_at is not None and schedule.next_refresh_at <= row.database_now
@@ -260,6 +265,9 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
             continue
         if not is_due:
             continue
+        unanswered = _unanswered(row, schedule)
+        if unanswered != schedule.unanswered:
+            none_missing.append(row.id)
         del started[row.id]
         attempts.append(
             Attempt(
@@ -276,7 +284,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 refresh_token_expires_at=row.refresh_token_expires_at,
                 attempts=schedule.attempts,
                 doubts=schedule.doubts,
-                unanswered=_unanswered(row, schedule),
+                unanswered=unanswered,
                 is_unsettled=schedule.last_error == UNSETTLED,
                 due_at=schedule.next_refresh_at,
                 database_now=row.database_now,
@@ -288,6 +296,9 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 failing_since=schedule.failing_since,
             )
         )
+    if none_missing:
+        # Remembered: a later attempt cannot see any more who brought this token.
+        connection.execute(_NONE_MISSING, {"account_ids": none_missing})
     if started:
         # Still locked by the first statement: nobody can have claimed them meanwhile.
         connection.execute(_UNCLAIM, {"account_ids": list(started), "unrefreshable": unrefreshable})

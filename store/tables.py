@@ -69,6 +69,8 @@ data_keys = Table(
     Column("wrapped", LargeBinary, nullable=False),
     Column("is_primary", Boolean, nullable=False),
     Column("created_at", _MOMENT, nullable=False, server_default=_NOW),
+    # How many values it has sealed, nearly: store.data_keys.
+    Column("sealings", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("ring IN ('access', 'refresh')", name="ring"),
     Index("ux_data_keys_primary", "ring", unique=True, postgresql_where=text("is_primary")),
 )

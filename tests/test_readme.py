@@ -75,7 +75,7 @@ def test_every_setting_in_the_operations_page_exists_and_none_is_missing() -> No
     rows = set(re.findall(r"`(TOKENFLEET_[A-Z_]+)`", page))
     for name in Tunables.model_fields:
         assert PREFIX + name.upper() in rows
-    source = (ROOT / "tokenfleet" / "settings.py").read_text()
+    source = "".join((ROOT / "tokenfleet" / name).read_text() for name in ("settings.py", "key_rings.py"))
     tunables = {PREFIX + name.upper() for name in Tunables.model_fields}
     for name in rows - tunables:
         assert name in source or name in {"TOKENFLEET_ACCESS_KEYS", "TOKENFLEET_REFRESH_KEYS"}, name

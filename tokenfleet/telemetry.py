@@ -66,6 +66,8 @@ class Event(StrEnum):
     HOUSEKEEPING_FAILED = "housekeeping.failed"
     KEYS_RENEWED = "keys.renewed"
     KEYS_UNUSABLE = "keys.unusable"
+    KEY_ANNOUNCED = "keys.announced"
+    KEY_PROMOTED = "keys.promoted"
 
 
 # Worker

@@ -39,6 +39,7 @@ from workers.candidates import Candidates
 from workers.composition import compose_refresher
 from workers.flushing import Flusher
 from workers.governor import Governor
+from workers.key_watch import KeyWatch
 from workers.pacing import LONGEST_WAIT_SECONDS
 from workers.replay import adopt_orphans, consult_journals
 from workers.room import STRAGGLER_SECONDS
@@ -148,7 +149,14 @@ class Engine:
             fatal.append("Postgres does not answer; no refresh starts")
         if self._journal.trouble is not None:
             fatal.append(f"the journal cannot be written ({self._journal.trouble}); no refresh starts")
-        parts = (self._writing, self._flushing, self._leasing, self._reporting, self._housekeeping)
+        parts = (
+            self._writing,
+            self._flushing,
+            self._leasing,
+            self._reporting,
+            self._housekeeping,
+            self._watching,
+        )
         if any(task.done() for task in parts):
             fatal.append("a part of this worker has ended; restart it")
         if self._surroundings.redis_away:
@@ -161,7 +169,8 @@ class Engine:
             settings.database_url, application_name=f"tokenfleet worker {self.name}", pool_size=POOL_SIZE
         )
         async with self._engine.begin() as connection:
-            self._vault = await connection.run_sync(keys.open_vault, settings)
+            wrapped = await connection.run_sync(keys.prepare, settings)
+        self._vault = await asyncio.to_thread(keys.unwrapped, wrapped, settings)
         self._writing_engine = make_async_engine(
             settings.database_url,
             application_name=f"tokenfleet writer {self.name}",
@@ -213,6 +222,7 @@ class Engine:
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._reporting = asyncio.create_task(breaker.run())
         self._housekeeping = asyncio.create_task(self._keep_house())
+        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, self._vault).run())
 
     def _hurry_jobs(self) -> None:
         """Let jobs that wait for room go at once, and those that wait for Postgres after a while."""
@@ -226,6 +236,7 @@ class Engine:
 
     async def _close(self) -> None:
         self._housekeeping.cancel()
+        self._watching.cancel()
         self._refresher.stop()
         await self._refresher.hurry()
         if await self._drained():

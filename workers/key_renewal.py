@@ -2,7 +2,8 @@
 
 Promise: a row that a sibling has sealed under a new key is not taken for damage. A key is in Postgres before anything
 is sealed with it, so what one look did not find is not there, and nobody waits for it any more; and Postgres is looked
-at once in :data:`RENEWAL_SECONDS` at most, however many rows name a key that nobody has.
+at once in :data:`RENEWAL_SECONDS` at most, however many rows name a key that nobody has. A key service that is away or
+slow has said nothing: the rows that need it wait, and nothing else does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import keys
-from store.keys import Vault
+from store.keys import KeysAway, Vault
 from store.schedule import Attempt
 from tokenfleet import telemetry
 from tokenfleet.errors import UserError
@@ -25,6 +26,8 @@ from tokenfleet.telemetry import Event
 from tokenfleet_client.envelope import DataKeys, key_id_of
 
 RENEWAL_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 2.0
+"""How long a job waits for a key service. Behind it the keys are there for the next one."""
 
 
 class KeyRenewal:
@@ -72,13 +75,19 @@ class KeyRenewal:
             strange = frozenset(self._strange)
             try:
                 async with self._engine.connect() as connection:
-                    await connection.run_sync(keys.reload, self._settings, self._vault)
+                    rows = await connection.run_sync(keys.load_wrapped)
             except (SQLAlchemyError, OSError):
                 return RENEWAL_SECONDS
-            except UserError as error:
-                telemetry.logger().error(Event.KEYS_UNUSABLE.value, error=str(error))
-            else:
-                telemetry.logger().info(Event.KEYS_RENEWED.value)
+            # In a thread, for a key service may be asked; and the job that waits has claims that run out.
+            renewing = asyncio.create_task(asyncio.to_thread(keys.renew, rows, self._settings, self._vault))
+            done, _ = await asyncio.wait({renewing}, timeout=PATIENCE_SECONDS)
+            if not done:
+                renewing.add_done_callback(_told)
+                return RENEWAL_SECONDS
+            error = _told(renewing)
+            if isinstance(error, KeysAway):
+                return RENEWAL_SECONDS
+            if error is None:
                 self._absent |= strange
                 self._strange -= strange
             self._has_seen = True
@@ -92,3 +101,17 @@ class KeyRenewal:
             return False
         self._strange.add(key_id)
         return True
+
+
+def _told(renewing: asyncio.Task[None]) -> UserError | None:
+    """Say how it went, and return what is wrong."""
+    if renewing.cancelled():
+        return None
+    error = renewing.exception()
+    if error is None:
+        telemetry.logger().info(Event.KEYS_RENEWED.value)
+        return None
+    if not isinstance(error, UserError):
+        raise error
+    telemetry.logger().error(Event.KEYS_UNUSABLE.value, error=str(error))
+    return error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from providers.credentials import Grant, RequestBuildError
@@ -28,7 +29,7 @@ from tokenfleet_client.envelope import access_token_binding, refresh_token_bindi
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from workers.governor import Governor
-from workers.pacing import NotNow
+from workers.pacing import POSTPONE_SECONDS, NotNow
 from workers.settling import Asking
 from workers.writer import GroupWriter
 
@@ -53,8 +54,11 @@ class Revoker:
             return None
         began, code = boottime(), None
         held: list[Tokens] = [(attempt.access_token, attempt.refresh_token, attempt.generation)]
-        async with self._engine.connect() as connection:
-            late = await connection.run_sync(candidates.of_account, attempt.account_id)
+        try:
+            async with self._engine.connect() as connection:
+                late = await connection.run_sync(candidates.of_account, attempt.account_id)
+        except (SQLAlchemyError, OSError):
+            return NotNow(POSTPONE_SECONDS)
         held += [(each.access_token, each.refresh_token, each.generation) for each in late]
         for tokens in held:
             try:

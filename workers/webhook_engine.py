@@ -24,6 +24,7 @@ from tokenfleet.broker import BROKER_SOCKET_SECONDS
 from tokenfleet.jobs import DeliveryJob
 from tokenfleet.settings import Settings, Tunables, process_name
 from tokenfleet.telemetry import Event
+from workers.key_watch import KeyWatch
 from workers.receivers import Lookup, Receivers, look_up
 from workers.webhook_settling import Settler
 from workers.webhooks import Courier
@@ -106,7 +107,7 @@ class WebhookEngine:
 
     def problems(self) -> list[str]:
         """Return what hampers the delivery of webhooks, for ``/healthz``."""
-        if self._settling.done():
+        if self._settling.done() or self._watching.done():
             return ["webhooks: a part of this worker has ended; restart it"]
         return [] if self._settler.available else ["webhooks: Postgres refuses what came of deliveries"]
 
@@ -116,7 +117,8 @@ class WebhookEngine:
             settings.database_url, application_name=f"tokenfleet webhooks {self.name}", pool_size=POOL_SIZE
         )
         async with self._engine.begin() as connection:
-            vault = await connection.run_sync(keys.open_vault, settings)
+            wrapped = await connection.run_sync(keys.prepare, settings)
+        vault = await asyncio.to_thread(keys.unwrapped, wrapped, settings)
         self._receivers = Receivers(
             timeout_seconds=tunables.webhook_timeout_seconds,
             allow_private=tunables.allow_private_webhooks,
@@ -135,8 +137,10 @@ class WebhookEngine:
             capacity=tunables.max_in_flight,
         )
         self._settling = asyncio.create_task(self._settler.run())
+        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, vault).run())
 
     async def _close(self) -> None:
+        self._watching.cancel()
         self._courier.stop()
         await self._courier.drain()
         try:

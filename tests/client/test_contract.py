@@ -125,13 +125,13 @@ def test_a_reader_with_the_two_views_and_the_access_ring_reads_a_token(
             },
         )
     primary = settings.access_ring.primary
-    assert primary is not None
     with engine.connect() as connection:
         keys = [
             WrappedKey(row.data_key_id, Ring.ACCESS, row.kek_id, bytes(row.wrapped), row.is_primary)
             for row in connection.execute(text(f"SELECT * FROM {CONTRACT_SCHEMA}.{ACCESS_KEYS_VIEW}"))
         ]
         token = connection.execute(text(f"SELECT * FROM {CONTRACT_SCHEMA}.{ACCESS_TOKENS_VIEW}")).one()
+    assert isinstance(primary, KeyEncryptionKey)
     kek = KeyEncryptionKey.parse(primary.export())
     ring = unwrap_ring(Ring.ACCESS, keys, {kek.key_id: kek})
     binding = access_token_binding(token.account_id, token.generation)

@@ -16,6 +16,8 @@ EXPORTED = [
     "EventType",
     "KeyEncryptionKey",
     "KeyMaterialError",
+    "KeyServiceUnavailable",
+    "KeyWrapper",
     "Ring",
     "Secret",
     "TokenfleetError",
@@ -41,6 +43,7 @@ def test_every_error_of_the_client_has_one_root() -> None:
     for error in (
         tokenfleet_client.EnvelopeError,
         tokenfleet_client.KeyMaterialError,
+        tokenfleet_client.KeyServiceUnavailable,
         tokenfleet_client.UnknownKey,
         tokenfleet_client.WebhookError,
     ):

@@ -337,12 +337,6 @@ SELF_CONTRADICTING: dict[str, tuple[str, str, dict[str, str], str]] = {
         headers = { X-Proof = "{proof}" }
         """,
     ),
-    "a probe that can call nothing dead": (
-        "probe",
-        "probe",
-        {},
-        '[probe]\nendpoint = "https://api.example.com/me"\nalive_status = 200\ndead_status = []\n',
-    ),
     "a digest over a token that is not sent": (
         "refresh",
         "refresh.parameters",

@@ -133,6 +133,11 @@ MISTAKES: dict[str, tuple[dict[str, str], str, str]] = {
         PROBE.replace("200", "[200, 503]"),
         "probe.alive_status has 503, which says nothing of a token",
     ),
+    "a probe that finds nobody dead": (
+        {},
+        PROBE + "dead_status = []",
+        "probe.dead_status is empty, and so is dead_when: no token would ever be found dead",
+    ),
     "too many rules": (
         {},
         '[[errors]]\noutcome = "unavailable"\npath = "error"\nvalue = "busy"\n' * 65,

@@ -131,6 +131,20 @@ def test_an_account_that_is_never_renewed_is_probed_whoever_knows_its_end(desk: 
     assert in_about(desk.state().next_refresh_at, timedelta(0), HOUR)
 
 
+def test_a_key_that_was_switched_on_again_revives_its_account_and_one_that_was_replaced_does_not(
+    desk: Desk,
+) -> None:
+    desk.bring(line("static", access_token="key-1"))
+    desk.bring(line("static", access_token="key-2"))
+    put(desk, AccountStatus.NEEDS_REAUTH)
+    assert desk.bring(line("static", access_token="key-1")).reason
+    assert desk.state().status is AccountStatus.NEEDS_REAUTH
+    assert desk.bring(line("static", access_token="key-2")).tally == Tally(reauthenticated=1, reactivated=1)
+    assert desk.one("SELECT probing FROM tokenfleet.refresh_schedule")
+    put(desk, AccountStatus.REVOKED)
+    assert desk.bring(line("static", access_token="key-2")).reason == SPENT.format(credential="access token")
+
+
 def test_an_access_token_that_the_fleet_holds_and_that_was_rejected_revives_nobody(desk: Desk) -> None:
     desk.bring(line("extending", access_token="granted-1"))
     with desk.engine.begin() as connection:

@@ -9,10 +9,11 @@ from typing import Any, cast
 from sqlalchemy import text
 
 from store import keys
+from store.keys import Vault
 from tests.support.fleet import Fleet
 from tokenfleet.jobs import RefreshJob
 from tokenfleet.settings import Settings
-from tokenfleet_client.envelope import KEY_BYTES, Ring
+from tokenfleet_client.envelope import KEY_BYTES, DataKeys, Ring, WrappedKey
 from workers.key_renewal import RENEWAL_SECONDS, KeyRenewal
 
 
@@ -77,6 +78,11 @@ def test_a_row_under_a_key_that_nobody_has_is_quarantined_as_ever(fleet: Fleet) 
     assert (error, quarantined) == ("envelope_unreadable", "true")
 
 
+def a_vault() -> Vault:
+    access, refresh = (DataKeys(ring, {1: os.urandom(KEY_BYTES)}, 1) for ring in Ring)
+    return Vault(access, refresh)
+
+
 class CountingEngine:
     """Stands where the engine does; counts how often the keys are asked for."""
 
@@ -93,11 +99,12 @@ class CountingEngine:
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    async def run_sync(self, *_: object) -> None:
+    async def run_sync(self, *_: object) -> list[WrappedKey]:
         await asyncio.sleep(0)
         self.loads += 1
         if self.away:
             raise OSError
+        return []
 
 
 def test_however_many_rows_name_a_strange_key_postgres_is_asked_once_in_a_while(
@@ -113,7 +120,7 @@ def test_however_many_rows_name_a_strange_key_postgres_is_asked_once_in_a_while(
     async def scene() -> None:
         nonlocal now
         engine = CountingEngine()
-        renewal = KeyRenewal(cast(Any, engine), settings, cast(Any, None), clock=clock)
+        renewal = KeyRenewal(cast(Any, engine), settings, a_vault(), clock=clock)
         # Who asked before the look began shares it; who comes later waits.
         waits = await asyncio.gather(*(renewal.renew() for _ in range(50)))
         assert engine.loads == 1
@@ -132,10 +139,10 @@ def test_a_look_that_failed_has_shown_nobody_that_a_key_is_not_there(settings: S
     now = 0.0
 
     class Hanging(CountingEngine):
-        async def run_sync(self, *args: object) -> None:
+        async def run_sync(self, *args: object) -> list[WrappedKey]:
             nonlocal now
             now += RENEWAL_SECONDS + 1
-            await super().run_sync(*args)
+            return await super().run_sync(*args)
 
     async def scene() -> None:
         engine = Hanging(away=True)

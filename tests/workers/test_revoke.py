@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -17,6 +19,8 @@ from store.revocations import Begun, RevocationMade
 from tests.support.builders import answer, deferral, let_claims_expire, start
 from tests.support.fleet import Fleet, eventually
 from tokenfleet.jobs import AccountId
+from workers.pacing import NotNow
+from workers.revoke import Revoker
 
 ACTOR = "operator:ada"
 
@@ -242,3 +246,16 @@ def _refresh(fleet: Fleet, refresh_token: str) -> str:
     }
     with urlopen(fleet.server.token_endpoint, urlencode(form).encode(), timeout=10) as response:
         return str(json.load(response)["refresh_token"])
+
+
+def test_a_visit_while_postgres_is_away_is_no_fault_and_asks_nobody() -> None:
+    class Away:
+        def connect(self) -> None:
+            raise ConnectionRefusedError
+
+    nobody = cast(Any, None)
+    revoker = Revoker(cast(Any, Away()), nobody, nobody, nobody)
+    asking, attempt = Mock(), Mock(access_token=None, refresh_token=None)
+    ended = asyncio.run(revoker.visit(asking, attempt))
+    assert isinstance(ended, NotNow)
+    asking.provider.revocation_request.assert_not_called()

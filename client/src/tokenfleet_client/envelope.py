@@ -15,7 +15,8 @@ generation, does not open.
 
 A data key at rest is ``nonce (12) || ciphertext (32) || tag (16)`` under a key-encryption key, with the
 associated data ``tokenfleet/1/data-key/<ring>/<data key id>``. ``tests/vectors/envelope.json`` has examples
-of both, and of what must be refused.
+of both, and of what must be refused. A key service (:class:`KeyWrapper`) has its own format for it, bound to the same
+associated data.
 
 Random 96-bit nonces limit one data key to 2**32 sealings (NIST SP 800-38D, section 8.3); rotating data keys
 in time is the key store's duty.
@@ -26,10 +27,11 @@ from __future__ import annotations
 import base64
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -85,23 +87,27 @@ def refresh_token_binding(account_id: int, generation: int) -> Binding:
 
 
 class DataKeys:
-    """The unwrapped data keys of one ring. Seals with the newest, opens with any it holds."""
+    """The unwrapped data keys of one ring. Seals with the primary one, opens with any it holds.
 
-    __slots__ = ("_ciphers", "_header", "primary_id", "ring")
+    ``sealings`` counts by key id what was sealed here; whoever adds it up elsewhere takes it from there.
+    """
+
+    __slots__ = ("_ciphers", "_header", "primary_id", "ring", "sealings")
 
     def __init__(self, ring: Ring, keys: Mapping[int, bytes], primary_id: int) -> None:
         """Hold ``keys`` (id to 32 bytes) of ``ring`` and seal with ``primary_id``.
 
         Raises :class:`KeyMaterialError` when a key has the wrong length or the primary is missing.
         """
-        if primary_id not in keys:
+        self._hold(ring, _ciphers_of(keys), primary_id)
+        self.sealings: Counter[int] = Counter()
+
+    def _hold(self, ring: Ring, ciphers: dict[int, AESGCM], primary_id: int) -> None:
+        if primary_id not in ciphers:
             raise KeyMaterialError(f"primary data key {primary_id} is not among the keys given")
-        for key_id, key in keys.items():
-            if len(key) != KEY_BYTES:
-                raise KeyMaterialError(f"data key {key_id} has {len(key)} bytes instead of {KEY_BYTES}")
         self.ring = ring
         self.primary_id = primary_id
-        self._ciphers = {key_id: AESGCM(key) for key_id, key in keys.items()}
+        self._ciphers = ciphers
         self._header = _VERSION_BYTE + primary_id.to_bytes(4, "big")
 
     def __repr__(self) -> str:
@@ -109,6 +115,7 @@ class DataKeys:
 
     def seal(self, plaintext: str, binding: Binding) -> bytes:
         """Return ``plaintext`` sealed under the primary key and bound to ``binding``."""
+        self.sealings[self.primary_id] += 1
         nonce = os.urandom(NONCE_BYTES)
         body = self._ciphers[self.primary_id].encrypt(nonce, plaintext.encode(), binding.associated_data())
         return self._header + nonce + body
@@ -132,6 +139,22 @@ class DataKeys:
                 "altered, or was sealed for another place"
             ) from None
         return plaintext.decode()
+
+    @property
+    def key_ids(self) -> frozenset[int]:
+        """The ids of the keys that are held."""
+        return frozenset(self._ciphers)
+
+    def renewed(self, keys: Mapping[int, bytes], kept: Iterable[int], primary_id: int) -> DataKeys:
+        """Return a ring that holds ``keys``, and of those here the ``kept`` ones, and seals with ``primary_id``.
+
+        Raises :class:`KeyMaterialError` when a key has the wrong length or the primary is missing.
+        """
+        held = {key_id: self._ciphers[key_id] for key_id in kept}
+        renewed = DataKeys.__new__(DataKeys)
+        renewed._hold(self.ring, held | _ciphers_of(keys), primary_id)  # noqa: SLF001 - one of our own kind
+        renewed.sealings = self.sealings
+        return renewed
 
     def holds_key_of(self, envelope: bytes) -> bool:
         """Answer whether the key that ``envelope`` names is held; True for what is no envelope and names none."""
@@ -157,6 +180,33 @@ def key_id_of(envelope: bytes) -> int:
     return int.from_bytes(envelope[1:5], "big")
 
 
+class KeyWrapper(Protocol):
+    """What wraps data keys and nothing else: a key that this process holds, or one that a key service keeps to itself.
+
+    What is wrapped opens for the same ring and data key id only.
+    """
+
+    @property
+    def key_id(self) -> str:
+        """The operator's name for it, up to 32 characters."""
+        ...
+
+    def wrap(self, data_key: bytes, ring: Ring, data_key_id: int) -> bytes:
+        """Return ``data_key`` wrapped. Raises :class:`KeyServiceUnavailable`."""
+        ...
+
+    def unwrap(self, wrapped: bytes, ring: Ring, data_key_id: int) -> bytes:
+        """Return the data key.
+
+        Raises :class:`EnvelopeError` when this is not the key that wrapped it, and :class:`KeyServiceUnavailable`.
+        """
+        ...
+
+    def is_outdated(self, wrapped: bytes) -> bool:
+        """Answer whether ``wrapped`` is under an older version of this key. Raises :class:`KeyServiceUnavailable`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class KeyEncryptionKey:
     """A key that wraps data keys and nothing else. ``key_id`` is the operator's name for it."""
@@ -171,10 +221,7 @@ class KeyEncryptionKey:
     def parse(cls, text: str) -> KeyEncryptionKey:
         """Read ``id:base64``. Raises :class:`KeyMaterialError`, which never repeats the key."""
         key_id, separator, encoded = text.strip().partition(":")
-        if not separator or not _KEY_ID.fullmatch(key_id):
-            raise KeyMaterialError(
-                "a key-encryption key is written id:base64, the id in up to 32 letters, digits, . _ -"
-            )
+        check_key_id(key_id if separator else "")
         try:
             key = base64.b64decode(encoded, validate=True)
         except ValueError:
@@ -198,19 +245,20 @@ class KeyEncryptionKey:
     def wrap(self, data_key: bytes, ring: Ring, data_key_id: int) -> bytes:
         """Return ``nonce || ciphertext || tag`` of ``data_key``, bound to its ring and id."""
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + AESGCM(self._key).encrypt(nonce, data_key, _wrapping_data(ring, data_key_id))
+        return nonce + AESGCM(self._key).encrypt(nonce, data_key, wrapping_data(ring, data_key_id))
 
     def unwrap(self, wrapped: bytes, ring: Ring, data_key_id: int) -> bytes:
         """Return the data key. Raises :class:`EnvelopeError` when this is not the key that wrapped it."""
         try:
             return AESGCM(self._key).decrypt(
-                wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], _wrapping_data(ring, data_key_id)
+                wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], wrapping_data(ring, data_key_id)
             )
         except (InvalidTag, ValueError):
-            raise EnvelopeError(
-                f"data key {data_key_id} of the {ring.value} ring does not open with key-encryption key "
-                f"{self.key_id!r}: is this another ring's key, or another installation's?"
-            ) from None
+            raise not_wrapped_by(self.key_id, ring, data_key_id) from None
+
+    def is_outdated(self, wrapped: bytes) -> bool:
+        """Answer False: a key of ours has one version."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,33 +272,62 @@ class WrappedKey:
     is_primary: bool
 
 
-def unwrap_ring(ring: Ring, rows: Iterable[WrappedKey], keks: Mapping[str, KeyEncryptionKey]) -> DataKeys:
-    """Return the usable keys of ``ring``.
+def unwrap_ring(
+    ring: Ring, rows: Iterable[WrappedKey], keks: Mapping[str, KeyWrapper], held: DataKeys | None = None
+) -> DataKeys:
+    """Return the usable keys of ``ring``. What ``held`` holds already is taken from there and not unwrapped again.
 
     Raises :class:`EnvelopeError` when ``rows`` hold no primary key for the ring, or the primary's
-    key-encryption key is not among ``keks``. An older data key whose key-encryption key is missing is
-    left out: values under it raise :class:`UnknownKey` when opened.
+    key-encryption key is not among ``keks``, and :class:`KeyServiceUnavailable`. An older data key whose
+    key-encryption key is missing is left out: values under it raise :class:`UnknownKey` when opened.
     """
     keys: dict[int, bytes] = {}
+    kept: set[int] = set()
     primary_id: int | None = None
     for row in rows:
         if row.ring is not ring:
             continue
-        kek = keks.get(row.kek_id)
         if row.is_primary:
-            if kek is None:
-                raise EnvelopeError(
-                    f"the {ring.value} ring is wrapped by key-encryption key {row.kek_id!r}, which is not "
-                    f"configured here (configured: {', '.join(sorted(keks)) or 'none'})"
-                )
             primary_id = row.data_key_id
+        if held is not None and row.data_key_id in held.key_ids:
+            kept.add(row.data_key_id)
+            continue
+        kek = keks.get(row.kek_id)
         if kek is not None:
             keys[row.data_key_id] = kek.unwrap(row.wrapped, ring, row.data_key_id)
+        elif row.is_primary:
+            raise EnvelopeError(
+                f"the {ring.value} ring is wrapped by key-encryption key {row.kek_id!r}, which is not "
+                f"configured here (configured: {', '.join(sorted(keks)) or 'none'})"
+            )
     if primary_id is None:
         raise EnvelopeError(f"the database holds no primary data key for the {ring.value} ring")
-    return DataKeys(ring, keys, primary_id)
+    return DataKeys(ring, keys, primary_id) if held is None else held.renewed(keys, kept, primary_id)
 
 
-def _wrapping_data(ring: Ring, data_key_id: int) -> bytes:
-    """A wrapped key moved to another ring or under another id does not open."""
+def check_key_id(key_id: str) -> None:
+    """Return when ``key_id`` may name a key-encryption key. Raises :class:`KeyMaterialError`."""
+    if not _KEY_ID.fullmatch(key_id):
+        raise KeyMaterialError(
+            "a key-encryption key is written id:base64, the id in up to 32 letters, digits, . _ -"
+        )
+
+
+def wrapping_data(ring: Ring, data_key_id: int) -> bytes:
+    """Return the associated data of a wrapped key: under another ring or id it does not open."""
     return f"tokenfleet/1/data-key/{ring.value}/{data_key_id}".encode()
+
+
+def not_wrapped_by(key_id: str, ring: Ring, data_key_id: int) -> EnvelopeError:
+    """Return the error for a data key that key-encryption key ``key_id`` has not wrapped."""
+    return EnvelopeError(
+        f"data key {data_key_id} of the {ring.value} ring does not open with key-encryption key "
+        f"{key_id!r}: is this another ring's key, or another installation's?"
+    )
+
+
+def _ciphers_of(keys: Mapping[int, bytes]) -> dict[int, AESGCM]:
+    for key_id, key in keys.items():
+        if len(key) != KEY_BYTES:
+            raise KeyMaterialError(f"data key {key_id} has {len(key)} bytes instead of {KEY_BYTES}")
+    return {key_id: AESGCM(key) for key_id, key in keys.items()}

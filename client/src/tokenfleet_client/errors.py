@@ -4,6 +4,7 @@ TokenfleetError
  ├── EnvelopeError          a sealed value cannot be opened
  │    └── UnknownKey        ... because this process does not hold its key
  ├── KeyMaterialError       a configured key is malformed
+ ├── KeyServiceUnavailable  the service that unwraps data keys is away, or does not let us in
  └── WebhookError           a webhook is not to be believed
 """
 
@@ -31,6 +32,13 @@ class UnknownKey(EnvelopeError):
 
 class KeyMaterialError(TokenfleetError):
     """A key-encryption key is not 32 bytes of base64, or its id is malformed."""
+
+
+class KeyServiceUnavailable(TokenfleetError):
+    """A key service does not answer, or refuses this process: nothing is known of the key, and nothing is damaged.
+
+    What was unwrapped before goes on; the caller tries again later.
+    """
 
 
 class WebhookError(TokenfleetError):
