@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from cli.output import counted, progress
+from cli.output import counted, progress, reason_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +40,9 @@ SAY_SECONDS: Final = 10.0
     show_default=True,
     help="Rows to seal anew per second at most; 0 is as fast as it goes.",
 )
+@reason_option
 @click.pass_context
-def rotate(ctx: click.Context, data_keys: bool, wait_seconds: float, rate: int) -> None:
+def rotate(ctx: click.Context, data_keys: bool, wait_seconds: float, rate: int, reason: str | None) -> None:
     """Wrap every data key by the first key-encryption key of its ring, and seal everything under the newest data key.
 
     The fleet goes on meanwhile. Stop it at any time and run it again: it goes on where it was. Before a new
@@ -56,7 +57,8 @@ def rotate(ctx: click.Context, data_keys: bool, wait_seconds: float, rate: int) 
       tokenfleet keys rotate
       tokenfleet keys rotate --data-keys --rate 1000
     """
-    from cli.session import database, load_settings
+    from cli.session import database, load_settings, on_record
+    from store import audit
     from store import data_keys as life
     from store import keys as vaults
 
@@ -64,13 +66,16 @@ def rotate(ctx: click.Context, data_keys: bool, wait_seconds: float, rate: int) 
     with database(settings) as engine:
         with engine.begin() as connection:
             vault = vaults.open_vault(connection, settings)
+            # Written as it begins: what follows are many transactions, and it may be stopped in any of them.
+            entry = audit.Entry("keys", {"data_keys": data_keys})
+            audit.record(connection, on_record(), audit.Action.KEYS_ROTATE, [entry], reason=reason)
         rings = (settings.access_ring, settings.refresh_ring)
         for ring in rings:
             _rewrap(engine, ring)
         if data_keys:
             for ring in rings:
                 life.announce(engine, ring)
-        _promote(engine, rings, wait_seconds)
+        _promote(engine, rings, wait_seconds, reason)
         with engine.connect() as connection:
             rows = vaults.load_wrapped(connection)
         vaults.renew(rows, settings, vault)
@@ -95,8 +100,10 @@ def _rewrap(engine: Engine, ring: KeyRing) -> None:
     )
 
 
-def _promote(engine: Engine, rings: tuple[KeyRing, ...], wait_seconds: float) -> None:
+def _promote(engine: Engine, rings: tuple[KeyRing, ...], wait_seconds: float, reason: str | None) -> None:
     """Make announced keys the primary ones, when they have been there for ``wait_seconds``."""
+    from cli.session import on_record
+    from store import audit
     from store import data_keys as life
 
     for ring in rings:
@@ -112,6 +119,8 @@ def _promote(engine: Engine, rings: tuple[KeyRing, ...], wait_seconds: float) ->
             if left <= 0:
                 with engine.begin() as connection:
                     life.promote(connection, ring.ring, key_id)
+                    entry = audit.Entry(f"data-key/{key_id}", {"ring": ring.ring.value, "seals": True})
+                    audit.record(connection, on_record(), audit.Action.KEYS_ROTATE, [entry], reason=reason)
                 click.echo(f"{ring.ring.value} ring: data key {key_id} seals from now on.")
                 break
             click.echo(

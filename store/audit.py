@@ -41,6 +41,7 @@ class Action(StrEnum):
     WEBHOOKS_ENABLE = "webhooks.enable"
     WEBHOOKS_DISABLE = "webhooks.disable"
     WEBHOOKS_REMOVE = "webhooks.remove"
+    KEYS_ROTATE = "keys.rotate"
     INCIDENTS_RESOLVE = "incidents.resolve"
 
 

@@ -1,7 +1,7 @@
 """The audit log: what operators did, in a table that takes rows and never gives one up.
 
 Revision ID: 0006
-Revises: 0004
+Revises: 0005
 """
 
 from __future__ import annotations
