@@ -136,7 +136,11 @@ class OAuthEndpoints:
         latency = authority.latency()
         if latency:
             await asyncio.sleep(latency)
-        if fault is not None and fault.strikes is Stage.AFTER_DECIDING:
+        # A refusal has no tokens that could break off: it is given whole.
+        is_void = (
+            fault is not None and fault.kind is FaultKind.HALF_ANSWER and not isinstance(decision, Issued)
+        )
+        if fault is not None and fault.strikes is Stage.AFTER_DECIDING and not is_void:
             body = self._answer(decision) if isinstance(decision, Issued) else b""
             substitute = await self._strike(request, fault, subject, body)
             if substitute is not None:

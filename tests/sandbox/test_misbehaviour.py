@@ -95,6 +95,14 @@ def test_a_lost_answer_is_known_to_the_ledger_and_strands_the_account(
     assert after.families_revoked == 1
 
 
+def test_a_refusal_is_not_broken_off(client: Client) -> None:
+    token = client.sign_in()
+    client.refresh(token)
+    client.server.add_faults(FaultRule(kind=FaultKind.HALF_ANSWER))
+    refused = client.refresh(token)
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_grant")
+
+
 def test_a_replay_inside_the_grace_recovers_a_lost_answer(start: Start) -> None:
     client = start(SandboxConfig(grace_seconds=30))
     token = client.sign_in()
