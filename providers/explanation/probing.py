@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from providers.explanation.answer import condition_text
-from providers.explanation.facts import Fact, assignments, either, exact_duration, fact
+from providers.explanation.facts import Fact, assignments, duration_text, either, exact_duration, fact
 from providers.explanation.unconfirmed import Topic
 from providers.spec import ProviderSpec
 from providers.spec_requests import Probe, ProbeRule
+from tokenfleet.dead_probes import CONFIRMED_AFTER
 
 _BEARER = "Bearer {access_token}"
 
@@ -35,8 +36,10 @@ def probe_facts(spec: ProviderSpec) -> Iterator[Fact]:
     alive = either(probe.alive_status)
     alive += "".join(f", with {condition_text(condition)}," for condition in probe.alive_when)
     dead = [*map(str, probe.dead_status), *map(_dead, probe.dead_when)]
+    apart = " and then ".join(map(duration_text, CONFIRMED_AFTER))
     decides = (
-        "said three times in a row, some minutes apart, means that it is gone and the customer has to bring another"
+        f"said {len(CONFIRMED_AFTER) + 1} times in a row, about {apart} apart, means that it is gone and the customer "
+        "has to bring another"
         if spec.refresh.grant == "none"
         else "leads to a refresh, and only that decides"
     )

@@ -230,7 +230,7 @@ def test_a_key_that_is_only_probed_says_who_decides_that_it_is_dead() -> None:
         )
     )
     text = "\n".join(explained(document) or ())
-    assert "401 said three times in a row, some minutes apart, means that it is gone" in text
+    assert "401 said 3 times in a row, about 10 minutes and then 2 hours apart, means that it is gone" in text
     assert "Error" not in text
 
 
