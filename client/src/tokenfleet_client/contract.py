@@ -24,6 +24,35 @@ ACCESS_TOKENS_VIEW: Final = "access_tokens"
 ACCESS_KEYS_VIEW: Final = "access_keys"
 """Wrapped data keys of the access ring; useless without a key-encryption key."""
 
+REQUEST_REFRESH: Final = "request_refresh"
+"""Function ``(account_id bigint, min_validity interval)``: ask for a token that lives that long. See
+:class:`Answer`."""
+
+REPORT_UNAUTHORIZED: Final = "report_unauthorized"
+"""Function ``(account_id bigint, generation bigint)``: an API answered 401 to the token of that generation."""
+
+REPORT_UNSEALINGS: Final = "report_unsealings"
+"""Function ``(caller text, purpose text, opened integer)``: how many sealed values a reader opened since it
+last said so."""
+
+REFRESHED_CHANNEL: Final = "tokenfleet_v1_refreshed"
+"""``NOTIFY`` on it, payload ``<account id> <generation>``, tells who asked for a refresh that it is there."""
+
+
+class Answer(StrEnum):
+    """What the two functions say of a request, in their column ``answer``. No row at all: there is no such account."""
+
+    FRESH = "fresh"
+    """The token lives for as long as was asked, or is newer than the one reported: read it."""
+    REQUESTED = "requested"
+    """A refresh is on its way, by this request or an earlier one: wait for a higher generation."""
+    WAITING = "waiting"
+    """The fleet is kept from asking: the provider fails, limits or holds. It tries again at ``retry_at``."""
+    UNREACHABLE = "unreachable"
+    """A new token would not live for that long either: the provider's tokens are shorter."""
+    REFUSED = "refused"
+    """Nobody asks for this account; ``status`` says why."""
+
 
 class AccountStatus(StrEnum):
     """Where an account stands. ``tokenfleet.account`` holds the legal moves between these."""
