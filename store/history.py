@@ -29,6 +29,12 @@ _FORGOTTEN: Final = "deleted from account_events_default"
 _PREFIX: Final = "account_events_"
 _HOUSEKEEPING_LOCK: Final = 7_305_811_036
 
+_OWNER = text("""
+    SELECT CASE WHEN rolname <> current_user THEN quote_ident(rolname) END
+    FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.oid = 'tokenfleet.account_events'::regclass
+""")
+"""Whose the table is, if not ours: 'db upgrade' makes partitions too, and the scheduler has to drop them one day."""
+
 
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
@@ -78,13 +84,14 @@ def maintain_partitions(
     if not locked:
         return []
     existing = set(_partitions(connection))
+    owner = connection.execute(_OWNER).scalar_one()
     oldest = today - timedelta(days=retention_days)
     work: list[tuple[str, str]] = []
     for offset in range(soonest, DAYS_AHEAD + 1):
         day = today + timedelta(days=offset)
         name = _partition_of(day)
         if name not in existing and not _default_holds(connection, day):
-            work.append((f"created {name}", _creation(name, day)))
+            work.append((f"created {name}", _creation(name, day, owner)))
     work += [
         (f"dropped {name}", f"DROP TABLE tokenfleet.{name}")
         for name in sorted(existing)
@@ -124,10 +131,12 @@ def _partition_of(day: date) -> str:
     return f"{_PREFIX}{day:%Y%m%d}"
 
 
-def _creation(name: str, day: date) -> str:
+def _creation(name: str, day: date, owner: str | None) -> str:
     # Attached rather than created in place: that does not lock the table against writers.
+    belongs = f"ALTER TABLE tokenfleet.{name} OWNER TO {owner};" if owner is not None else ""
     return f"""
         CREATE TABLE tokenfleet.{name} (LIKE tokenfleet.account_events INCLUDING ALL);
+        {belongs}
         ALTER TABLE tokenfleet.account_events ATTACH PARTITION tokenfleet.{name}
         FOR VALUES FROM ('{_midnight(day)}') TO ('{_midnight(day + timedelta(days=1))}')
     """
