@@ -142,6 +142,12 @@ def shown(text: str) -> str:
     )
 
 
+def clipped(text: str, limit: int) -> str:
+    """Return ``text`` on one line, cut off after ``limit`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
 def counted(number: int, noun: str) -> str:
     """Return ``1 account``, ``1,200 accounts``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

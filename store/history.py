@@ -66,6 +66,13 @@ def of_account(connection: Connection, account_id: AccountId, *, limit: int) -> 
     return [HistoryRow(**row._mapping) for row in rows]
 
 
+def begins(connection: Connection) -> datetime | None:
+    """Return the beginning of the oldest day that has a partition: what was before is dropped. None without any."""
+    days = sorted(name.removeprefix(_PREFIX) for name in _partitions(connection))
+    first = next((day for day in days if day.isdigit()), None)
+    return None if first is None else datetime.strptime(first, "%Y%m%d").replace(tzinfo=UTC)
+
+
 def maintain_partitions(
     connection: Connection, *, today: date, retention_days: int, soonest: int = 0
 ) -> list[str]:
@@ -149,6 +156,11 @@ def _midnight(day: date) -> datetime:
 def utc_date(moment: datetime) -> date:
     """Return the UTC calendar day of ``moment``, by which partitions are cut."""
     return moment.astimezone(UTC).date()
+
+
+def midnight(moment: datetime) -> datetime:
+    """Return when the UTC day of ``moment`` began."""
+    return _midnight(utc_date(moment))
 
 
 def _partitions(connection: Connection) -> Sequence[str]:
