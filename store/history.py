@@ -35,6 +35,12 @@ _OWNER = text("""
 """)
 """Whose the table is, if not ours: 'db upgrade' makes partitions too, and the scheduler has to drop them one day."""
 
+_ESTIMATE = text("""
+    SELECT COALESCE(sum(GREATEST(c.reltuples, 0)), 0)::float8 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = 'tokenfleet.account_events'::regclass
+      AND (c.relname BETWEEN CAST(:first AS text) AND CAST(:last AS text) OR c.relname = 'account_events_default')
+""")
+
 
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
@@ -71,6 +77,15 @@ def begins(connection: Connection) -> datetime | None:
     days = sorted(name.removeprefix(_PREFIX) for name in _partitions(connection))
     first = next((day for day in days if day.isdigit()), None)
     return None if first is None else datetime.strptime(first, "%Y%m%d").replace(tzinfo=UTC)
+
+
+def estimated_rows(connection: Connection, begin: datetime, end: datetime) -> float:
+    """Return about how many rows are in the partitions of the days from ``begin`` to ``end``; reads none of them.
+
+    As many as Postgres knows of: 0 where a partition was never analysed, which is when it has little.
+    """
+    first, last = _partition_of(utc_date(begin)), _partition_of(utc_date(end))
+    return float(connection.execute(_ESTIMATE, {"first": first, "last": last}).scalar_one())
 
 
 def maintain_partitions(

@@ -267,3 +267,17 @@ def test_a_fleet_at_work_makes_no_partition_of_a_day_that_may_begin_meanwhile(en
     with engine.begin() as connection:
         created = history.maintain_partitions(connection, today=TODAY, retention_days=30, soonest=2)
     assert created[0] == "created account_events_20260312"
+
+
+def test_the_rows_of_some_days_are_estimated_without_those_of_others(engine: Engine) -> None:
+    """What is usual is sampled from a day: the part that is read must not shrink with each day that is kept."""
+    maintain(engine)
+    for ahead, rows in enumerate((7, 5, 3)):
+        for _ in range(rows):
+            write(engine, TODAY + ahead * DAY)
+    noon = datetime(TODAY.year, TODAY.month, TODAY.day, 12, tzinfo=UTC)
+    with engine.begin() as connection:
+        assert history.estimated_rows(connection, noon, noon + 2 * DAY) == 0
+        connection.execute(text("ANALYZE tokenfleet.account_events"))
+        assert history.estimated_rows(connection, noon, noon) == 7
+        assert history.estimated_rows(connection, noon + DAY, noon + 2 * DAY) == 8
