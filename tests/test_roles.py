@@ -223,6 +223,26 @@ def test_what_somebody_else_has_made_is_told_until_the_file_is_run_again(
     assert tokenfleet("db", "check").exit_code == 0
 
 
+def test_a_partition_of_another_role_stays_and_is_told_and_does_not_stop_the_scheduler(
+    roles: Roles, as_app: Engine
+) -> None:
+    with as_app.begin() as connection:
+        today = history.utc_date(database_now(connection))
+        history.maintain_partitions(connection, today=today, retention_days=30)
+    superuser = create_engine(roles.superuser)
+    foreign = f"tokenfleet.account_events_{today:%Y%m%d}"
+    with superuser.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {foreign} OWNER TO CURRENT_USER"))
+    superuser.dispose()
+    with as_app.begin() as connection:
+        told = privileges.problem(connection)
+        done = history.maintain_partitions(connection, today=today + timedelta(days=3), retention_days=1)
+    assert told is not None
+    assert foreign in told
+    # What is the application's own is made and dropped all the same.
+    assert [each.split()[0] for each in done] == ["created"] * 3 + ["dropped"]
+
+
 def test_one_role_for_everything_is_told_that_it_could_lift_the_protection(engine: Engine) -> None:
     with engine.connect() as connection:
         assert audit.can_be_lifted(connection)

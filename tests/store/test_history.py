@@ -281,3 +281,28 @@ def test_the_rows_of_some_days_are_estimated_without_those_of_others(engine: Eng
         connection.execute(text("ANALYZE tokenfleet.account_events"))
         assert history.estimated_rows(connection, noon, noon) == 7
         assert history.estimated_rows(connection, noon + DAY, noon + 2 * DAY) == 8
+
+
+def test_years_end_a_leap_day_and_weeks_without_a_scheduler_leave_what_is_kept_and_nothing_else(
+    engine: Engine,
+) -> None:
+    def names(first: date, count: int) -> set[str]:
+        return {f"account_events_{first + n * DAY:%Y%m%d}" for n in range(count)}
+
+    default = {"account_events_default"}
+    before_new_year, leap = date(2027, 12, 28), date(2028, 2, 27)
+    maintain(engine, before_new_year)
+    assert partitions(engine) == names(before_new_year, 8) | default
+    maintain(engine, date(2028, 1, 3), retention_days=5)
+    assert partitions(engine) == names(date(2027, 12, 29), 13) | default
+    # Nobody keeps house for seven weeks; the fleet goes on.
+    for day in (date(2028, 1, 20), date(2028, 2, 26), leap + DAY, leap + 2 * DAY):
+        write(engine, day)
+    maintain(engine, leap, retention_days=30)
+    # The two days that have rows stay in the default partition.
+    assert partitions(engine) == names(leap, 8) - names(leap + DAY, 2) | default
+    days = "SELECT CAST(at AS date) FROM tokenfleet.account_events ORDER BY at"
+    assert column(engine, days) == [date(2028, 2, 26), date(2028, 2, 28), date(2028, 2, 29)]
+    maintain(engine, date(2028, 3, 31), retention_days=31)
+    assert partitions(engine) == names(date(2028, 3, 1), 5) | names(date(2028, 3, 31), 8) | default
+    assert column(engine, days) == [date(2028, 2, 29)]

@@ -340,13 +340,14 @@ def test_the_health_of_all_apps_is_read_by_indexes(big: Big) -> None:
     with big.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE) tokenfleet.accounts"))
     used: set[str] = set()
-    for statement, parameters in sent_by(big, read_the_health_of_all):
+    for statement, sent in sent_by(big, read_the_health_of_all):
+        parameters = {**sent}
         with big.engine.connect() as connection:
             if "account_events" in statement:
                 connection.execute(provider_health.PLANNING)
                 # Ten minutes of a day that has rows.
                 ago = datetime.now(UTC) - datetime(TODAY.year, TODAY.month, TODAY.day, 12, tzinfo=UTC)
-                parameters = {**parameters, "begin": ago, "end": ago - timedelta(minutes=10)}
+                parameters |= {"begin": ago, "end": ago - timedelta(minutes=10)}
             [plan] = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
         for node in nodes(plan["Plan"]):
             table = node.get("Relation Name")
