@@ -22,8 +22,8 @@ from tokenfleet.spikes import Answers, Ending
 
 SAMPLE: Final = 150_000
 """About so many rows of the past are looked at; between a third and all of them are of the day before."""
-EXACT: Final = 400_000
-"""So many attempts of now are all looked at: more than ten minutes at 600/s."""
+EXACT: Final = 250_000
+"""So many attempts of now are all looked at: ten minutes at 400/s."""
 WAITING: Final = 1_000
 """How many accounts that wait are counted at most."""
 USUAL: Final = timedelta(hours=24)
