@@ -30,6 +30,7 @@ _ACTIONS: Final = {
     Purpose.IMPORT: Action.ACCOUNTS_IMPORT,
     Purpose.RESEALING: Action.KEYS_ROTATE,
 }
+KNOWN_PURPOSES: Final = frozenset(purpose.value for purpose in Purpose)
 _LOOK_LOCK: Final = 7_305_811_037
 
 _NOW = text("""
@@ -150,7 +151,7 @@ def read_groups(connection: Connection) -> list[Group]:
     parameters = {"window": WINDOW, "days": timedelta(days=USUAL_DAYS)}
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     # A newer release may know other purposes.
-    rows = [row for row in connection.execute(_NOW, parameters) if row.purpose in Purpose]
+    rows = [row for row in connection.execute(_NOW, parameters) if row.purpose in KNOWN_PURPOSES]
     if not rows:
         return []
     # What is below every floor needs no explanation, so nothing is asked for it.

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from store import audit, unsealing_spikes, unsealings
+from store.engine import make_engine
 from store.keys import Vault, open_vault
 from store.unsealing_spikes import Look
 from store.unsealings import Tally
 from tests.support.builders import column
 from tests.support.racing import race
+from tests.support.unsealings import let_pass, remember, report
 from tokenfleet.settings import Settings
-from tokenfleet_client.contract import CONTRACT_SCHEMA, REPORT_UNSEALINGS
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.unsealings import Purpose
 
@@ -54,23 +56,6 @@ def counts(engine: Engine) -> dict[tuple[str, str], int]:
         return {(row.purpose, row.caller): row.opened for row in rows}
 
 
-def remember(
-    engine: Engine, purpose: Purpose, opened_by_age: Mapping[timedelta, int], caller: str = "w"
-) -> None:
-    """Put counts where only an owner of the table can: into the past."""
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE tokenfleet.unsealings DISABLE TRIGGER unsealings_guard"))
-        for age, number in opened_by_age.items():
-            connection.execute(
-                text("""
-                    INSERT INTO tokenfleet.unsealings (minute, purpose, caller, opened)
-                    VALUES (date_trunc('minute', now() - :age), :purpose, :caller, :opened)
-                """),
-                {"age": age, "purpose": purpose.value, "caller": caller, "opened": number},
-            )
-        connection.execute(text("ALTER TABLE tokenfleet.unsealings ENABLE ALWAYS TRIGGER unsealings_guard"))
-
-
 def look(engine: Engine) -> Look:
     with engine.begin() as connection:
         found = unsealing_spikes.look(connection)
@@ -83,17 +68,6 @@ def refused(engine: Engine, statement: str) -> str | None:
         connection.execute(text(statement))
     state: str | None = getattr(error.value.orig, "sqlstate", None)
     return state
-
-
-def report(engine: Engine, caller: str | None, purpose: str | None, number: int | None) -> None:
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                f"SELECT {CONTRACT_SCHEMA}.{REPORT_UNSEALINGS}"
-                "(CAST(:caller AS text), CAST(:purpose AS text), CAST(:opened AS int))"
-            ),
-            {"caller": caller, "purpose": purpose, "opened": number},
-        )
 
 
 def test_the_database_knows_exactly_these_purposes(engine: Engine) -> None:
@@ -230,7 +204,7 @@ def test_what_is_past_retention_is_deleted_and_a_week_is_kept_whatever_the_setti
 
 def test_a_reader_adds_what_it_opened(engine: Engine) -> None:
     for number in (3, 4):
-        report(engine, "billing api, pod 7", "read", number)
+        report(engine, "billing api, pod 7", number)
     assert counts(engine) == {("read", "billing api, pod 7"): 7}
 
 
@@ -254,7 +228,7 @@ def test_a_readers_nonsense_is_refused_in_one_sentence(
     engine: Engine, caller: str | None, purpose: str | None, number: int | None
 ) -> None:
     with pytest.raises(DBAPIError, match="must be") as error:
-        report(engine, caller, purpose, number)
+        report(engine, caller, number, purpose)
     assert getattr(error.value.orig, "sqlstate", None) == "22023"
     assert counts(engine) == {}
 
@@ -276,10 +250,6 @@ def test_a_reader_that_invents_a_name_for_every_call_fills_no_table(engine: Engi
 @pytest.fixture
 def reader(engine: Engine, database_url: str) -> Iterator[Engine]:
     """An engine that connects as a role which may call the function and nothing else."""
-    from sqlalchemy.engine import make_url
-
-    from store.engine import make_engine
-
     name = f"reader_{make_url(database_url).database}"
     with engine.begin() as connection:
         connection.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD 'reader'"))
@@ -297,7 +267,7 @@ def test_a_reader_may_add_when_it_is_granted_that_under_its_own_role_and_neither
     engine: Engine, reader: Engine
 ) -> None:
     with pytest.raises(DBAPIError, match="permission denied for function"):
-        report(reader, "billing", "read", 1)
+        report(reader, "billing", 1)
     role = reader.url.username
     with engine.begin() as connection:
         connection.execute(
@@ -330,12 +300,12 @@ def test_a_reader_that_takes_everything_is_one_spike_from_its_beginning_to_its_e
     remember(engine, Purpose.READ, {MINUTE: 900})
     assert look(engine).lasting == []
 
-    report(engine, "thief", "read", 50_000)
+    report(engine, "thief", 50_000)
     found = look(engine)
     (spike,) = found.began
     assert (spike.purpose, spike.caller, spike.opened, spike.expected) == ("read", "thief", 50_900, 3_000)
     assert found.lasting == [spike]
-    report(engine, "thief", "read", 100)
+    report(engine, "thief", 100)
     again = look(engine)
     assert (again.began, again.over, again.lasting[0].opened) == ([], [], 51_000)
 
@@ -343,13 +313,6 @@ def test_a_reader_that_takes_everything_is_one_spike_from_its_beginning_to_its_e
     over = look(engine)
     assert ([each.id for each in over.over], over.lasting, over.began) == ([spike.id], [], [])
     assert look(engine).over == []
-
-
-def let_pass(engine: Engine, time: timedelta) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE tokenfleet.unsealings DISABLE TRIGGER unsealings_guard"))
-        connection.execute(text("UPDATE tokenfleet.unsealings SET minute = minute - :time"), {"time": time})
-        connection.execute(text("ALTER TABLE tokenfleet.unsealings ENABLE ALWAYS TRIGGER unsealings_guard"))
 
 
 def work(engine: Engine, kind: str, times: int) -> None:
