@@ -26,6 +26,7 @@ class UnsealingWatch:
     def __init__(self, engine: Engine, *, retention_days: int) -> None:
         self._engine = engine
         self._retention = timedelta(days=retention_days)
+        self._usual = unsealing_spikes.Usual()
         self._look_at = self._prune_at = 0.0
         self._shown: frozenset[tuple[str, str]] = frozenset()
 
@@ -35,7 +36,7 @@ class UnsealingWatch:
         if now < self._look_at:
             return
         with self._engine.begin() as connection:
-            found = unsealing_spikes.look(connection)
+            found = unsealing_spikes.look(connection, self._usual)
             lasting = found.lasting if found is not None else unsealing_spikes.open_spikes(connection)
         if found is not None:
             for spike in found.began:

@@ -49,7 +49,7 @@ class Openings:
 
     def count(self, purpose: Purpose) -> None:
         """Count one."""
-        # With the lock 0.1 µs; without, two threads at once would count one.
+        # 0.4 µs with the lock, a tenth of an opening; without it, two threads at once would count one.
         with self._lock:
             self._counts[purpose] = self._counts.get(purpose, 0) + 1
 
