@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -51,10 +52,11 @@ def send_test(
         payload=event.payload,
         created_at=event.created_at,
         attempts=0,
+        queued_at=event.created_at,
         database_now=event.created_at,
     )
     sent = asyncio.run(_send(settings, vault, delivery))
-    verdict = judge(sent.reply, attempts=1, jitter=0.5)
+    verdict = judge(sent.reply, attempts=1, age=timedelta(0), jitter=0.5)
     if verdict.state is not DeliveryState.DELIVERED:
         # Nobody waits for a test to succeed in two days.
         verdict = Verdict(DeliveryState.FAILED, verdict.error)

@@ -130,7 +130,12 @@ class Courier:
                 # This machine slept, or the loop hung: somebody else has it by now.
                 return
             sent = await send(self._receivers, self._vault, delivery)
-            verdict = judge(sent.reply, attempts=delivery.attempts + 1, jitter=random.random())
+            verdict = judge(
+                sent.reply,
+                attempts=delivery.attempts + 1,
+                age=delivery.database_now - delivery.queued_at,
+                jitter=random.random(),
+            )
             self._settle(result_of(delivery, sent, verdict))
             telemetry.WEBHOOKS.labels(_outcome(sent.reply, verdict)).inc()
             telemetry.WEBHOOK_SECONDS.observe(sent.duration_ms / 1000)
