@@ -95,7 +95,7 @@ def _endpoint(
         failed=states["failed"],
         waiting=states["pending"],
         attempts=sum(row.attempts for row in deliveries),
-        errors=Counter(connection.execute(_ERRORS, of_it).scalars()),
+        errors=dict(Counter(connection.execute(_ERRORS, of_it).scalars())),
         is_spared=now.retry_at is not None,
         disabled_reason=now.disabled_reason.value if now.disabled_reason else None,
         alarmed=endpoint_id in alarmed,
