@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -49,7 +50,7 @@ def send_test(
         secrets=tuple(secrets),
         event_id=event.event_id,
         event_type=event.event_type,
-        payload=event.payload,
+        payload=json.dumps(event.payload),
         created_at=event.created_at,
         attempts=0,
         queued_at=event.created_at,

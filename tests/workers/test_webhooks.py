@@ -18,7 +18,7 @@ def test_an_event_is_delivered_signed_under_the_id_of_its_outbox_row(
     office: Office, receiver: Receiver
 ) -> None:
     endpoint = office.add(receiver.url)
-    event_id = office.tell(7, tenant="blue")
+    event_id = office.tell(7, tenant='bl\u00fc "e"\n')
 
     with office.worker() as worker:
         office.rounds(worker)
@@ -29,7 +29,7 @@ def test_an_event_is_delivered_signed_under_the_id_of_its_outbox_row(
     message = verify(secret, received.headers, received.body)
     assert (message.webhook_id, message.event_type) == (event_id, ERROR)
     assert message.payload == {
-        "id": 7, "tenant": "blue", "environment": "production", "external_id": "customer",
+        "id": 7, "tenant": 'bl\u00fc "e"\n', "environment": "production", "external_id": "customer",
         "integration_name": "acme", "status": "needs_reauth", "last_error": "invalid_grant",
     }  # fmt: skip
     assert abs(datetime.fromisoformat(message.timestamp) - datetime.now(UTC)).total_seconds() < 60
@@ -148,6 +148,7 @@ def test_ten_attempts_over_three_days_and_then_the_next_event_has_its_turn(
     assert office.states(endpoint) == ["failed", "delivered"]
     assert receiver.of(1) == [ERROR] * 10 + [WELL]
     assert len({each.webhook_id for each in receiver.received}) == 2, "one id, however often it is sent"
+    assert len({each.body for each in receiver.received}) == 2, "and the same bytes"
     timestamps = {each.headers["webhook-timestamp"] for each in receiver.received}
     assert timestamps, "each attempt is signed for its own moment"
     # Each is jittered, so that neighbours may change places: a wait is held against its own delay.
