@@ -188,9 +188,9 @@ def test_disabled_is_told_in_the_list_and_undone_by_enable(
     with office.worker() as worker:
         office.rounds(worker)
     assert "it answered 410 (gone)" in tokenfleet("webhooks", "list").stdout
-    assert (
-        tokenfleet("webhooks", "replay", "--endpoint", "1", "--since", "2020-01-01T00:00:00Z").exit_code == 1
-    )
+    for what in (("--endpoint", "1", "--since", "2020-01-01T00:00:00Z"), ("1",)):
+        refused = tokenfleet("webhooks", "replay", *what)
+        assert (refused.exit_code, "is disabled and is sent nothing" in refused.stderr) == (1, True)
 
     enabled = tokenfleet("webhooks", "enable", "1")
     assert "replay --endpoint 1 --since" in enabled.stdout
