@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import DBAPIError
 
+from cli.check import Check, Verdict
 from cli.gates import Word, findings
 from cli.output import counted
 from cli.probes import broker_problem, circuits, journals, redis_problem, ring_problem
 from cli.session import bare_database, load_providers, load_settings
+from cli.webhook_checks import webhook_checks
 from store import audit, overview
 from store.engine import check_ready
 from store.keys import load_wrapped
@@ -38,24 +38,6 @@ _ADVICE: Final = {
     Word.PAUSED: ": lower rate.requests_per_second in its definition if that happens often",
 }
 LITTLE_SPACE_BYTES: Final = 256 * 1024 * 1024
-
-
-class Verdict(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FATAL = "fatal"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check: its name, how it ended, and what was found or is to be done."""
-
-    name: str
-    verdict: Verdict
-    message: str
 
 
 def examine() -> Iterator[Check]:
@@ -204,6 +186,7 @@ def _contents(engine: Engine, settings: Settings, registry: Registry | None) -> 
     if ready:
         yield Check("apps", Verdict.OK, f"{counted(ready, 'app')} ready")
     yield from _fleet(fleet)
+    yield from webhook_checks(fleet.webhooks, fleet.at)
 
 
 def _fleet(fleet: overview.Overview) -> Iterator[Check]:

@@ -107,6 +107,7 @@ def _numbers(fleet: Overview) -> Text:
         lines.append(Text(line, style=_BAD))
     else:
         lines.append(Text("Failing: none"))
+    lines += _webhooks(fleet)
     return Text("\n").join(lines)
 
 
@@ -151,6 +152,24 @@ def _slack(fleet: Overview) -> Iterator[Text]:
     if least >= 0:
         name = shown(f"{app.provider}/{app.environment}/{app.name}")
         yield Text(f"Rate: at least {percent(least)} of it is left in the coming hour ({name})")
+
+
+def _webhooks(fleet: Overview) -> Iterator[Text]:
+    """One line, where there are endpoints at all."""
+    found = fleet.webhooks
+    if not found.endpoints:
+        return
+    parts = [counted(found.endpoints, "endpoint")]
+    if found.failing:
+        since = min((each.failing_since for each in found.failing if each.failing_since), default=None)
+        parts.append(
+            f"{len(found.failing):,} failing" + (f" since {dated(since, fleet.at)}" if since else "")
+        )
+    if found.disabled:
+        parts.append(f"{found.disabled:,} disabled")
+    least = "at least " if found.is_more else ""
+    waiting = f"{least}{counted(found.waiting, 'event')} waiting" if found.waiting else "nothing waits"
+    yield Text(f"Webhooks: {', '.join(parts)}; {waiting}", style=_BAD if found.troubled else "")
 
 
 def _trouble(fleet: Overview, circuits: Sequence[CircuitStatus] | None) -> Iterator[Text]:

@@ -131,7 +131,12 @@ class Courier:
                 # This machine slept, or the loop hung: somebody else has it by now.
                 return
             sent = await send(self._receivers, self._vault, delivery)
-            verdict = judge(sent.reply, attempts=delivery.attempts + 1, jitter=random.random())
+            verdict = judge(
+                sent.reply,
+                attempts=delivery.attempts + 1,
+                age=delivery.database_now - delivery.queued_at,
+                jitter=random.random(),
+            )
             self._settle(result_of(delivery, sent, verdict))
             telemetry.WEBHOOKS.labels(_outcome(sent.reply, verdict)).inc()
             telemetry.WEBHOOK_SECONDS.observe(sent.duration_ms / 1000)
@@ -158,12 +163,9 @@ async def send(receivers: Receivers, vault: Vault, delivery: Delivery) -> Sent:
 
 def body_of(delivery: Delivery) -> bytes:
     """Return the body of a delivery: the same bytes at every attempt."""
-    document = {
-        "event_type": delivery.event_type,
-        "timestamp": delivery.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
-        "payload": delivery.payload,
-    }
-    return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+    event_type = json.dumps(delivery.event_type)
+    timestamp = delivery.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return f'{{"event_type":{event_type},"payload":{delivery.payload},"timestamp":"{timestamp}"}}'.encode()
 
 
 def result_of(delivery: Delivery, sent: Sent, verdict: Verdict) -> Result:
