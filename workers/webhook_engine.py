@@ -137,7 +137,7 @@ class WebhookEngine:
             capacity=tunables.max_in_flight,
         )
         self._settling = asyncio.create_task(self._settler.run())
-        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, vault).run())
+        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, vault, process=self.name).run())
 
     async def _close(self) -> None:
         self._watching.cancel()

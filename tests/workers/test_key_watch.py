@@ -85,7 +85,9 @@ def test_a_worn_key_is_replaced_by_itself_and_every_worker_has_the_new_one_befor
         ours.access.seal("access-1", PLACE)
 
     async def scene(database: AsyncEngine) -> None:
-        watches = [KeyWatch(database, settings, vault) for vault in (ours, sibling)]
+        watches = [
+            KeyWatch(database, settings, vault, process=f"worker-{id(vault)}") for vault in (ours, sibling)
+        ]
         for watch in watches:
             await watch.look()
         announced = state(engine).announced
@@ -116,7 +118,7 @@ def test_a_key_service_that_is_away_stops_nothing_and_a_rotation_waits_for_it(
     service.go()
 
     async def scene(database: AsyncEngine) -> None:
-        watch = KeyWatch(database, in_vault, vault)
+        watch = KeyWatch(database, in_vault, vault, process="worker")
         for _ in range(3):
             sealed = vault.access.seal("access-1", PLACE)
             with pytest.raises(Exception, match="does not answer"):
@@ -145,9 +147,9 @@ def test_rows_under_a_key_that_a_service_keeps_to_itself_wait_and_are_not_called
         renewal = KeyRenewal(database, in_vault, vault)
         assert await renewal.renew() == RENEWAL_SECONDS
         with pytest.raises(KeysAway):
-            await KeyWatch(database, in_vault, vault).look()
+            await KeyWatch(database, in_vault, vault, process="worker").look()
         service.come()
-        await KeyWatch(database, in_vault, vault).look()
+        await KeyWatch(database, in_vault, vault, process="worker").look()
         assert vault.access.primary_id == key_id
 
     run(in_vault, scene)
@@ -162,7 +164,7 @@ def test_a_machine_that_was_given_a_new_key_first_wraps_nothing_with_it(
     let_pass(engine, MAX_AGE)
 
     async def scene(database: AsyncEngine) -> None:
-        await KeyWatch(database, ahead, open_vault(engine, ahead)).look()
+        await KeyWatch(database, ahead, open_vault(engine, ahead), process="worker").look()
 
     run(settings, scene)
     announced = state(engine).announced
