@@ -85,13 +85,19 @@ def rotate(ctx: click.Context, data_keys: bool, wait_seconds: float, rate: int, 
                 life.announce(engine, ring)
         _promote(engine, rings, wait_seconds, reason)
         _hold_all(engine, settings, vault)
-        left = Resealing(engine, vault, rate).run()
+        left, behind = Resealing(engine, vault, rate).run()
     if left:
         click.echo(
             f"not under the newest keys yet: {counted(left, 'value')}; 'tokenfleet keys status' shows where, and this "
             "can be run again when every worker is up to date",
             err=True,
         )
+    if behind:
+        click.echo(
+            f"still sealing under former keys: {', '.join(behind)}; their logs say why ('keys.unusable')",
+            err=True,
+        )
+    if left or behind:
         ctx.exit(1)
     click.echo("Everything in the database is sealed under the newest data keys.")
 

@@ -21,6 +21,8 @@ LAGGARDS_SECONDS: Final = 60.0
 worker takes to notice the new one."""
 SAY_SECONDS: Final = 10.0
 BURST_SECONDS: Final = 0.2
+SETTLING_SECONDS: Final = 1.0
+"""How long what a worker has sealed may be on its way into the database."""
 
 
 class Resealing:
@@ -31,32 +33,51 @@ class Resealing:
         self._vault = vault
         self._rate = rate
         self._rows = self._values = self._total = 0
+        self._busy = 1e-9
         self._began = self._said_at = self._next_at = time.monotonic()
 
-    def run(self) -> int:
-        """Return how many values stay under a former key."""
-        self._total = left = self._left()
-        if not left:
-            return 0
-        with progress("Sealing anew", total=left) as advance:
-            ends: float | None = None
+    def run(self) -> tuple[int, list[str]]:
+        """Return how many values stay under a former key, and which workers still seal under one."""
+        self._total = self._left()
+        behind = self._wait_for_workers(until=0.0)
+        if not self._total and not behind:
+            return 0, []
+        with progress("Sealing anew", total=self._total) as advance:
+            ends = 0.0
             while True:
-                began = time.monotonic()
+                began, was_behind = time.monotonic(), behind
                 unreadable = self._pass(advance)
                 left = self._left()
                 now = time.monotonic()
-                # Everything was walked. What is left was locked just then, or was sealed by somebody who does not know
-                # the new key; however much he goes on to seal, this ends.
+                # Everything was walked once. What is left was locked just then, or somebody does not know the new keys
+                # yet; however much he goes on to seal, this ends.
                 ends = ends or now + LAGGARDS_SECONDS
-                if left <= unreadable or now > ends:
+                if (left <= unreadable and not was_behind) or now > ends:
                     break
                 # Each pass reads the whole table: on large ones not again at once.
                 time.sleep(min(max(1.0, now - began), 10.0, LAGGARDS_SECONDS))
+                behind = self._wait_for_workers(until=ends)
         seconds = time.monotonic() - self._began
         click.echo(
-            f"{counted(self._rows, 'row')} sealed anew in {seconds:.1f} s ({self._rows / seconds:,.0f} rows/s)."
+            f"{counted(self._rows, 'row')} sealed anew in {seconds:.1f} s ({self._rows / self._busy:,.0f} rows/s)."
         )
-        return left
+        return left, behind
+
+    def _wait_for_workers(self, until: float) -> list[str]:
+        """Wait for workers that do not seal with the new keys, and for what they have in hand; return who is late."""
+        from store import key_holders
+
+        primaries = {self._vault.access.primary_id, self._vault.refresh.primary_id}
+        while True:
+            with self._engine.connect() as connection:
+                names = key_holders.behind(connection, primaries)
+                living = key_holders.any_living(connection)
+            if not names or time.monotonic() > until:
+                break
+            time.sleep(min(1.0, LAGGARDS_SECONDS))
+        if living and not names:
+            time.sleep(SETTLING_SECONDS)
+        return names
 
     def _left(self) -> int:
         from store.sealed_places import uses
@@ -71,7 +92,7 @@ class Resealing:
         from store.resealing import reseal_batch
         from store.sealed_places import SEALED_TABLES
 
-        unreadable = 0
+        unreadable, began = 0, time.monotonic()
         for table in SEALED_TABLES:
             after: tuple[int, ...] | None = None
             while True:
@@ -87,6 +108,7 @@ class Resealing:
                 after = batch.after
         with self._engine.begin() as connection:
             life.add_sealings(connection, life.take_sealings(self._vault.access, self._vault.refresh))
+        self._busy += time.monotonic() - began
         return unreadable
 
     def _pace(self, rows: int) -> None:

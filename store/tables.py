@@ -81,6 +81,7 @@ key_holders = Table(
     Column("process", Text, primary_key=True),
     Column("keks", ARRAY(Text), nullable=False),
     Column("data_keys", ARRAY(Integer), nullable=False),
+    Column("seals_with", ARRAY(Integer), nullable=False),
     Column("seen_at", _MOMENT, nullable=False),
 )
 

@@ -85,20 +85,23 @@ class KeyWatch:
             vault.refresh.sealings.update({k: n for k, n in counted.items() if k in vault.refresh.key_ids})
             raise
         if self._is_behind(rows):
-            before = self._held()
+            before = self._state()
             wrapped = [row.wrapped for row in rows]
             await self._on_thread(lambda: keys.renew(wrapped, self._settings, vault, read_at=read_at))
-            if (held := self._held()) != before:
+            if self._state() != before:
                 telemetry.logger().info(Event.KEYS_RENEWED.value)
                 async with self._engine.begin() as connection:
                     await connection.run_sync(self._tell)
             for ring in self._rings():
-                self._say_lacking(data_keys.state_of(ring.ring, rows), held)
+                self._say_lacking(data_keys.state_of(ring.ring, rows), self._held())
         for ring in self._rings():
             await self._replace_worn(ring, rows)
 
     def _rings(self) -> tuple[KeyRing, KeyRing]:
         return self._settings.access_ring, self._settings.refresh_ring
+
+    def _state(self) -> tuple[frozenset[int], int, int]:
+        return self._held(), self._vault.access.primary_id, self._vault.refresh.primary_id
 
     def _held(self) -> frozenset[int]:
         return self._vault.access.key_ids | self._vault.refresh.key_ids
@@ -162,7 +165,9 @@ class KeyWatch:
         return data_keys.load(connection)
 
     def _tell(self, connection: Connection) -> None:
-        key_holders.tell(connection, self._process, self._rings(), self._held())
+        vault = self._vault
+        primaries = {vault.access.primary_id, vault.refresh.primary_id}
+        key_holders.tell(connection, self._process, self._rings(), self._held(), primaries)
 
     async def _on_thread(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -24,6 +24,7 @@ def upgrade() -> None:
             process text CONSTRAINT pk_key_holders PRIMARY KEY,
             keks text[] NOT NULL,
             data_keys integer[] NOT NULL,
+            seals_with integer[] NOT NULL,
             seen_at timestamptz NOT NULL
         ) WITH (fillfactor = 50)
     """)
