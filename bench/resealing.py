@@ -40,7 +40,13 @@ from store import data_keys, keys
 from store.engine import make_engine
 from store.sealed_places import SEALED_TABLES
 from tokenfleet.settings import Settings
-from tokenfleet_client.envelope import Ring, access_token_binding, refresh_token_binding
+from tokenfleet_client.envelope import (
+    KEY_BYTES,
+    DataKeys,
+    Ring,
+    access_token_binding,
+    refresh_token_binding,
+)
 
 CALM_SECONDS: Final = 20.0
 FRESH_SECONDS: Final = 30.0
@@ -204,7 +210,8 @@ class Bench:
 
     def rotate(self, workers: contextlib.ExitStack) -> None:
         """Replace every key while the fleet refreshes."""
-        time.sleep(10)
+        while self.ledger()["answered"] < 5 * self.arguments.refreshes:
+            time.sleep(1)
         with self.phase("before"):
             time.sleep(CALM_SECONDS)
         with self.phase("new key list, workers restarted"):
@@ -322,11 +329,13 @@ def fill(settings: Settings, database: str, count: int, rate: int) -> None:
             "SELECT n, 'bench', 'production', n::text, 1, 'active' FROM generate_series(1, %s) AS n",
             (count,),
         )
-    context = multiprocessing.get_context("spawn")
-    now, middle = datetime.now(UTC), count // 2 + 1
+    # About when everything is there and runs, the first are due.
+    now = datetime.now(UTC)
+    begin = now + timedelta(seconds=20 + 4 * count * seconds_of_one() + EARLY_SECONDS)
+    middle, context = count // 2 + 1, multiprocessing.get_context("spawn")
     halves = [
-        context.Process(target=fill_tokens, args=(settings, database, first, last, rate, now, count))
-        for first, last in ((1, middle), (middle, count + 1))
+        context.Process(target=fill_tokens, args=(settings, database, range(*ends), rate, begin, count))
+        for ends in ((1, middle), (middle, count + 1))
     ]
     for half in halves:
         half.start()
@@ -353,15 +362,14 @@ def fill(settings: Settings, database: str, count: int, rate: int) -> None:
 
 
 def fill_tokens(
-    settings: Settings, database: str, first: int, last: int, rate: int, now: datetime, count: int
+    settings: Settings, database: str, ids: range, rate: int, begin: datetime, count: int
 ) -> None:
-    """Seal and copy the tokens of the accounts from ``first`` to before ``last``."""
+    """Seal and copy the tokens of some of ``count`` accounts, of which the first expires at ``begin``."""
     engine = make_engine(settings.database_url, application_name="bench")
     with engine.begin() as connection:
         vault = keys.open_vault(connection, settings)
     engine.dispose()
-    # About when everything is there and runs, the first are due.
-    begin = now + timedelta(seconds=15 + count / 15_000 + EARLY_SECONDS)
+    now = datetime.now(UTC)
     with (
         psycopg.connect(database) as copying,
         copying.cursor() as cursor,
@@ -371,13 +379,23 @@ def fill_tokens(
         ) as copy,
     ):
         copy.set_types(["int8", "int8", "int8", "bytea", "bytea", "text", "timestamptz", "timestamptz"])
-        for each in range(first, last):
+        for each in ids:
             access = vault.access.seal(f"a.{each}.0.{PADDING}", access_token_binding(each, 1))
             refresh = vault.refresh.seal(first_refresh_token(each), refresh_token_binding(each, 1))
             # Neighbours in the table are not due together.
             due = (each * 7919) % count / rate
             expires_at = begin + timedelta(seconds=due)
             copy.write_row((each, 1, 0, access, refresh, "Bearer", expires_at, now))
+
+
+def seconds_of_one() -> float:
+    """Return how long it takes to seal one account's tokens here and now."""
+    ring = DataKeys(Ring.ACCESS, {1: os.urandom(KEY_BYTES)}, 1)
+    began = time.perf_counter()
+    for _ in range(5000):
+        ring.seal(PADDING, access_token_binding(1, 1))
+        ring.seal(PADDING, refresh_token_binding(1, 1))
+    return (time.perf_counter() - began) / 5000
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.support.builders import (
     make_app,
     state_of,
 )
+from tests.support.racing import race
 from tokenfleet.key_rings import KeyRing
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey, Ring, access_token_binding, key_id_of
@@ -347,4 +349,37 @@ def test_an_answer_in_a_journal_under_a_former_key_is_replayed_and_opens_after_t
         woken = keys.open_vault(connection, moved)
     assert state_of(engine, woken, account).refresh_token == "refresh-2"
     assert reseal_all(engine, woken) == 2
+    assert keys_in_use(engine) == {new.access.primary_id, new.refresh.primary_id}
+
+
+def test_a_refresh_that_is_saved_between_looking_and_locking_is_sealed_anew_as_what_it_is_now(
+    engine: Engine, settings: Settings, vault: Vault
+) -> None:
+    app_id = make_app(engine, vault)
+    account = make_account(engine, vault, app_id)
+    attempt = begin_attempt(engine, app_id, account)
+    new = new_primaries(engine, settings, vault)
+    late = answer(vault, account, epoch=attempt.epoch, generation=attempt.generation)
+    with engine.begin() as resealing:
+
+        @event.listens_for(resealing, "before_cursor_execute")
+        def save_first(_: object, __: object, statement: str, *___: object) -> None:
+            if "SKIP LOCKED" in statement:
+                with engine.begin() as connection:
+                    assert settlement.save_refreshed(connection, [late], actor=ACTOR).saved == {account}
+
+        batch = reseal_batch(resealing, new, TOKEN_SETS, None)
+    assert (batch.values, batch.unreadable) == (2, 0)
+    state = state_of(engine, without_former(new), account)
+    assert (state.generation, state.refresh_token) == (2, "refresh-2")
+
+
+def test_two_rotations_at_once_share_the_work_and_seal_nothing_twice(
+    engine: Engine, settings: Settings, vault: Vault
+) -> None:
+    accounts = make_accounts(engine, vault, make_app(engine, vault), 40)
+    new = new_primaries(engine, settings, vault)
+    done = race([partial(reseal_all, engine, new) for _ in range(2)])
+    # Two tokens each, and the client secret. What one had locked the other has passed over.
+    assert sum(done) == 2 * len(accounts) + 1
     assert keys_in_use(engine) == {new.access.primary_id, new.refresh.primary_id}
