@@ -30,6 +30,7 @@ class Action(StrEnum):
     APPS_SET = "apps.set"
     APPS_REMOVE = "apps.remove"
     ACCOUNTS_IMPORT = "accounts.import"
+    ACCOUNTS_EXPORT = "accounts.export"
     ACCOUNTS_REFRESH = "accounts.refresh"
     ACCOUNTS_PAUSE = "accounts.pause"
     ACCOUNTS_RESUME = "accounts.resume"
