@@ -44,7 +44,7 @@ UNTOLD: Final[Mapping[str, str]] = {
 }
 """Why tokens were forgotten unconfirmed, by the code in the history."""
 
-ELSEWHERE: Final = "it was {}: ending the grant would end it there too; --local-only forgets the tokens here, and leaves the grant"
+ELSEWHERE: Final = "it was {}: ending its grant would end it there too; --local-only only forgets the tokens here"
 
 
 @click.command()
