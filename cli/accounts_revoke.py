@@ -44,7 +44,9 @@ UNTOLD: Final[Mapping[str, str]] = {
 }
 """Why tokens were forgotten unconfirmed, by the code in the history."""
 
-ELSEWHERE: Final = "it was {}: ending its grant would end it there too; --local-only only forgets the tokens here"
+ELSEWHERE: Final = (
+    "it was {}: ending its grant would end it there too; --local-only only forgets the tokens here"
+)
 
 
 @click.command()

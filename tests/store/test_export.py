@@ -373,6 +373,24 @@ def test_a_file_from_before_the_account_left_brings_nothing_back(desk: Desk) -> 
     assert desk.status(account_id) == GONE
 
 
+def test_a_token_that_was_brought_once_and_is_spent_here_is_not_brought_again(desk: Desk) -> None:
+    account_id = account(desk, external_id="customer-1")
+    desk.export(account_id)
+    [line] = desk.lines()
+    back = {**line, "refresh_token": "refresh-9"}
+    assert desk.bring({**back, "exported_at": now().isoformat()}) == (Tally(reauthenticated=1), [])
+    make_due(desk.engine, account_id)
+    attempt = begin_attempt(desk.engine, desk.app, account_id)
+    with desk.engine.begin() as connection:
+        saved = answer(desk.vault, account_id, epoch=attempt.epoch, generation=attempt.generation)
+        settlement.save_refreshed(connection, [saved], actor=ACTOR)
+    desk.export(account_id)
+    # The other fleet never imported that, and exports what it has had all the time once more.
+    late = {**back, "exported_at": (now() + timedelta(minutes=1)).isoformat()}
+    assert desk.bring(late) == (Tally(unchanged=1), [])
+    assert desk.status(account_id) == GONE
+
+
 def test_tokens_of_another_client_are_refused(desk: Desk) -> None:
     account_id = account(desk, external_id="customer-1")
     desk.export(account_id)
