@@ -29,6 +29,8 @@ class Action(StrEnum):
     DB_UPGRADE = "db.upgrade"
     APPS_SET = "apps.set"
     APPS_REMOVE = "apps.remove"
+    APPS_EXPORT = "apps.export"
+    APPS_IMPORT = "apps.import"
     ACCOUNTS_IMPORT = "accounts.import"
     ACCOUNTS_EXPORT = "accounts.export"
     ACCOUNTS_REFRESH = "accounts.refresh"

@@ -12,7 +12,7 @@ import pytest
 
 from sandbox.config import SandboxConfig
 from sandbox.server import SandboxServer
-from store import keys
+from store import apps, keys
 from store.engine import make_engine
 from tests.cli.conftest import Shell
 from tests.support.databases import cloned_database
@@ -20,6 +20,8 @@ from tests.support.fleet import Fleet
 from tokenfleet.jobs import AccountId
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KeyEncryptionKey
+from tokenfleet_client.secret import Secret
+from workers.credentials import open_credentials
 
 SUBJECTS = ("customer-1", "customer-2", "customer-3")
 
@@ -156,6 +158,45 @@ def test_an_account_whose_answer_is_on_its_way_is_waited_for(
     assert (ledger.refreshes, ledger.rejected, ledger.presented_twice) == (2, 0, 0)
 
 
+def test_apps_move_with_their_secrets_and_replace_nothing_unasked(
+    two: tuple[tuple[Fleet, Shell], tuple[Fleet, Shell]], tmp_path: Path
+) -> None:
+    (here, shell), (there, there_shell) = two
+    own, secret = tmp_path / "own.secret", "of-customer-1"
+    own.write_text(secret)
+    set_own = "apps set sandbox --account customer-1 --client-id theirs --client-secret-file"
+    assert shell(*set_own.split(), str(own)).exit_code == 0
+    recipient, file = there_shell("keys", "recipient").stdout.strip(), tmp_path / "apps.age"
+    identity = str(Path(there_shell.environ["TOKENFLEET_HOME"], "identity.txt"))
+    assert shell("apps", "export", "--all", "--to", recipient, "-o", str(file)).exit_code == 0
+    assert secret.encode() not in file.read_bytes()
+
+    arrived = there_shell("apps", "import", str(file), "--identity", identity)
+    assert "1 app registered, 1 registered already (--replace replaces them)." in arrived.stdout
+    with there.engine.connect() as connection:
+        app = apps.find(connection, "sandbox", "production", "account:customer-1")
+    assert app is not None
+    credentials = open_credentials(there.vault, app)
+    assert (credentials.client_id, credentials.client_secret) == ("theirs", Secret(secret))
+    assert (
+        "2 apps registered."
+        in there_shell("apps", "import", str(file), "--identity", identity, "--replace").stdout
+    )
+
+    # Another client under that name, with accounts that only it can refresh, stays.
+    there.connect("customer-2")
+    renamed = "apps set sandbox --client-id other --client-secret-file"
+    assert shell(*renamed.split(), str(own)).exit_code == 0
+    assert (
+        shell("apps", "export", "--provider", "sandbox", "--to", recipient, "-o", f"{file}2").exit_code == 0
+    )
+    kept = there_shell("apps", "import", f"{file}2", "--identity", identity, "--replace")
+    assert (kept.exit_code, "is another client here, and 1 account cannot be" in kept.stderr) == (1, True)
+    actions = [fleet.column("SELECT action FROM tokenfleet.audit_log ORDER BY id") for fleet in (here, there)]
+    assert actions[0].count("apps.export") == 4
+    assert actions[1] == ["apps.import"] * 4
+
+
 @pytest.fixture
 def shell(fleet_here: tuple[Fleet, Shell]) -> Shell:
     return fleet_here[1]
@@ -275,7 +316,7 @@ def test_what_was_exported_is_neither_resumed_nor_revoked_by_mistake(
         True,
     )
     revoked = shell("accounts", "revoke", "1", "--yes")
-    assert (revoked.exit_code, "ending the grant would end it there too" in revoked.stderr) == (1, True)
+    assert (revoked.exit_code, "ending its grant would end it there too" in revoked.stderr) == (1, True)
     assert statuses(fleet) == {"paused"}
     assert shell("accounts", "resume", "1", "--exported").exit_code == 0
     assert shell("accounts", "revoke", "2", "--yes", "--local-only").exit_code == 0

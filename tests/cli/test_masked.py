@@ -87,6 +87,12 @@ COMMANDS: Final[Mapping[Path_, tuple[str, ...]]] = {
         "example --client-id c --client-secret-file {dir}/key.pem --client-certificate {dir}/key.pem",
         "example --client-id c --client-secret-file {dir}/tokens.jsonl",
     ),
+    ("apps", "export"): ("--all --to {recipient} --output {dir}/apps", "--provider plain --to {recipient}"),
+    ("apps", "import"): (
+        "{dir}/apps --identity {dir}/identity.txt --replace",
+        "{dir}/tokens.jsonl --identity {dir}/identity.txt",
+        "{dir}/apps --identity {dir}/key.pem",
+    ),
     ("apps", "list"): ("",),
     ("apps", "show"): ("plain", "example"),
     ("apps", "remove"): ("plain",),
@@ -317,7 +323,7 @@ def test_no_command_shows_a_secret_but_those_that_make_one_for_somebody(
     assert set(failed) == FAIL, "what does not run shows nothing: mend the call"
     planted.printed["files that were made to be read"] = b"".join(
         (planted.directory / name).read_bytes()
-        for name in ("masked", "errors.jsonl", "audit.jsonl", "sealed")
+        for name in ("masked", "errors.jsonl", "audit.jsonl", "sealed", "apps")
     )
     made = {
         f"a secret of {place}": secret
