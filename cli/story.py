@@ -34,6 +34,7 @@ _DEEDS: Final = {
     "account.imported": "imported tokens for it",
     "account.reconnected": "imported new tokens for it",
     "account.described": "changed its description",
+    "account.exported": "exported its tokens",
     "accounts.refresh": "asked for a refresh",
     "apps.set": "replaced its app's registration",
 }

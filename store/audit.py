@@ -5,7 +5,7 @@ and it stays. Postgres refuses every UPDATE, DELETE and TRUNCATE of the table (m
 moment, the database role and the address itself. Nothing secret is ever part of a row.
 
 Ids are taken before rows are committed, so a reader who goes by ids could pass one that is still on its way. Whoever
-adds a row therefore holds a lock until the commit (migration 0010), and :func:`settle` waits for those who do.
+adds a row therefore holds a lock until the commit (migration 0009), and :func:`settle` waits for those who do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class Action(StrEnum):
     DB_UPGRADE = "db.upgrade"
     APPS_SET = "apps.set"
     APPS_REMOVE = "apps.remove"
+    APPS_EXPORT = "apps.export"
+    APPS_IMPORT = "apps.import"
     ACCOUNTS_IMPORT = "accounts.import"
+    ACCOUNTS_EXPORT = "accounts.export"
     ACCOUNTS_REFRESH = "accounts.refresh"
     ACCOUNTS_PAUSE = "accounts.pause"
     ACCOUNTS_RESUME = "accounts.resume"

@@ -17,12 +17,15 @@ from sqlalchemy.exc import DBAPIError
 
 from cli.bootstrap import upgrade_database
 from embedded.binaries import find_postgres
-from store import audit, history, privileges, settlement
+from store import audit, history, privileges, settlement, unsealing_spikes
 from store.engine import database_now, make_engine
 from store.keys import Vault
+from store.unsealings import Tally
 from tests.cli.conftest import Shell
 from tests.support.builders import ACTOR, answer, begin_attempt, make_account, make_app, now
 from tokenfleet.settings import Settings
+from tokenfleet_client.envelope import access_token_binding
+from tokenfleet_client.unsealings import Purpose
 
 FILE: Final = Path(__file__).resolve().parent.parent / "deploy" / "postgres" / "roles.sql"
 PSQL: Final = find_postgres().bin_dir / "psql"
@@ -44,6 +47,18 @@ REFUSED: Final = (
     ),
     "CREATE RULE swallow AS ON INSERT TO tokenfleet.audit_log DO INSTEAD NOTHING",
     "UPDATE tokenfleet.alembic_version SET version_num = '0001'",
+    "UPDATE tokenfleet.unsealings SET opened = 1",
+    "DELETE FROM tokenfleet.unsealings",
+    "TRUNCATE tokenfleet.unsealings",
+    "ALTER TABLE tokenfleet.unsealings DISABLE TRIGGER ALL",
+    (
+        "CREATE OR REPLACE FUNCTION tokenfleet.unsealings_guard() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RETURN NEW; END $$"
+    ),
+    (
+        "CREATE OR REPLACE FUNCTION tokenfleet_v1.report_unsealings(caller text, purpose text, opened integer) "
+        "RETURNS void LANGUAGE sql AS ''"
+    ),
     "SELECT FROM tokenfleet.audit_log FOR UPDATE",
     "ALTER TABLE tokenfleet.audit_log OWNER TO CURRENT_USER",
     "ALTER TABLE tokenfleet.audit_log SET SCHEMA tokenfleet_v1",
@@ -145,6 +160,14 @@ def test_the_fleet_works_as_the_application_and_cannot_touch_the_audit_log(
         entry = audit.Entry(audit.account_target(account))
         by = audit.Operator("operator:ada", "host")
         audit.record(connection, by, audit.Action.ACCOUNTS_PAUSE, [entry], reason=None)
+    tally = Tally(vault, "worker-1")
+    for _ in range(2):
+        vault.access.open(refreshed.access_token, access_token_binding(account, 2), Purpose.PROBE)
+        with as_app.begin() as connection:
+            tally.add(connection, tally.collect())
+    with as_app.begin() as connection:
+        assert unsealing_spikes.look(connection) is not None
+        assert unsealing_spikes.prune(connection, retention=timedelta(days=30)) == 0
     with as_app.begin() as connection:
         today = history.utc_date(database_now(connection))
         # What the scheduler does to the history every day.

@@ -34,6 +34,7 @@ READING: Final[Mapping[str, Sequence[str]]] = {
     "apps.show": ("google",),
     "audit.export": (),
     "audit.list": (),
+    "audit.unsealings": (),
     "db.check": (),
     "doctor": (),
     "incidents.list": (),
