@@ -38,6 +38,7 @@ from tokenfleet.jobs import AppId, RefreshJob
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 
 COMMAND: Final = [sys.executable, "-m", "cli"]
 CLAIM: Final = timedelta(seconds=30)
@@ -109,7 +110,7 @@ def _answer(vault: Vault, attempt: Attempt, interval: timedelta) -> SavedTokens:
     now = datetime.now(UTC)
     assert attempt.refresh_token is not None
     place = refresh_token_binding(attempt.account_id, attempt.generation)
-    assert vault.refresh.open(attempt.refresh_token, place).startswith(TOKEN)
+    assert vault.refresh.open(attempt.refresh_token, place, Purpose.VERIFY).startswith(TOKEN)
     following = (attempt.account_id, attempt.generation + 1)
     return SavedTokens(
         account_id=attempt.account_id,
@@ -184,9 +185,13 @@ def judge(engine: Engine, settings: Settings, refreshed: int) -> None:
         generations = 0
         for row in rows:
             place = (row.account_id, row.generation)
-            assert vault.access.open(row.access_token, access_token_binding(*place)) == f"{TOKEN}{place[1]}"
             assert (
-                vault.refresh.open(row.refresh_token, refresh_token_binding(*place)) == f"{TOKEN}{place[1]}"
+                vault.access.open(row.access_token, access_token_binding(*place), Purpose.VERIFY)
+                == f"{TOKEN}{place[1]}"
+            )
+            assert (
+                vault.refresh.open(row.refresh_token, refresh_token_binding(*place), Purpose.VERIFY)
+                == f"{TOKEN}{place[1]}"
             )
             generations += row.generation - 1
     assert generations == refreshed, f"{refreshed} answers, {generations} generations"

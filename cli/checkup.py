@@ -24,6 +24,7 @@ from cli.webhook_checks import webhook_checks
 from store import audit, overview
 from store.engine import check_ready
 from store.keys import load_wrapped
+from store.unsealing_spikes import open_spikes
 from tokenfleet.errors import DefinitionError, SettingsError, UserError
 
 if TYPE_CHECKING:
@@ -143,8 +144,17 @@ def _contents(engine: Engine, settings: Settings, registry: Registry | None) -> 
         wrapped = load_wrapped(connection)
         fleet = overview.read_overview(connection)
         lifted = audit.can_be_lifted(connection)
+        spikes = open_spikes(connection)
     told = "; this role owns it and could lift that: deploy/postgres/roles.sql" if lifted else ""
     yield Check("audit", Verdict.OK, f"operators' actions are kept append-only{told}")
+    for spike in spikes:
+        yield Check(
+            "unsealings",
+            Verdict.WARNING,
+            f"{spike.sentence}: 'tokenfleet audit unsealings' shows who; docs/keys.md says what to do",
+        )
+    if not spikes:
+        yield Check("unsealings", Verdict.OK, "no more sealed values are opened than is explained or usual")
     for ring in (settings.access_ring, settings.refresh_ring):
         held = any(key.ring is ring.ring for key in wrapped)
         ok = "opens" if held else "is empty so far; 'tokenfleet db upgrade' makes its first data key"

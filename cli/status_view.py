@@ -37,6 +37,7 @@ def render(status: FleetStatus) -> Group:
     if status.fleet is not None:
         parts += [_heading(status.fleet), Text(), _accounts(status.fleet), Text(), _numbers(status.fleet)]
         parts += _trouble(status.fleet, status.circuits)
+    parts += _unsealings(status)
     parts += _journals(status)
     parts += [Text(shown(problem), style=_BAD) for problem in status.problems]
     if not status.problems:
@@ -183,6 +184,13 @@ def _trouble(fleet: Overview, circuits: Sequence[CircuitStatus] | None) -> Itera
         yield Text(f"and {more:,} more: 'tokenfleet apps list' shows them", style=_BAD)
     if circuits is None:
         yield Text("Circuits: unknown without Redis", style=_BAD)
+
+
+def _unsealings(status: FleetStatus) -> Iterator[Text]:
+    for spike in status.unsealing_spikes:
+        yield Text(
+            shown(f"Far more opened than usual: {spike.sentence}: 'tokenfleet audit unsealings'"), style=_BAD
+        )
 
 
 def _journals(status: FleetStatus) -> Iterator[Text]:

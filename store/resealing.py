@@ -24,6 +24,7 @@ from store.keys import Vault
 from store.sealed_places import SealedTable
 from tokenfleet_client.envelope import Binding, DataKeys, Ring
 from tokenfleet_client.errors import EnvelopeError
+from tokenfleet_client.unsealings import Purpose
 
 BATCH: Final = 200
 """Rows of one transaction: four milliseconds of locks."""
@@ -85,7 +86,7 @@ def _resealed(keys: DataKeys, envelope: bytes, binding: Binding) -> bytes | None
     try:
         if not keys.needs_reseal(envelope):
             return envelope
-        return keys.seal(keys.open(envelope, binding), binding)
+        return keys.seal(keys.open(envelope, binding, Purpose.RESEALING), binding)
     except EnvelopeError:
         return None
 

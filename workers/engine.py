@@ -222,7 +222,8 @@ class Engine:
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._reporting = asyncio.create_task(breaker.run())
         self._housekeeping = asyncio.create_task(self._keep_house())
-        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, self._vault).run())
+        self._key_watch = KeyWatch(self._engine, settings, self._vault, caller=self.name)
+        self._watching = asyncio.create_task(self._key_watch.run())
 
     def _hurry_jobs(self) -> None:
         """Let jobs that wait for room go at once, and those that wait for Postgres after a while."""
@@ -257,7 +258,7 @@ class Engine:
         closings = (
             self._transport.aclose(),
             self._redis.aclose(),
-            self._engine.dispose(),
+            self._key_watch.close(),
             self._writing_engine.dispose(),
         )
         await asyncio.wait([asyncio.ensure_future(each) for each in closings], timeout=CLOSE_SECONDS)

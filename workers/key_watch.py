@@ -1,8 +1,8 @@
 """A worker keeps up with the data keys: new ones are unwrapped before they seal, and worn ones are replaced.
 
-Every :data:`LOOK_SECONDS` one short transaction adds up what was sealed and reads the few rows of ``data_keys``.
-Nothing of this is on the way of a refresh: a key service that is away is asked again at the next look, and what was
-unwrapped goes on, for as long as the process lives.
+Every :data:`LOOK_SECONDS` one short transaction adds up what was sealed and opened, and reads the few rows of
+``data_keys``. Nothing of this is on the way of a refresh: a key service that is away is asked again at the next look,
+and what was unwrapped goes on, for as long as the process lives.
 
 Any worker replaces a worn key (``store.data_keys``): it announces a new one, and later makes it the primary one.
 Several at once do what one would.
@@ -11,6 +11,7 @@ Several at once do what one would.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 from sqlalchemy import Connection
@@ -20,20 +21,28 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from store import data_keys, keys
 from store.data_keys import ANNOUNCED_FOR, DataKey
 from store.keys import Vault
+from store.unsealings import FLUSH_SECONDS, Tally
 from tokenfleet import telemetry
 from tokenfleet.errors import UserError
 from tokenfleet.key_rings import KeyRing
-from tokenfleet.settings import Settings
+from tokenfleet.settings import Settings, process_name
 from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import KeyServiceUnavailable
+from tokenfleet_client.unsealings import Purpose
 
-LOOK_SECONDS: Final = 15.0
+LOOK_SECONDS: Final = FLUSH_SECONDS
+LAST_SECONDS: Final = 2.0
+"""How long a stop tries to write what was opened since the last look."""
 
 
 class KeyWatch:
     """Keeps one vault up to date. One per worker process, and one per delivering one."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings, vault: Vault) -> None:
+    def __init__(
+        self, engine: AsyncEngine, settings: Settings, vault: Vault, *, caller: str | None = None
+    ) -> None:
+        """``caller`` is who opens what ``vault`` opens: this process, unless it is named."""
+        self._unsealings = Tally(vault, caller or process_name(), told=_tell)
         self._engine = engine
         self._settings = settings
         self._vault = vault
@@ -63,18 +72,29 @@ class KeyWatch:
         """
         vault = self._vault
         counted = data_keys.take_sealings(vault.access, vault.refresh)
+        opened = self._unsealings.collect()
         try:
             async with self._engine.begin() as connection:
                 rows = await connection.run_sync(_exchange, counted)
+                await connection.run_sync(self._unsealings.add, opened)
         except BaseException:
             vault.access.sealings.update({k: n for k, n in counted.items() if k in vault.access.key_ids})
             vault.refresh.sealings.update({k: n for k, n in counted.items() if k in vault.refresh.key_ids})
             raise
+        self._unsealings.settle(opened)
         if self._is_behind(rows):
             await asyncio.to_thread(keys.renew, [row.wrapped for row in rows], self._settings, vault)
             telemetry.logger().info(Event.KEYS_RENEWED.value)
         for ring in (self._settings.access_ring, self._settings.refresh_ring):
             await self._replace_worn(ring, rows)
+
+    async def close(self) -> None:
+        """Write what was opened since the last look, if that is quickly done, and close the connections."""
+        opened = self._unsealings.collect()
+        with contextlib.suppress(SQLAlchemyError, OSError, TimeoutError):
+            async with asyncio.timeout(LAST_SECONDS), self._engine.begin() as connection:
+                await connection.run_sync(self._unsealings.add, opened)
+        await self._engine.dispose()
 
     def _is_behind(self, rows: list[DataKey]) -> bool:
         held = self._vault.access.key_ids | self._vault.refresh.key_ids
@@ -111,6 +131,10 @@ class KeyWatch:
         if sentence != self._said:
             telemetry.logger().error(Event.KEYS_UNUSABLE.value, error=sentence)
         self._said = sentence
+
+
+def _tell(purpose: Purpose, opened: int) -> None:
+    telemetry.UNSEALED.labels(purpose.value).inc(opened)
 
 
 def _exchange(connection: Connection, counted: dict[int, int]) -> list[DataKey]:

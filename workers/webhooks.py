@@ -32,6 +32,7 @@ from tokenfleet.jobs import DeliveryJob
 from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import EnvelopeError, KeyMaterialError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 from tokenfleet_client.webhooks import sign
 from workers.receivers import Receivers, Sent
 
@@ -148,10 +149,11 @@ async def send(receivers: Receivers, vault: Vault, delivery: Delivery) -> Sent:
     body = body_of(delivery)
     try:
         secrets = [
-            Secret(vault.refresh.open(sealed, secret_binding(delivery.endpoint_id, generation)))
+            Secret(
+                vault.refresh.open(sealed, secret_binding(delivery.endpoint_id, generation), Purpose.WEBHOOK)
+            )
             for generation, sealed in delivery.secrets
         ]
-        telemetry.UNSEALED.labels("webhook").inc(len(secrets))
         headers = sign(secrets, str(delivery.event_id), datetime.now(UTC), body)
     except (EnvelopeError, KeyMaterialError):
         telemetry.alarm(Event.WEBHOOK_SECRET_UNREADABLE, endpoint_id=delivery.endpoint_id)
