@@ -205,15 +205,13 @@ class Worker(Actor):
         self.in_hand: list[Attempt] = []
 
     def begin(self, count: int) -> None:
-        """Claim and start up to ``count`` due accounts."""
-        with self.engine.begin() as connection:
-            claims = schedule.claim_due(
-                connection, [Allowance(self._app_id, count, 10_000)], claim=self._claim
-            ).get(self._app_id, [])
-        if claims:
-            job = RefreshJob(str(uuid.uuid4()), self._app_id, tuple((c.account_id, c.epoch) for c in claims))
-            with self.engine.begin() as connection:
-                self.in_hand += schedule.start(connection, job, claim=self._claim)
+        """Claim and start up to ``count`` due accounts. Claims that meet a deadlock expire."""
+        allowance = [Allowance(self._app_id, count, 10_000)]
+        claims = self._patiently(lambda c: schedule.claim_due(c, allowance, claim=self._claim)) or {}
+        if found := claims.get(self._app_id):
+            pairs = tuple((each.account_id, each.epoch) for each in found)
+            job = RefreshJob(str(uuid.uuid4()), self._app_id, pairs)
+            self.in_hand += self._patiently(lambda c: schedule.start(c, job, claim=self._claim)) or []
 
     def settle(self, count: int, given: Sequence[Answer] = ()) -> None:
         """Let up to ``count`` attempts in hand be answered, by those ``given`` in turn or by chance, and write that."""
@@ -242,13 +240,14 @@ class Worker(Actor):
         self._patiently(lambda c: revocations.sweep(c, actor=self.name))
         self._patiently(lambda c: announcements.sweep_refresh_failing(c, [self._app_id], actor=self.name))
 
-    def _patiently(self, act: Callable[[Connection], object]) -> None:
+    def _patiently(self, act: Callable[[Connection], R]) -> R | None:
+        """Do what comes again by itself when somebody was in the way: then None."""
         try:
-            self._transact((), act)
+            return self._transact((), act)
         except DBAPIError as error:
-            # It comes again.
             if not is_contention(error):
                 raise
+            return None
 
     def _write(self, entries: Sequence[tuple[Attempt, Answer]]) -> None:
         """Write a batch as ``workers.writer`` does; in halves when somebody was in the way."""
@@ -285,16 +284,26 @@ class Worker(Actor):
         words: list[Rejection] = []
         for attempt, answer in refused:
             place = (attempt.account_id, attempt.epoch, attempt.generation)
-            promotion = answers.promotion(connection, self.vault, *place)
+            # Who does not look gives an account up that can be helped: whoever looks around brings it back.
+            looks = self.chance.random() < 0.3
+            promotion = answers.promotion(connection, self.vault, *place) if looks else None
             if promotion is None:
                 words.append(answers.rejected(attempt, answer))
             else:
                 promotions.append(promotion)
-        settlement.save_refreshed(connection, good, actor=self.name)
-        settlement.defer(connection, poor, actor=self.name)
-        rejections.reject(connection, words, actor=self.name)
-        candidates.promote(connection, promotions, actor=self.name)
-        revocations.settle(connection, [answers.revoked(*each) for each in revoking], actor=self.name)
+        if (good and (words or promotions or revoking)) or (words and promotions):
+            # As the writer does, so that a batch of several kinds locks its accounts in one run.
+            transitions.lock(connection, sorted(attempt.account_id for attempt, _ in entries))
+        if good:
+            settlement.save_refreshed(connection, good, actor=self.name)
+        if poor:
+            settlement.defer(connection, poor, actor=self.name)
+        if words:
+            rejections.reject(connection, words, actor=self.name)
+        if promotions:
+            candidates.promote(connection, promotions, actor=self.name)
+        if revoking:
+            revocations.settle(connection, [answers.revoked(*each) for each in revoking], actor=self.name)
 
 
 class Relay(Actor):

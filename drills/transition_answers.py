@@ -35,7 +35,7 @@ class Answer(StrEnum):
 
 
 ANSWERS: Final = (Answer.SUCCESS, Answer.REJECTED, Answer.LOST, Answer.UNAVAILABLE)
-WEIGHTS: Final = (55, 32, 5, 8)
+WEIGHTS: Final = (42, 44, 6, 8)
 
 
 def saved(vault: Vault, attempt: Attempt, chance: random.Random) -> SavedTokens:

@@ -3,10 +3,10 @@
     .venv/bin/python -m drills.transitions [--transitions 100000] [--processes 8] [--accounts 2000] [--seed N]
 
 Every process is a worker that claims, is answered and writes, and an operator who pauses, resumes, revokes, signs
-customers in anew and asks for refreshes, all through the real code of the store, against a Postgres of its own (or that
-of TOKENFLEET_DATABASE_URL, which has to be empty). Half of what they do meets the same few accounts. One more process
-relays the events and delivers them. Exit code 0 only if each move was told once and in its turn, and each account stands
-where its history ends; 1 if not; 2 for arguments that cannot be.
+customers in anew and asks for refreshes, all through the real code of the store, against a Postgres of its own (or the
+one of TOKENFLEET_DATABASE_URL, which has to be empty). Half of what they do meets the same few accounts. One more
+process relays the events and delivers them. Exit code 0 only if each move was told once and in its turn, and each
+account stands where its history ends; 1 if not; 2 for arguments that cannot be.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.settings import Settings
 from tokenfleet_client.secret import Secret
 
-HOT: Final = 24
+HOT: Final = 20
 """Accounts that half of all acts meet."""
-AT_ONCE: Final = 8
-"""Accounts that one act names at most."""
+HOT_AT_ONCE: Final = 8
+AT_ONCE: Final = 64
+"""Accounts that one act names at most: of those few, and of all."""
 CLAIM: Final = timedelta(milliseconds=400)
 """So short that attempts outlive their claims: the answers of those come late, when others have asked anew."""
 PATIENCE_SECONDS: Final = 120.0
@@ -165,14 +166,15 @@ def _compete(scene: Scene, number: int, share: int) -> Ledger:
 
 def _act(scene: Scene, worker: Worker, operator: Operator, chance: random.Random) -> None:
     """Do one thing, drawn by chance, to a few accounts."""
-    places = range(HOT if chance.random() < 0.5 else len(scene.accounts))
-    some = chance.sample(places, min(chance.randint(1, AT_ONCE), len(places)))
+    many, most = (HOT, HOT_AT_ONCE) if chance.random() < 0.5 else (len(scene.accounts), AT_ONCE)
+    some = chance.sample(range(many), min(chance.randint(1, most), many))
     ids = [scene.accounts[each] for each in some]
     match chance.choices(ACTS, WEIGHTS)[0]:
         case "work":
-            worker.begin(2 * AT_ONCE)
+            if len(worker.in_hand) < AT_ONCE:
+                worker.begin(AT_ONCE)
             # Some stay in hand, and are settled late.
-            worker.settle(chance.randint(1, 2 * AT_ONCE))
+            worker.settle(chance.randint(1, AT_ONCE))
         case "sign_in":
             operator.sign_in([scene.customers[each] for each in some], ids)
         case "pause":
