@@ -10,6 +10,7 @@ import click
 
 from cli.moments import Moment
 from cli.output import counted, json_option, moment, print_json, print_table
+from cli.unsealings import unsealings
 
 if TYPE_CHECKING:
     from store.audit import AuditFilter, AuditRow
@@ -38,11 +39,14 @@ def filter_options(command: F) -> F:
 
 @click.group()
 def audit() -> None:
-    """Read what operators did: who, what, to what, why, from where.
+    """Read what operators did: who, what, to what, why, from where; and who opened sealed values.
 
     Every command that changes something writes a row in the transaction of the change. Postgres refuses to change or
     delete a row, whoever asks. What happens to accounts by itself is in 'tokenfleet accounts history'.
     """
+
+
+audit.add_command(unsealings)
 
 
 @audit.command("list")

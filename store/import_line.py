@@ -128,6 +128,9 @@ _FORMS: Final[Mapping[str, str]] = {
     "received_at": _MOMENT_FORM,
 }
 
+_UNSEEN: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor, breaks a log line in two, or makes one id look like another."""
+_SCHEME: Final = "bearer "
 _NUL_IN_JSON: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -234,10 +237,16 @@ def _check(line: ImportLine, now: datetime) -> None:
         raise LineRejected(
             "refresh_token_expires_at is more than ten years ahead: leave it out if it has none"
         )
-    for name in ("external_id", "tenant", "scope", "token_type"):
+    for name in ("external_id", "tenant", "scope", "token_type", "environment", "app"):
         text = getattr(line, name)
-        if text is not None and "\0" in text:
-            raise LineRejected(f"{name} holds the character U+0000, which Postgres cannot store")
+        if text is not None and (found := _UNSEEN.search(text)):
+            raise LineRejected(f"{name} holds the control character U+{ord(found[0]):04X}: leave it out")
+    for name in ("refresh_token", "access_token"):
+        token: Secret | None = getattr(line, name)
+        if token is not None and token.reveal()[: len(_SCHEME)].lower() == _SCHEME:
+            raise LineRejected(
+                f"{name} begins with the word of the Authorization header: give the token alone"
+            )
     for name in _STORED_OBJECTS:
         value = getattr(line, name)
         if value and _NUL_IN_JSON.search(msgspec.json.encode(value)):

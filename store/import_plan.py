@@ -34,13 +34,13 @@ from store.import_renewal import Description, RenewedTokens, StoredTokens
 from store.import_rules import ProviderRules, RulesOf
 from store.import_source import BadLine
 from store.keys import Vault
-from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.lifetimes import Holding, Visit, first_visit
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import Binding, DataKeys, access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 
 
 @dataclass(slots=True)
@@ -249,8 +249,6 @@ def _opened(keys: DataKeys, envelope: bytes | None, binding: Binding) -> Secret 
     if envelope is None:
         return None
     try:
-        opened = Secret(keys.open(envelope, binding))
+        return Secret(keys.open(envelope, binding, Purpose.IMPORT))
     except EnvelopeError:
         return None
-    telemetry.UNSEALED.labels("import").inc()
-    return opened

@@ -15,11 +15,14 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from embedded.binaries import find_postgres
-from store import audit, history, settlement
+from store import audit, history, settlement, unsealing_spikes
 from store.engine import database_now, make_engine
 from store.keys import Vault
+from store.unsealings import Tally
 from tests.support.builders import ACTOR, answer, begin_attempt, make_account, make_app
 from tokenfleet.settings import Settings
+from tokenfleet_client.envelope import access_token_binding
+from tokenfleet_client.unsealings import Purpose
 
 FILE: Final = Path(__file__).resolve().parent.parent / "deploy" / "postgres" / "roles.sql"
 PSQL: Final = find_postgres().bin_dir / "psql"
@@ -41,6 +44,18 @@ REFUSED: Final = (
     ),
     "CREATE RULE swallow AS ON INSERT TO tokenfleet.audit_log DO INSTEAD NOTHING",
     "UPDATE tokenfleet.alembic_version SET version_num = '0001'",
+    "UPDATE tokenfleet.unsealings SET opened = 1",
+    "DELETE FROM tokenfleet.unsealings",
+    "TRUNCATE tokenfleet.unsealings",
+    "ALTER TABLE tokenfleet.unsealings DISABLE TRIGGER ALL",
+    (
+        "CREATE OR REPLACE FUNCTION tokenfleet.unsealings_guard() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RETURN NEW; END $$"
+    ),
+    (
+        "CREATE OR REPLACE FUNCTION tokenfleet_v1.report_unsealings(caller text, purpose text, opened integer) "
+        "RETURNS void LANGUAGE sql AS ''"
+    ),
 )
 
 
@@ -84,6 +99,14 @@ def test_the_fleet_works_as_the_application_and_cannot_touch_the_audit_log(
         entry = audit.Entry(audit.account_target(account))
         by = audit.Operator("operator:ada", "host")
         audit.record(connection, by, audit.Action.ACCOUNTS_PAUSE, [entry], reason=None)
+    tally = Tally(vault, "worker-1")
+    for _ in range(2):
+        vault.access.open(refreshed.access_token, access_token_binding(account, 2), Purpose.PROBE)
+        with as_app.begin() as connection:
+            tally.add(connection, tally.collect())
+    with as_app.begin() as connection:
+        assert unsealing_spikes.look(connection) is not None
+        assert unsealing_spikes.prune(connection, retention=timedelta(days=30)) == 0
     with as_app.begin() as connection:
         today = history.utc_date(database_now(connection))
         # What the scheduler does to the history every day.

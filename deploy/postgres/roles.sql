@@ -1,7 +1,8 @@
 -- Two roles for one database: an owner that migrates, and the one that the fleet and its operators connect as.
 --
 -- With one role for everything that role owns the audit log, and could lift the protection that keeps it append-only.
--- With these two it cannot: it may read and add rows, and neither change, delete, truncate, alter nor drop them.
+-- With these two it cannot: it may read and add rows, and neither change, delete, truncate, alter nor drop them. Of the
+-- counts of openings (unsealings) triggers let it raise what is there, and delete what is older than a week.
 --
 --   psql "$OWNER_URL" -v owner=tokenfleet_owner -v app=tokenfleet_app -f deploy/postgres/roles.sql
 --
@@ -21,7 +22,7 @@ SELECT format('ALTER %s %s OWNER TO %I', CASE relkind WHEN 'v' THEN 'VIEW' ELSE 
 FROM pg_class c WHERE relnamespace IN ('tokenfleet'::regnamespace, 'tokenfleet_v1'::regnamespace)
   AND relkind IN ('r', 'p', 'v') \gexec
 SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, :'owner')
-FROM pg_proc WHERE pronamespace = 'tokenfleet'::regnamespace \gexec
+FROM pg_proc WHERE pronamespace IN ('tokenfleet'::regnamespace, 'tokenfleet_v1'::regnamespace) \gexec
 ALTER SCHEMA tokenfleet_v1 OWNER TO :"owner";
 
 -- The scheduler makes and drops the partitions of the history, so the app owns that table and those in it.

@@ -21,7 +21,7 @@ from tokenfleet_client.contract import AccountStatus
 UNRECORDED: Final = frozenset(
     # These read.
     "accounts.list accounts.show accounts.history apps.list apps.show audit.export audit.list db.check doctor "
-    "incidents.list incidents.show keys.retire keys.status "
+    "audit.unsealings incidents.list incidents.show keys.retire keys.status "
     "providers.list providers.show providers.schema providers.health "
     "providers.test "
     "providers.unknowns providers.validate status webhooks.deliveries webhooks.list "
