@@ -52,7 +52,7 @@ READING: Final[Mapping[str, Sequence[str]]] = {
 }
 """Commands that read a fleet's database, with arguments that make them do it."""
 APART: Final = frozenset(
-    "demo keys.generate providers.test providers.validate sandbox scheduler up worker".split()
+    "demo keys.generate keys.recipient providers.test providers.validate sandbox scheduler up worker".split()
 )
 """These touch no database of a fleet, or are the fleet."""
 CHANGES: Final = "UPDATE tokenfleet.audit_log SET reason = 'x'", "DELETE FROM tokenfleet.audit_log"
