@@ -115,7 +115,7 @@ def export(
 def _line(vault: Vault, app: App) -> bytes:
     from store.app_certificates import certificate_binding
     from store.apps import secret_binding
-    from tokenfleet import telemetry
+    from tokenfleet_client.unsealings import Purpose
 
     line: dict[str, object] = {
         "provider": app.provider,
@@ -126,12 +126,10 @@ def _line(vault: Vault, app: App) -> bytes:
     }
     if app.client_secret is not None:
         binding = secret_binding(app.app_id, app.secret_generation)
-        line["client_secret"] = vault.refresh.open(app.client_secret, binding)
-        telemetry.UNSEALED.labels("export").inc()
+        line["client_secret"] = vault.refresh.open(app.client_secret, binding, Purpose.EXPORT)
     if app.client_certificate is not None and app.certificate_generation is not None:
         binding = certificate_binding(app.app_id, app.certificate_generation)
-        line["client_certificate"] = vault.refresh.open(app.client_certificate, binding)
-        telemetry.UNSEALED.labels("export").inc()
+        line["client_certificate"] = vault.refresh.open(app.client_certificate, binding, Purpose.EXPORT)
     return msgspec.json.encode(line) + b"\n"
 
 

@@ -29,12 +29,12 @@ from sqlalchemy.exc import DBAPIError
 from store import audit, transitions
 from store.engine import is_contention
 from store.keys import Vault
-from tokenfleet import telemetry
 from tokenfleet.account import EXPORTED, Trigger
 from tokenfleet.jobs import AccountId
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
+from tokenfleet_client.unsealings import Purpose
 
 _ATTEMPTS: Final = 5
 _RETRY_SECONDS: Final = 0.1
@@ -230,11 +230,13 @@ class Exporter:
         place = (row.id, row.generation)
         refresh_token = access_token = None
         if row.refresh_token is not None and self._presents_refresh_token(row.provider):
-            refresh_token = self._vault.refresh.open(row.refresh_token, refresh_token_binding(*place))
-            telemetry.UNSEALED.labels("export").inc()
+            refresh_token = self._vault.refresh.open(
+                row.refresh_token, refresh_token_binding(*place), Purpose.EXPORT
+            )
         if row.access_token is not None:
-            access_token = self._vault.access.open(row.access_token, access_token_binding(*place))
-            telemetry.UNSEALED.labels("export").inc()
+            access_token = self._vault.access.open(
+                row.access_token, access_token_binding(*place), Purpose.EXPORT
+            )
         was_paused = row.status == AccountStatus.PAUSED and row.status_reason != self._mark
         status = AccountStatus.ACTIVE if access_token else AccountStatus.CONNECTING
         line = {
