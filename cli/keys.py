@@ -22,7 +22,7 @@ SECTIONS: Sections = {
         "rotate": Entry(
             "cli.keys_rotate:rotate", "Bring everything under the newest keys, while the fleet runs."
         ),
-        "retire": Entry("cli.keys_rotate:retire", "Say whether a key-encryption key may be taken away."),
+        "retire": Entry("cli.keys_retire:retire", "Say whether a key-encryption key may be taken away."),
     },
 }
 
