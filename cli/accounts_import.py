@@ -166,6 +166,7 @@ class ImportSummary:
     created: int
     reauthenticated: int
     reactivated: int
+    paused: int
     updated: int
     unchanged: int
     bad: int
@@ -182,6 +183,7 @@ class ImportSummary:
             created=tally.created,
             reauthenticated=tally.reauthenticated,
             reactivated=tally.reactivated,
+            paused=tally.paused,
             updated=tally.updated,
             unchanged=tally.unchanged,
             bad=tally.bad,
@@ -313,7 +315,9 @@ def _sentence(tally: Tally) -> str:
 def _parts(tally: Tally) -> Iterator[str]:
     yield f"{tally.created:,} created"
     if tally.reauthenticated:
-        again = f" ({tally.reactivated:,} active again)" if tally.reactivated else ""
+        marks = [f"{tally.reactivated:,} active again"] if tally.reactivated else []
+        marks += [f"{tally.paused:,} paused still"] if tally.paused else []
+        again = f" ({', '.join(marks)})" if marks else ""
         yield f"{tally.reauthenticated:,} re-authenticated{again}"
     if tally.updated:
         yield f"{tally.updated:,} updated"

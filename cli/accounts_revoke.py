@@ -100,7 +100,14 @@ def revoke(
     revocation = Revocation(load_providers(settings), operator(), reason, local_only=local_only)
     with database(settings) as engine:
         results = act_on(
-            engine, accounts, environment, revocation.make, "Revoking", Action.ACCOUNTS_REVOKE, reason
+            engine,
+            accounts,
+            environment,
+            revocation.make,
+            "Revoking",
+            Action.ACCOUNTS_REVOKE,
+            reason,
+            moves=True,
         )
         if any(result.outcome is Outcome.REQUESTED for result in results):
             with engine.connect() as connection:

@@ -21,6 +21,7 @@ from msgspec import Meta
 from cli.output import counted, reason_option, shown
 from tokenfleet.errors import UserError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -115,7 +116,6 @@ def export(
 def _line(vault: Vault, app: App) -> bytes:
     from store.app_certificates import certificate_binding
     from store.apps import secret_binding
-    from tokenfleet_client.unsealings import Purpose
 
     line: dict[str, object] = {
         "provider": app.provider,

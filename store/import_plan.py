@@ -53,6 +53,7 @@ class Plan:
     descriptions: list[Description] = field(default_factory=list)
     """Of accounts that keep their tokens. Those that change nothing only remember a fingerprint."""
     reactivated: int = 0
+    paused: int = 0
     unchanged: int = 0
 
     def __bool__(self) -> bool:
@@ -112,6 +113,7 @@ class Planner:
             if isinstance(settled, Renew):
                 plan.renewals.append(self._renewal(named, account, tokens, settled, now))
                 plan.reactivated += account.status in ENDED
+                plan.paused += account.status is AccountStatus.PAUSED
             else:
                 self._add(plan, named, settled, now)
 

@@ -278,8 +278,11 @@ def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) 
         "job_id duration_ms detail"
     )
     deferrals = sorted(deferrals, key=lambda deferral: deferral.account_id)
-    connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor, "unsettled": UNSETTLED})
     if expired := [deferral.account_id for deferral in deferrals if deferral.expired]:
+        # Before their schedule, in everybody's order: what is told of them may come between no move and its commit.
+        transitions.lock(connection, expired)
+    connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor, "unsettled": UNSETTLED})
+    if expired:
         announcements.tell_refresh_failing(connection, expired, actor=actor)
 
 

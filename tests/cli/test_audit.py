@@ -52,7 +52,7 @@ READING: Final[Mapping[str, Sequence[str]]] = {
 }
 """Commands that read a fleet's database, with arguments that make them do it."""
 APART: Final = frozenset(
-    "demo keys.generate providers.test providers.validate sandbox scheduler up worker".split()
+    "demo keys.generate keys.recipient providers.test providers.validate sandbox scheduler up worker".split()
 )
 """These touch no database of a fleet, or are the fleet."""
 CHANGES: Final = "UPDATE tokenfleet.audit_log SET reason = 'x'", "DELETE FROM tokenfleet.audit_log"
@@ -258,3 +258,12 @@ def test_a_row_cannot_lie_about_when_and_over_which_role(engine: Engine) -> None
         "client_address IS DISTINCT FROM '192.0.2.1') = (true, true, true) FROM tokenfleet.audit_log",
     )
     assert row is True
+
+
+@pytest.mark.parametrize("words", [("accounts", "pause", "1", "--reason"), ("audit", "list", "--target")])
+def test_bytes_that_are_no_text_are_bad_input(
+    tokenfleet: Shell, engine: Engine, vault: Vault, words: Sequence[str]
+) -> None:
+    make_account(engine, vault, make_app(engine, vault))
+    ran = tokenfleet(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
+    assert (ran.exit_code, "not UTF-8" in ran.stderr) == (2, True)

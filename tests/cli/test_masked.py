@@ -136,8 +136,8 @@ COMMANDS: Final[Mapping[Path_, tuple[str, ...]]] = {
     ("incidents", "show"): ("1",),
     ("incidents", "resolve"): ("1 --dismiss",),
     ("audit", "list"): ("",),
-    ("audit", "unsealings"): ("", "--export"),
     ("audit", "export"): ("", "--output {dir}/audit.jsonl"),
+    ("audit", "unsealings"): ("", "--export"),
     ("status",): ("",),
     ("doctor",): ("",),
 }
@@ -152,7 +152,7 @@ FAIL: Final = {
     ("status",),
     ("doctor",),
 }
-"""Those that may have nothing good to say of this fleet: no process runs in it, and its receiver is away."""
+"""Those that have nothing good to say: no process of this fleet runs, its receiver is away, its keys are in use."""
 
 
 def leaves() -> Iterator[tuple[Path_, click.Command]]:
@@ -400,7 +400,7 @@ def test_metrics_and_health_show_no_secret(planted: Planted) -> None:
         }
     finally:
         server.stop()
-    assert b"tokenfleet_" in shown["/metrics"]
+    assert b"tokenfleet_incidents_open" in shown["/metrics"]
     assert leaks(planted.sentinels, shown) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cli.accounts_history import LINES
+from cli.accounts_history import LINES, _when
 from cli.timeline import NEWEST, Line, timeline
 from store.history import HistoryRow
 from tests.cli.test_explain import ACCOUNT, NOW
@@ -83,3 +83,8 @@ def test_a_pause_is_told_from_the_audit_log_when_history_is_no_longer_kept() -> 
     kept = _row(500_001, "account.paused", status_from="active", status_to="paused")
     lines = timeline(ACCOUNT, replace(story, history=[kept]), room=LINES)
     assert [each.what for each in lines] == ["account.paused"]
+
+
+def test_what_was_in_another_year_says_which() -> None:
+    assert _when(NOW, NOW) == f"{NOW:%m-%d %H:%M:%S}Z"
+    assert _when(NOW.replace(year=NOW.year - 1), NOW).startswith(f"{NOW.year - 1}-")
