@@ -134,15 +134,26 @@ def pause(
 
 @click.command()
 @account_arguments
+@click.option(
+    "--exported",
+    is_flag=True,
+    help="Also accounts that were exported: only if nobody else refreshes them, or ever will.",
+)
 @reason_option
 @click.pass_context
 def resume(
-    ctx: click.Context, accounts: tuple[str, ...], environment: str, as_json: bool, reason: str | None
+    ctx: click.Context,
+    accounts: tuple[str, ...],
+    environment: str,
+    as_json: bool,
+    exported: bool,
+    reason: str | None,
 ) -> None:
     """Refresh paused accounts again, at once.
 
     Each ACCOUNT is an id or PROVIDER/EXTERNAL_ID; - reads them from standard input, one a line. An account
-    whose grant is gone cannot be resumed: only new tokens help it.
+    whose grant is gone cannot be resumed: only new tokens help it. One that was exported to another fleet stays
+    paused, because two fleets that present one refresh token end the grant: docs/leaving.md.
 
     \b
     Example:
@@ -158,7 +169,7 @@ def resume(
 
     def act(connection: Connection, found: dict[Reference, AccountDetail]) -> list[Result]:
         ids = sorted({account.account_id for account in found.values()})
-        moved = transitions.resume(connection, ids, actor=actor)
+        moved = transitions.resume(connection, ids, actor=actor, exported=exported)
         return [
             Result(reference.text, account.account_id, Outcome.RESUMED, after_resume(account))
             if account.account_id in moved
@@ -192,9 +203,16 @@ def _not_paused(reference: Reference, account: AccountDetail, reason: str | None
 def _not_resumed(reference: Reference, account: AccountDetail) -> Result:
     from cli.explain import only_new_tokens_help
     from tokenfleet.account import REFRESHABLE
+    from tokenfleet_client.contract import AccountStatus
 
     if account.status in REFRESHABLE:
         return Result(reference.text, account.account_id, Outcome.UNCHANGED, "it was not paused")
+    if account.status is AccountStatus.PAUSED:
+        message = (
+            f"it was {account.status_reason}: who refreshes it there and here ends its grant; import it from there "
+            "(docs/leaving.md), or say --exported if nobody refreshes it there, or ever will"
+        )
+        return Result(reference.text, account.account_id, Outcome.REFUSED, message)
     return Result(reference.text, account.account_id, Outcome.REFUSED, only_new_tokens_help(account))
 
 

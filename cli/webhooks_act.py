@@ -178,7 +178,9 @@ def enable(endpoint_id: int, with_missed: bool, reason: str | None) -> None:
     if with_missed:
         click.echo(f"Among them are {counted(missed, 'event')} that it had missed.")
     elif endpoint.disabled_at is not None:
-        since = f"{endpoint.disabled_at:%Y-%m-%dT%H:%M:%SZ}"
+        since = (
+            f"{min(endpoint.disabled_at, endpoint.failing_since or endpoint.disabled_at):%Y-%m-%dT%H:%M:%SZ}"
+        )
         click.echo(f"What it missed: tokenfleet webhooks replay --endpoint {endpoint_id} --since {since}")
 
 

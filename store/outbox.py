@@ -223,12 +223,15 @@ def catch_up(connection: Connection, endpoint_id: EndpointId, *, after: int = 0)
     """Put what a disabled endpoint misses in line for it, each in its place; returns as :func:`replay_some` does.
 
     Nobody relays to it before the end of the transaction of the last call, the one that returns None: enable it there,
-    and an account's events come in the order in which they happened. What it was not sent in the last hour before it
-    was disabled is among them, for the events that nobody had relayed by then.
+    and an account's events come in the order in which they happened. What was given up since it began to fail is among
+    them, and what it was not sent in the hour before that: for the events that nobody had relayed when it was disabled.
     """
     _append_alone(connection)
     since: datetime = connection.execute(
-        text("SELECT disabled_at - interval '1 hour' FROM tokenfleet.webhook_endpoints WHERE id = :id"),
+        text("""
+            SELECT least(disabled_at, failing_since) - interval '1 hour' FROM tokenfleet.webhook_endpoints
+            WHERE id = :id
+        """),
         {"id": endpoint_id},
     ).scalar_one()
     return replay_some(connection, endpoint_id, since=since, until=_END_OF_TIME, after=after, in_place=True)

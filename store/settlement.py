@@ -28,7 +28,7 @@ from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
 from tokenfleet.policy import QUARANTINE_DELAY, UNSETTLED
 
-_SAVE = text(f"""
+SAVE = text(f"""
     WITH i AS MATERIALIZED (SELECT * FROM {COLUMNS}),
     saved AS (
         UPDATE tokenfleet.token_sets t
@@ -223,7 +223,7 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         )
     answers = _without_overtaken(connection, answers)
     parameters = columns(answers) | {"actor": actor}
-    rows = connection.execute(_SAVE, parameters).all()
+    rows = connection.execute(SAVE, parameters).all()
     saved = frozenset(AccountId(row.account_id) for row in rows)
     unscheduled = {row.account_id for row in rows if row.unscheduled}
     activating = {

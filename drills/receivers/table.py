@@ -33,7 +33,7 @@ def lines(evidence: Evidence, verdict: Verdict, pace: Pace) -> Iterator[str]:
         yield _latency(latency)
     yield ""
     if not verdict.problems:
-        yield "Held: nobody noticed but who had caused it, nothing is missing or out of order, no packet went astray."
+        yield "Held: nobody else noticed, nothing is missing or out of order, no packet went astray."
     for problem in verdict.problems:
         yield f"FAILED: {problem}."
 

@@ -11,10 +11,8 @@ from typing import Final
 from chaos.verdict import counted
 from drills.receivers.found import Endpoint, Evidence
 from drills.receivers.roster import HEALTHY, End
+from drills.verdict import UNCHANGED_FACTOR, UNCHANGED_SECONDS
 
-UNCHANGED_FACTOR: Final = 2.0
-UNCHANGED_SECONDS: Final = 0.5
-"""Twice what it was before, for the machine's sake, and so much on top."""
 LEAST: Final = 30
 """With fewer refreshes or deliveries in a phase, its shares say nothing."""
 PROBES: Final = 3

@@ -194,6 +194,23 @@ def test_an_event_that_was_being_told_while_an_older_one_was_replayed_has_its_tu
         assert receiver.of(1) == [ERROR, ERROR, WELL]
 
 
+def test_what_was_given_up_while_an_endpoint_failed_is_among_what_it_missed(office: Office) -> None:
+    endpoint = office.add(URL)
+    for account in (1, 2, 3):
+        office.tell(account)
+    office.relay()
+    for statement in (
+        "UPDATE tokenfleet.outbox SET created_at = now() - account_id * interval '1 day'",
+        "UPDATE tokenfleet.webhook_deliveries SET state = 'failed', next_attempt_at = NULL, finished_at = now()",
+        "UPDATE tokenfleet.webhook_endpoints SET failing_since = now() - interval '60 hours'",
+        "UPDATE tokenfleet.webhook_endpoints SET disabled_at = now(), disabled_reason = 'failing'",
+    ):
+        office.execute(statement)
+
+    with office.engine.begin() as connection:
+        assert outbox.catch_up(connection, endpoint) == (2, None), "not what was given up before"
+
+
 def test_what_is_being_replayed_is_not_replayed_twice(office: Office) -> None:
     with Receiver() as receiver, office.worker() as worker:
         office.add(receiver.url)
