@@ -21,7 +21,7 @@ from cli.output import counted
 from cli.probes import broker_problem, circuits, journals, redis_problem, ring_problem
 from cli.session import bare_database, load_providers, load_settings
 from cli.webhook_checks import webhook_checks
-from store import audit, overview
+from store import audit, overview, privileges
 from store.engine import check_ready
 from store.keys import load_wrapped
 from store.unsealing_spikes import open_spikes
@@ -128,6 +128,12 @@ def _database(engine: Engine, settings: Settings, registry: Registry | None) -> 
         yield Check("clock", Verdict.OK, "agrees with the database's")
     except UserError as error:
         yield Check("clock", Verdict.FATAL, str(error))
+    with engine.connect() as connection:
+        problem = privileges.problem(connection)
+    if problem is not None:
+        yield Check("rights", Verdict.FATAL, problem)
+        yield Check("keys, apps, fleet", Verdict.SKIPPED, "needs a role that may read them")
+        return
     try:
         yield from _contents(engine, settings, registry)
     except DBAPIError as error:
@@ -201,9 +207,9 @@ def _fleet(fleet: overview.Overview) -> Iterator[Check]:
         yield Check(
             "accounts",
             Verdict.WARNING,
-            f"{counted(fleet.failing.quarantined, 'account')} in quarantine, which neither repetition nor the "
-            "customer can mend: 'tokenfleet accounts list --in-trouble' says which, 'accounts refresh ID' tries "
-            "again once it is mended",
+            f"{counted(fleet.failing.quarantined, 'account')} in quarantine, which neither repetition nor the customer "
+            "can mend: 'tokenfleet accounts list --trouble quarantined' says which, 'accounts refresh ID' tries again "
+            "once it is mended",
         )
     if fleet.failing.suspects:
         yield Check(

@@ -41,6 +41,8 @@ _CLAIM = text(f"""
                     SELECT w.id FROM tokenfleet.webhook_deliveries w
                     WHERE w.endpoint_id = window_of.endpoint_id AND w.next_attempt_at <= now()
                     ORDER BY w.next_attempt_at LIMIT window_of.outstanding))
+                -- Asked of the row that is locked: who held it before may have settled it since the list was made.
+                AND d.next_attempt_at <= now()
                 AND (d.claimed_until IS NULL OR d.claimed_until <= now())
             FOR UPDATE SKIP LOCKED
         ) due

@@ -70,10 +70,10 @@ def test_every_opening_in_the_code_names_its_purpose() -> None:
 
 
 def test_the_purposes_that_the_code_names_are_the_ones_there_are() -> None:
-    """None is kept for later; a reader's needs no naming, and an export is another command's."""
+    """None is kept for later; a reader's needs no naming."""
     source = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
     unused = {each.name for each in Purpose if not re.search(rf"Purpose\.{each.name}\s*\)", source)}
-    assert unused <= {"READ", "EXPORT"}
+    assert unused == {"READ"}
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,8 @@ class Engine:
             fatal.append("a part of this worker has ended; restart it")
         if self._surroundings.redis_away:
             hampered.append("Redis does not answer; refreshes go on without leases")
+        if self._key_watch.trouble is not None:
+            hampered.append(f"keys are not up to date; what is held goes on: {self._key_watch.trouble}")
         return fatal, hampered
 
     async def _open(self) -> None:
@@ -222,7 +224,7 @@ class Engine:
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._reporting = asyncio.create_task(breaker.run())
         self._housekeeping = asyncio.create_task(self._keep_house())
-        self._key_watch = KeyWatch(self._engine, settings, self._vault, caller=self.name)
+        self._key_watch = KeyWatch(self._engine, settings, self._vault, process=self.name)
         self._watching = asyncio.create_task(self._key_watch.run())
 
     def _hurry_jobs(self) -> None:

@@ -137,7 +137,7 @@ class WebhookEngine:
             capacity=tunables.max_in_flight,
         )
         self._settling = asyncio.create_task(self._settler.run())
-        self._key_watch = KeyWatch(self._engine, settings, vault, caller=self.name)
+        self._key_watch = KeyWatch(self._engine, settings, vault, process=self.name)
         self._watching = asyncio.create_task(self._key_watch.run())
 
     async def _close(self) -> None:

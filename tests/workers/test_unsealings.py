@@ -37,7 +37,7 @@ def test_what_was_opened_is_written_at_a_look_and_the_rest_at_the_end(
 
     async def scene() -> None:
         database = make_async_engine(settings.database_url, application_name="test", pool_size=2)
-        watch = KeyWatch(database, settings, vault, caller="worker-1")
+        watch = KeyWatch(database, settings, vault, process="worker-1")
         open_some(3)
         await watch.look()
         assert column(engine, COUNTS) == ["candidate worker-1 3"]
@@ -59,7 +59,7 @@ def test_while_postgres_is_away_counts_wait_and_a_stop_does_not(
         nowhere = make_async_engine(
             "postgresql+psycopg://x@127.0.0.1:1/x", application_name="test", pool_size=1
         )
-        watch = KeyWatch(nowhere, settings, vault, caller="worker-1")
+        watch = KeyWatch(nowhere, settings, vault, process="worker-1")
         for _ in range(2):
             vault.access.open(sealed, PLACE, Purpose.CANDIDATE)
             with pytest.raises((SQLAlchemyError, OSError)):

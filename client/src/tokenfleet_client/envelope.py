@@ -283,8 +283,8 @@ def unwrap_ring(
     """Return the usable keys of ``ring``. What ``held`` holds already is taken from there and not unwrapped again.
 
     Raises :class:`EnvelopeError` when ``rows`` hold no primary key for the ring, or the primary's
-    key-encryption key is not among ``keks``, and :class:`KeyServiceUnavailable`. An older data key whose
-    key-encryption key is missing is left out: values under it raise :class:`UnknownKey` when opened.
+    key-encryption key is not among ``keks`` or did not wrap it, and :class:`KeyServiceUnavailable`. Another data key
+    of which that is true is left out: values under it raise :class:`UnknownKey` when opened.
     """
     keys: dict[int, bytes] = {}
     kept: set[int] = set()
@@ -299,7 +299,12 @@ def unwrap_ring(
             continue
         kek = keks.get(row.kek_id)
         if kek is not None:
-            keys[row.data_key_id] = kek.unwrap(row.wrapped, ring, row.data_key_id)
+            try:
+                keys[row.data_key_id] = kek.unwrap(row.wrapped, ring, row.data_key_id)
+            except EnvelopeError:
+                # One damaged row of years ago must not keep every process from starting.
+                if row.is_primary:
+                    raise
         elif row.is_primary:
             raise EnvelopeError(
                 f"the {ring.value} ring is wrapped by key-encryption key {row.kek_id!r}, which is not "
