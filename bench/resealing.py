@@ -47,6 +47,7 @@ from tokenfleet_client.envelope import (
     access_token_binding,
     refresh_token_binding,
 )
+from tokenfleet_client.unsealings import Purpose
 
 CALM_SECONDS: Final = 20.0
 FRESH_SECONDS: Final = 30.0
@@ -288,7 +289,9 @@ class Bench:
                         table.columns, values[::2], values[1::2], strict=True
                     ):
                         if envelope is not None:
-                            rings[column.ring].open(envelope, column.binding(owner, generation))
+                            rings[column.ring].open(
+                                envelope, column.binding(owner, generation), Purpose.VERIFY
+                            )
                             opened += 1
                     if table.name == "token_sets":
                         generations += values[1] - 1

@@ -14,6 +14,7 @@ from scheduler.coming_hour import ComingHour
 from scheduler.loop import Scheduler
 from scheduler.publisher import Publisher
 from scheduler.relay import Relay
+from scheduler.unsealing_watch import UnsealingWatch
 from scheduler.watch import STOP_SECONDS, Watch
 from store.circuits import CircuitView
 from store.engine import (
@@ -78,7 +79,12 @@ def serve(settings: Settings) -> None:
     )
     circuits = CircuitView(redis, prefix=tunables.redis_prefix)
     scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
-    watch = Watch(engine, ComingHour(engine, registry), circuits.read)
+    watch = Watch(
+        engine,
+        ComingHour(engine, registry),
+        circuits.read,
+        unsealings=UnsealingWatch(engine, retention_days=tunables.history_retention_days),
+    )
 
     relay = Relay(
         make_engine(

@@ -1,7 +1,8 @@
 """Data keys in Postgres, wrapped by key-encryption keys that Postgres never sees.
 
 Promise: a process that holds the right key-encryption keys gets usable rings or one clear sentence; a key is
-unwrapped once and kept in memory only, and of each ring at most :data:`MAX_HELD`.
+unwrapped once and kept in memory only, and of each ring at most :data:`MAX_HELD`. What a vault opens is counted
+(``store.unsealings``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
+from store import unsealings
 from tokenfleet.errors import UserError
 from tokenfleet.key_rings import KeyRing
 from tokenfleet.settings import Settings
@@ -80,7 +82,9 @@ def prepare(connection: Connection, settings: Settings) -> list[WrappedKey]:
 
 def unwrapped(rows: list[WrappedKey], settings: Settings) -> Vault:
     """Return the keys of both rings, ready for use. Raises as :func:`open_vault` does."""
-    return Vault(_unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows))
+    vault = Vault(_unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows))
+    unsealings.watch(vault)
+    return vault
 
 
 def reload(connection: Connection, settings: Settings, vault: Vault) -> None:

@@ -25,6 +25,7 @@ from store.keys import Vault
 from store.sealed_places import SealedTable
 from tokenfleet_client.envelope import Binding, DataKeys, Ring
 from tokenfleet_client.errors import EnvelopeError
+from tokenfleet_client.unsealings import Purpose
 
 BATCH: Final = 200
 """Rows of one transaction: four milliseconds of locks."""
@@ -91,7 +92,7 @@ def _resealed(keys: DataKeys, envelope: bytes, binding: Binding) -> bytes | None
     """Return ``envelope`` under the primary key, None when it is that already. Raises :class:`EnvelopeError`."""
     if not keys.needs_reseal(envelope):
         return None
-    return keys.seal(keys.open(envelope, binding), binding)
+    return keys.seal(keys.open(envelope, binding, Purpose.RESEALING), binding)
 
 
 def _former(table: SealedTable) -> str:

@@ -260,7 +260,7 @@ class Engine:
         closings = (
             self._transport.aclose(),
             self._redis.aclose(),
-            self._engine.dispose(),
+            self._key_watch.close(),
             self._writing_engine.dispose(),
         )
         await asyncio.wait([asyncio.ensure_future(each) for each in closings], timeout=CLOSE_SECONDS)

@@ -1,9 +1,9 @@
 """A worker keeps up with the data keys: new ones are unwrapped before they seal, and worn ones are replaced.
 
-At its start and every :data:`LOOK_SECONDS` one short transaction adds up what was sealed, says which keys are held
-here (``store.key_holders``), and reads the few rows of ``data_keys``. Nothing of this is on the way of a refresh: a key
-service is asked on a thread of its own, again at the next look while it is away, and what was unwrapped goes on for as
-long as the process lives.
+At its start and every :data:`LOOK_SECONDS` one short transaction adds up what was sealed and opened, says which keys
+are held here (``store.key_holders``), and reads the few rows of ``data_keys``. Nothing of this is on the way of a
+refresh: a key service is asked on a thread of its own, again at the next look while it is away, and what was unwrapped
+goes on for as long as the process lives.
 
 Any worker replaces a worn key (``store.data_keys``): it announces a new one, and makes it the primary one when it has
 stood there for a while and every living worker holds it. Several at once do what one would.
@@ -12,6 +12,7 @@ stood there for a while and every living worker holds it. Several at once do wha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,22 +25,28 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from store import data_keys, key_holders, keys
 from store.data_keys import ANNOUNCED_FOR, DataKey, RingState
 from store.keys import Vault
+from store.unsealings import FLUSH_SECONDS, Tally
 from tokenfleet import telemetry
 from tokenfleet.errors import UserError
 from tokenfleet.key_rings import KeyRing
 from tokenfleet.settings import Settings
 from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import KeyServiceUnavailable
+from tokenfleet_client.unsealings import Purpose
 
 R = TypeVar("R")
 
-LOOK_SECONDS: Final = 15.0
+LOOK_SECONDS: Final = FLUSH_SECONDS
+LAST_SECONDS: Final = 2.0
+"""How long a stop tries to write what was opened since the last look."""
 
 
 class KeyWatch:
     """Keeps one vault up to date. One per worker process, and one per delivering one."""
 
     def __init__(self, engine: AsyncEngine, settings: Settings, vault: Vault, *, process: str) -> None:
+        """``process`` holds the keys, and is who opens what ``vault`` opens."""
+        self._unsealings = Tally(vault, process, told=_count)
         self._engine = engine
         self._settings = settings
         self._vault = vault
@@ -76,14 +83,17 @@ class KeyWatch:
         """
         vault = self._vault
         counted = data_keys.take_sealings(vault.access, vault.refresh)
+        opened = self._unsealings.collect()
         read_at = time.monotonic()
         try:
             async with self._engine.begin() as connection:
                 rows = await connection.run_sync(self._exchange, counted)
+                await connection.run_sync(self._unsealings.add, opened)
         except BaseException:
             vault.access.sealings.update({k: n for k, n in counted.items() if k in vault.access.key_ids})
             vault.refresh.sealings.update({k: n for k, n in counted.items() if k in vault.refresh.key_ids})
             raise
+        self._unsealings.settle(opened)
         if self._is_behind(rows):
             before = self._state()
             wrapped = [row.wrapped for row in rows]
@@ -96,6 +106,14 @@ class KeyWatch:
                 self._say_lacking(data_keys.state_of(ring.ring, rows), self._held())
         for ring in self._rings():
             await self._replace_worn(ring, rows)
+
+    async def close(self) -> None:
+        """Write what was opened since the last look, if that is quickly done, and close the connections."""
+        opened = self._unsealings.collect()
+        with contextlib.suppress(SQLAlchemyError, OSError, TimeoutError):
+            async with asyncio.timeout(LAST_SECONDS), self._engine.begin() as connection:
+                await connection.run_sync(self._unsealings.add, opened)
+        await self._engine.dispose()
 
     def _rings(self) -> tuple[KeyRing, KeyRing]:
         return self._settings.access_ring, self._settings.refresh_ring
@@ -177,3 +195,7 @@ class KeyWatch:
         if sentence != self.trouble:
             telemetry.logger().error(Event.KEYS_UNUSABLE.value, error=sentence)
         self.trouble = sentence
+
+
+def _count(purpose: Purpose, opened: int) -> None:
+    telemetry.UNSEALED.labels(purpose.value).inc(opened)
