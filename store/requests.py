@@ -20,8 +20,8 @@ from typing import Final
 from tokenfleet_client.contract import REFRESHED_CHANNEL
 
 WAKE_PAYLOAD: Final = "requested"
-"""What the functions say on ``store.schedule.WAKE_CHANNEL``: nothing but a request is new. A scheduler of the release
-before does not look at it, and ticks."""
+"""What the functions say on ``store.schedule.WAKE_CHANNEL``, with the id of the app: nothing but a request is new. A
+scheduler of the release before does not look at it, and ticks."""
 
 RETRY_AFTER: Final = timedelta(seconds=10)
 """How soon after a failed attempt a reader may have the next one made. The wait that the failures have brought it to

@@ -55,8 +55,8 @@ _ASK = text(f"""
         FOR UPDATE
     ), asked AS (
         UPDATE tokenfleet.refresh_schedule s
-        SET -- Somebody is asking now: whoever ends that, or the sweep, makes it due. An answer of anybody before is late,
-            -- and makes it due again (store.settlement).
+        SET -- Somebody is asking now: whoever ends that, or the sweep, makes it due. An answer of anybody before is
+            -- late, and makes it due again (store.settlement).
             next_refresh_at = CASE WHEN i.is_asking THEN NULL ELSE now() END,
             claim_epoch = s.claim_epoch + CASE WHEN i.is_asking THEN 0 ELSE 1 END,
             claimed_until = CASE WHEN i.is_asking THEN s.claimed_until END,

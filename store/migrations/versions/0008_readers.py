@@ -90,7 +90,7 @@ STATEMENTS = (
     # All that the functions weigh, for the accounts that who is logged in may read.
     """
     CREATE VIEW tokenfleet.reader_standing AS
-        SELECT a.id AS account_id, a.status, a.status_reason, t.generation, t.expires_at,
+        SELECT a.id AS account_id, s.app_id, a.status, a.status_reason, t.generation, t.expires_at,
                t.access_token IS NOT NULL AS has_token, s.next_refresh_at, s.claimed_until, s.attempts, s.doubts,
                s.quarantined, s.probing, s.incident_id IS NOT NULL AS is_parked, s.last_error, s.requested_at,
                s.retry_from, s.reported_at, s.reports,
@@ -112,7 +112,7 @@ STATEMENTS = (
         FROM tokenfleet.accounts a
         JOIN tokenfleet.token_sets t ON t.account_id = a.id
         JOIN tokenfleet.refresh_schedule s ON s.account_id = a.id
-        JOIN tokenfleet.oauth_apps p ON p.id = a.app_id
+        JOIN tokenfleet.oauth_apps p ON p.id = s.app_id
         WHERE EXISTS (SELECT FROM tokenfleet.reader_scope o WHERE o.tenant IS NULL)
            OR a.tenant IN (SELECT o.tenant FROM tokenfleet.reader_scope o)
     """,
@@ -226,7 +226,7 @@ STATEMENTS = (
               AND s.incident_id IS NULL AND s.requested_at IS NOT DISTINCT FROM it.requested_at;
             GET DIAGNOSTICS changed = ROW_COUNT;
             IF changed > 0 AND due <= moment AND COALESCE(it.claimed_until <= moment, true) THEN
-                PERFORM pg_notify('tokenfleet_due', 'requested');
+                PERFORM pg_notify('tokenfleet_due', 'requested ' || it.app_id);
             END IF;
             -- Judged anew if it has changed meanwhile. If not, somebody has it locked, and no longer look helps.
             IF changed > 0 OR it.next_refresh_at IS NOT DISTINCT FROM before.next_refresh_at THEN
