@@ -5,8 +5,9 @@ Accounts that a reader waits for go ahead of those that are merely due, but not 
 * Within each of the two kinds, who has been due for longest goes first.
 * While both kinds wait, one slot in :data:`~store.schedule.REQUESTED_SHARE` is for a requested account, and the first
   one does not wait for its turn.
-* Who has been due for :data:`LATE_SECONDS` goes first, whoever asks for others: a storm of requests makes nobody's
-  token expire (G1). A requested account is never behind one that became due after it.
+* Who has been due for :data:`LATE_SECONDS` goes before requested ones, but for one slot in :data:`LATE_SHARE`: a storm
+  of requests makes nobody's token expire (G1), and an app that is late for good still has a place for whom a reader
+  waits for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from store.schedule import REQUESTED_SHARE
 LATE_SECONDS: Final = 5.0
 """How long after its due moment an account yields to requested ones. Readers are owed 30 s, and the margin of the
 shortest lives leaves 10 s beside that (``tokenfleet.tokens``): half of these."""
+LATE_SHARE: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Line:
     def __init__(self) -> None:
         self._due: list[Waiter] = []
         self._requested: list[Waiter] = []
-        self._since_requested = REQUESTED_SHARE
+        self._since_requested = LATE_SHARE
         """Slots that went to others since a requested account had one."""
 
     def __len__(self) -> int:
@@ -96,7 +98,5 @@ class Line:
         return everybody
 
     def _is_turn_of_requested(self, now: float) -> bool:
-        due, requested = self._due[0], self._requested[0]
-        if requested.urgency <= due.urgency:
-            return True
-        return due.late_from > now and self._since_requested >= REQUESTED_SHARE - 1
+        share = LATE_SHARE if self._due[0].late_from <= now else REQUESTED_SHARE
+        return self._since_requested >= share - 1

@@ -20,8 +20,9 @@ ALTER SCHEMA tokenfleet OWNER TO :"owner";
 SELECT format('ALTER %s %s OWNER TO %I', CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass, :'owner')
 FROM pg_class c WHERE relnamespace IN ('tokenfleet'::regnamespace, 'tokenfleet_v1'::regnamespace)
   AND relkind IN ('r', 'p', 'v') \gexec
+-- Readers' functions run as whoever owns them: the owner too, and not the superuser that migrated.
 SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, :'owner')
-FROM pg_proc WHERE pronamespace = 'tokenfleet'::regnamespace \gexec
+FROM pg_proc WHERE pronamespace IN ('tokenfleet'::regnamespace, 'tokenfleet_v1'::regnamespace) \gexec
 ALTER SCHEMA tokenfleet_v1 OWNER TO :"owner";
 
 -- The scheduler makes and drops the partitions of the history, so the app owns that table and those in it.
@@ -33,6 +34,7 @@ GRANT USAGE, CREATE ON SCHEMA tokenfleet TO :"app";
 GRANT USAGE ON SCHEMA tokenfleet_v1 TO :"app";
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tokenfleet TO :"app";
 GRANT SELECT ON ALL TABLES IN SCHEMA tokenfleet_v1 TO :"app";
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tokenfleet_v1 TO :"app";
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA tokenfleet TO :"app";
 REVOKE INSERT, UPDATE, DELETE ON tokenfleet.alembic_version FROM :"app";
 REVOKE ALL ON tokenfleet.audit_log FROM :"app", :"owner";

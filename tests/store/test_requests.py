@@ -561,7 +561,8 @@ def test_reports_of_one_account_are_heeded_at_intervals_that_double_up_to_six_ho
     intervals = []
     for generation in range(1, 13):
         reply = report(engine, account, generation)
-        assert reply is not None and reply.answer is Answer.REQUESTED, (generation, reply)
+        assert reply is not None
+        assert reply.answer is Answer.REQUESTED, generation
         attempt = begin_attempt(engine, app, account)
         with engine.begin() as connection:
             saved = answer(vault, account, epoch=attempt.epoch, generation=generation)
