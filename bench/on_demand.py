@@ -40,6 +40,7 @@ LIFETIME_SECONDS: Final = 60
 CYCLE_SECONDS: Final = 16
 """How old such a token is when it is renewed, nearly (``tokenfleet.tokens``)."""
 POLL_SECONDS: Final = 0.005
+LONGEST_START_SECONDS: Final = 180.0
 PATIENCE_SECONDS: Final = 20.0
 READERS: Final = 24
 
@@ -137,6 +138,15 @@ class Bench:
             stack.enter_context(running([*COMMAND, "scheduler"], environ, log=log))
             yield
 
+    def settle(self) -> None:
+        """Wait until every account of the scheduled load was refreshed, then warm up."""
+        query = "SELECT count(*) FROM tokenfleet_v1.access_tokens WHERE external_id LIKE 'due-%' AND generation = 1"
+        ends = time.monotonic() + LONGEST_START_SECONDS
+        with psycopg.connect(self.database, autocommit=True) as connection:
+            while connection.execute(query).fetchone() != (0,) and time.monotonic() < ends:
+                time.sleep(0.5)
+        time.sleep(self.arguments.warm_up)
+
     def lines(self) -> Iterator[str]:
         """Return the accounts to import."""
         for account in range(self.arguments.scheduled * CYCLE_SECONDS):
@@ -161,7 +171,7 @@ class Bench:
     def run(self) -> tuple[list[Waited], float]:
         """Return what each request took, and how many scheduled refreshes a second there were meanwhile."""
         with self.fleet():
-            time.sleep(self.arguments.warm_up)
+            self.settle()
             with psycopg.connect(self.database) as connection:
                 wanted = [row[0] for row in connection.execute(READ)]
             listener = Listener(self.database)
@@ -259,7 +269,7 @@ def main() -> None:
     parser.add_argument("--per-second", type=float, default=30.0, help="requests a second")
     parser.add_argument("--latency-ms", type=float, default=200.0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--warm-up", type=float, default=40.0)
+    parser.add_argument("--warm-up", type=float, default=20.0)
     parser.add_argument("--results", type=Path, help="append the row to this JSON Lines file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, Environment(Path(directory), os.environ) as servers:
