@@ -16,6 +16,7 @@ from scheduler.loop import Scheduler
 from scheduler.on_demand import OnDemand
 from scheduler.publisher import Publisher
 from scheduler.relay import Relay
+from scheduler.unsealing_watch import UnsealingWatch
 from scheduler.watch import STOP_SECONDS, Watch
 from store.circuits import CircuitView
 from store.engine import (
@@ -95,7 +96,12 @@ def serve(settings: Settings) -> None:
         scheduler.open_apps,
         claim=timedelta(seconds=tunables.claim_seconds),
     )
-    watch = Watch(engine, ComingHour(engine, registry), circuits.read)
+    watch = Watch(
+        engine,
+        ComingHour(engine, registry),
+        circuits.read,
+        unsealings=UnsealingWatch(engine, retention_days=tunables.history_retention_days),
+    )
 
     relay = Relay(
         make_engine(

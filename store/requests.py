@@ -1,6 +1,6 @@
 """Requests of readers: how they are marked, and how who waits is told that it is over.
 
-A reader asks in SQL (``tokenfleet_v1.request_refresh`` and ``report_unauthorized``: migration 0008), which sets
+A reader asks in SQL (``tokenfleet_v1.request_refresh`` and ``report_unauthorized``: migration 0010), which sets
 ``requested_at`` and makes the account due. Invariants kept here:
 
 * Whatever settles an attempt, or takes an account off the schedule, takes the mark off and tells

@@ -77,6 +77,8 @@ _CLAIM = text(f"""
                            AND w.requested_at IS NULL
                          ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
                     ) urgent LIMIT allowance.outstanding))
+                -- Asked of the row that is locked: since the list was made it may have been paused, or given up.
+                AND s.next_refresh_at <= now()
                 AND (s.claimed_until IS NULL OR (s.claimed_until <= now()
                     AND (CAST(:take_over AS boolean) OR s.started_epoch < s.claim_epoch)))
             ORDER BY s.requested_at IS NULL, s.probing, s.next_refresh_at

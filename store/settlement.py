@@ -29,7 +29,7 @@ from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
 from tokenfleet.policy import QUARANTINE_DELAY, UNSETTLED
 
-_SAVE = text(f"""
+SAVE = text(f"""
     WITH i AS MATERIALIZED (SELECT * FROM {COLUMNS}),
     saved AS (
         UPDATE tokenfleet.token_sets t
@@ -240,7 +240,7 @@ def save_refreshed(connection: Connection, answers: Sequence[SavedTokens], *, ac
         )
     answers = _without_overtaken(connection, answers)
     parameters = columns(answers) | {"actor": actor}
-    rows = connection.execute(_SAVE, parameters).all()
+    rows = connection.execute(SAVE, parameters).all()
     saved = frozenset(AccountId(row.account_id) for row in rows)
     unscheduled = {row.account_id for row in rows if row.unscheduled}
     activating = {
@@ -295,9 +295,12 @@ def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) 
         "job_id duration_ms detail"
     )
     deferrals = sorted(deferrals, key=lambda deferral: deferral.account_id)
+    if expired := [deferral.account_id for deferral in deferrals if deferral.expired]:
+        # Before their schedule, in everybody's order: what is told of them may come between no move and its commit.
+        transitions.lock(connection, expired)
     beside = {"actor": actor, "unsettled": UNSETTLED, "retry_after": RETRY_AFTER}
     connection.execute(_DEFER, lists(deferrals, names) | beside)
-    if expired := [deferral.account_id for deferral in deferrals if deferral.expired]:
+    if expired:
         announcements.tell_refresh_failing(connection, expired, actor=actor)
 
 

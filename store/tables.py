@@ -75,6 +75,16 @@ data_keys = Table(
     Index("ux_data_keys_primary", "ring", unique=True, postgresql_where=text("is_primary")),
 )
 
+key_holders = Table(
+    "key_holders",
+    METADATA,
+    Column("process", Text, primary_key=True),
+    Column("keks", ARRAY(Text), nullable=False),
+    Column("data_keys", ARRAY(Integer), nullable=False),
+    Column("seals_with", ARRAY(Integer), nullable=False),
+    Column("seen_at", _MOMENT, nullable=False),
+)
+
 oauth_apps = Table(
     "oauth_apps",
     METADATA,

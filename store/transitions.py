@@ -19,7 +19,8 @@ from sqlalchemy import Connection, text
 
 from store.answers import lists
 from store.requests import ANSWERED, told
-from tokenfleet.account import TRANSITIONS, Trigger
+from store.schedule import WAKE_CHANNEL
+from tokenfleet.account import EXPORTED, TRANSITIONS, Trigger
 from tokenfleet.jobs import AccountId, Epoch
 
 _LOCK = text("""
@@ -88,8 +89,14 @@ _VERIFY = text("""
 """)
 
 _RESUME = text("""
-    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now(), probing = false
+    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now(), probing = false, quarantined = false
     WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND next_refresh_at IS NULL
+""")
+
+
+_EXPORTED = text("""
+    SELECT id FROM tokenfleet.accounts
+    WHERE id = ANY (CAST(:account_ids AS bigint[])) AND status = 'paused' AND starts_with(status_reason, :prefix)
 """)
 
 
@@ -189,9 +196,21 @@ def pause(
     return moved
 
 
-def resume(connection: Connection, account_ids: Sequence[AccountId], *, actor: str) -> frozenset[AccountId]:
-    """Refresh paused accounts again, at once; returns those that were paused."""
+def resume(
+    connection: Connection, account_ids: Sequence[AccountId], *, actor: str, exported: bool = False
+) -> frozenset[AccountId]:
+    """Refresh paused accounts again, at once, and wake the schedulers on commit; returns those that were paused.
+
+    A quarantine is lifted, as by a request: whoever resumes an account wants to know how it is. ``exported`` is whether
+    also those are resumed that were given to another fleet (``store.export``).
+    """
     lock(connection, account_ids)
+    if not exported:
+        elsewhere = {"account_ids": list(account_ids), "prefix": EXPORTED}
+        gone = frozenset(connection.execute(_EXPORTED, elsewhere).scalars())
+        account_ids = [each for each in account_ids if each not in gone]
     moved = apply(connection, Trigger.RESUMED, account_ids, actor=actor, reason=None)
     connection.execute(_RESUME, {"account_ids": sorted(moved)})
+    if moved:
+        connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
     return moved
