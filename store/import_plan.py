@@ -113,7 +113,9 @@ class Planner:
             if isinstance(settled, Renew):
                 plan.renewals.append(self._renewal(named, account, tokens, settled, now))
                 plan.reactivated += account.status in ENDED
-                plan.paused += account.status is AccountStatus.PAUSED
+                renewal = plan.renewals[-1]
+                resumed = renewal.returns and not renewal.stays_paused
+                plan.paused += account.status is AccountStatus.PAUSED and not resumed
             else:
                 self._add(plan, named, settled, now)
 
