@@ -30,12 +30,12 @@ def keys(settings: Settings) -> list[KeyEncryptionKey]:
 @pytest.fixture
 def readable(engine: Engine, vault: Vault, database_url: str) -> str:
     """A connection string of a database that can be read and asked."""
-    # What the migrations bring is not made twice: this goes with its file.
+    # What the migrations bring is not made twice: this goes with its folder.
     with engine.begin() as connection:
-        if connection.execute(
-            text("SELECT to_regproc('tokenfleet_v1.request_refresh') IS NULL")
-        ).scalar_one():
-            connection.exec_driver_sql((Path(__file__).parent / "stand_in.sql").read_text())
+        for stand_in in sorted((Path(__file__).parent / "stand_in").glob("*.sql")):
+            missing = text("SELECT to_regproc(:function) IS NULL")
+            if connection.execute(missing, {"function": f"tokenfleet_v1.{stand_in.stem}"}).scalar_one():
+                connection.exec_driver_sql(stand_in.read_text())
     return libpq(database_url)
 
 

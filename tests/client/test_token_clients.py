@@ -1,4 +1,4 @@
-"""Both clients on a real Postgres, and on what may stand in front of one. Each test runs with threads and with tasks."""
+"""Both clients on a real Postgres, and on what may stand in front of one: each test with threads and with tasks."""
 
 from __future__ import annotations
 

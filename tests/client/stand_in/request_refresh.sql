@@ -1,5 +1,5 @@
 -- The readers' functions as the contract describes them, for a database whose migrations do not bring them yet. Delete
--- this file and what applies it in conftest.py when they do: nothing else in the tests knows of it.
+-- this folder and what applies it in conftest.py when they do: nothing else in the tests knows of it.
 ALTER TABLE tokenfleet.refresh_schedule ADD COLUMN requested_at timestamptz;
 CREATE OR REPLACE VIEW tokenfleet_v1.access_tokens AS
     SELECT a.id AS account_id, a.provider, a.environment, a.external_id, a.tenant, a.status,
@@ -51,7 +51,3 @@ CREATE FUNCTION tokenfleet_v1.report_unauthorized(account_id bigint, generation 
 RETURNS TABLE (answer text, status text, status_reason text, generation bigint, expires_at timestamptz,
                retry_at timestamptz, last_error text)
 LANGUAGE sql AS 'SELECT * FROM tokenfleet.reader_asks($1, NULL, $2)';
-
-CREATE TABLE tokenfleet.unsealings (caller text, purpose text, opened bigint);
-CREATE FUNCTION tokenfleet_v1.report_unsealings(caller text, purpose text, opened integer) RETURNS void
-LANGUAGE sql AS 'INSERT INTO tokenfleet.unsealings VALUES ($1, $2, $3)';
