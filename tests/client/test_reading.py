@@ -197,6 +197,16 @@ def test_a_token_without_an_end_is_good_for_any_validity_and_read_again_after_fi
     assert stage.reader.held(7, timedelta(days=9)) is not None, "one caller reads it again, the others go on"
 
 
+def test_an_account_that_was_paused_is_refused_to_all_as_soon_as_one_has_read_it(stage: Stage) -> None:
+    stage.obtain()
+    stage.alter(status="paused")
+    stage.now += 301
+
+    with pytest.raises(Paused):
+        stage.obtain()
+    assert stage.reader.held(7, timedelta(seconds=30)) is None
+
+
 def test_a_refused_generation_is_reported_and_only_a_newer_one_returned(stage: Stage) -> None:
     stage.after(0.4, lambda: stage.hold(2))
 

@@ -111,8 +111,9 @@ def test_an_asynchronous_pool_of_the_callers_is_used_and_not_closed(
             self._connection = connection
 
         @asynccontextmanager
-        async def connection(  # noqa: ASYNC109 - as psycopg_pool has it
-            self, timeout: float | None = None
+        async def connection(
+            self,
+            timeout: float | None = None,  # noqa: ASYNC109 - as psycopg_pool has it
         ) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
             async with self._connection.transaction():
                 yield self._connection

@@ -93,9 +93,11 @@ class AsyncTokenClient:
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-        await self._perform(self._reader.tell_unsealings())
-        await self._listener.close()
-        await self._database.close()
+        try:
+            await self._perform(self._reader.tell_unsealings())
+        finally:
+            await self._listener.close()
+            await self._database.close()
 
     async def get_token(
         self, account: AccountRef, min_validity: timedelta = MIN_VALIDITY, *, timeout: timedelta | None = None

@@ -124,9 +124,11 @@ class TokenClient:
             return
         self._closed = True
         self._tell_now.set()
-        self._perform(self._reader.tell_unsealings())
-        self._listener.close()
-        self._database.close()
+        try:
+            self._perform(self._reader.tell_unsealings())
+        finally:
+            self._listener.close()
+            self._database.close()
 
     def get_token(
         self, account: AccountRef, min_validity: timedelta = MIN_VALIDITY, *, timeout: timedelta | None = None

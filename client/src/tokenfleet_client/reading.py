@@ -101,6 +101,10 @@ class Reader:
             if held is None:
                 raise
             return held
+        except (NeedsReauth, Paused, Revoked, UnknownAccount):
+            # One caller was told, so nobody goes on with what is in memory.
+            self.cache.drop_account(need.account)
+            raise
 
     def page(
         self,

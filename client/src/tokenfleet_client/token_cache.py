@@ -85,6 +85,13 @@ class TokenCache:
             if held is not None and held.token.generation <= generation:
                 self._forget(account_id)
 
+    def drop_account(self, account: AccountRef) -> None:
+        """Forget whatever token of the account there is."""
+        with self._lock:
+            held = self._find(account)
+            if held is not None:
+                self._forget(held.token.account_id)
+
     def _find(self, account: AccountRef) -> _Held | None:
         if isinstance(account, Account):
             account_id = self._ids.get(account)
