@@ -20,14 +20,13 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 FAKE_PID = 999_999_999
-_GREETED = b"".join(
-    b"S" + struct.pack("!I", 4 + len(pair)) + pair
-    for pair in (
-        b"server_version\x0017.0\x00",
-        b"client_encoding\x00UTF8\x00",
-        b"standard_conforming_strings\x00on\x00",
-    )
+_PARAMETERS = (
+    b"server_version\x0017.0\x00",
+    b"client_encoding\x00UTF8\x00",
+    b"standard_conforming_strings\x00on\x00",
+    b"TimeZone\x00UTC\x00",
 )
+_GREETED = b"".join(b"S" + struct.pack("!I", 4 + len(each)) + each for each in _PARAMETERS)
 
 
 class Pooler:
@@ -60,6 +59,8 @@ class Pooler:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # Closing alone would leave the thread that accepts waiting.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         while not self._servers.empty():
             self._servers.get().close()
