@@ -30,7 +30,7 @@ from tokenfleet_client.envelope import KeyWrapper
 from tokenfleet_client.exchange import FAILURES, Call, Exchange, Query, Result
 from tokenfleet_client.reading import MIN_VALIDITY, TIMEOUT, Need, Reader
 from tokenfleet_client.tokens import AccountRef, Token
-from tokenfleet_client.unsealings import REPORT_COUNT, REPORT_SECONDS
+from tokenfleet_client.unsealing_reports import REPORT_COUNT, REPORT_SECONDS
 
 T = TypeVar("T")
 

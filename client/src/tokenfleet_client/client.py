@@ -31,7 +31,7 @@ from tokenfleet_client.exchange import FAILURES, Call, Exchange, Query, Result
 from tokenfleet_client.listening import Listener
 from tokenfleet_client.reading import MIN_VALIDITY, TIMEOUT, Need, Reader
 from tokenfleet_client.tokens import AccountRef, Token
-from tokenfleet_client.unsealings import REPORT_COUNT, REPORT_SECONDS
+from tokenfleet_client.unsealing_reports import REPORT_COUNT, REPORT_SECONDS
 
 T = TypeVar("T")
 CACHE_SIZE: Final = 10_000

@@ -37,7 +37,7 @@ from tokenfleet_client.queries import Reply, TokenRow
 from tokenfleet_client.secret import Secret
 from tokenfleet_client.token_cache import TokenCache
 from tokenfleet_client.tokens import Account, AccountRef, Token
-from tokenfleet_client.unsealings import Unsealings
+from tokenfleet_client.unsealing_reports import UnsealingReports
 
 MIN_VALIDITY: Final = timedelta(seconds=30)
 TIMEOUT: Final = timedelta(seconds=10)
@@ -72,7 +72,7 @@ class Reader:
     def __init__(
         self, keys: Iterable[KeyWrapper], *, caller: str, cache_size: int, clock: Callable[[], float]
     ) -> None:
-        self.unsealings = Unsealings(caller)
+        self.unsealings = UnsealingReports(caller)
         self.cache = TokenCache(cache_size)
         self._keys = AccessKeys(keys)
         self._clock = clock

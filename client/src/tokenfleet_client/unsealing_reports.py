@@ -15,7 +15,7 @@ REFUSED_SECONDS: Final = 600.0
 """How long nothing is told to a database that has no such function, or refuses it to this role."""
 
 
-class Unsealings:
+class UnsealingReports:
     """What was opened since it was last told. Any thread may call."""
 
     def __init__(self, caller: str) -> None:
