@@ -24,7 +24,7 @@ DRILLS_ARGS ?=
 LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-system check lint types format docs bench chaos chaos-short drills drills-short lock clean
+.PHONY: help install demo up test test-system check lint types format docs bench chaos chaos-short drills drills-short drills-receivers lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' Makefile | \
@@ -75,6 +75,9 @@ drills: $(STAMP) ## let providers fail in every way on 10,000 accounts, and judg
 
 drills-short: $(STAMP) ## the same in two minutes
 	@$(BIN)/python -m drills --short $(DRILLS_ARGS)
+
+drills-receivers: $(STAMP) ## let receivers of webhooks misbehave in every way, and see who notices, in three minutes
+	@$(BIN)/python -m drills.receivers $(DRILLS_ARGS)
 
 lock: $(STAMP) ## write requirements.lock anew (LOCK_ARGS=--upgrade takes newer versions)
 	@$(PIP) install 'uv>=0.9'

@@ -44,7 +44,6 @@ from tests.support.readers import libpq
 from tokenfleet.settings import Settings
 from tokenfleet_client import AsyncTokenClient, KeyEncryptionKey, TokenClient
 
-STAND_IN: Final = Path(__file__).parent.parent / "tests" / "client" / "stand_in"
 SELECT: Final = "SELECT * FROM tokenfleet_v1.access_tokens WHERE account_id = %s"
 
 
@@ -72,7 +71,6 @@ def main() -> None:
             engine = make_engine(settings.database_url, application_name="bench")
             with engine.begin() as connection:
                 vault = keys.open_vault(connection, settings)
-                stand_in(engine)
             measured = measure(engine, vault, settings, environ, Path(home), options)
             engine.dispose()
     if options.json:
@@ -80,15 +78,6 @@ def main() -> None:
     else:
         for name, value in measured.items():
             print(f"{name:<44} {value:>14,.3f}")
-
-
-def stand_in(engine: Engine) -> None:
-    """Make the functions that the migrations do not bring yet."""
-    with engine.begin() as connection:
-        for script in sorted(STAND_IN.glob("*.sql")):
-            missing = text("SELECT to_regproc(:function) IS NULL")
-            if connection.execute(missing, {"function": f"tokenfleet_v1.{script.stem}"}).scalar_one():
-                connection.exec_driver_sql(script.read_text())
 
 
 def measure(

@@ -12,6 +12,7 @@ from sandbox.tokens import fingerprint
 from store.keys import Vault
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 
 _TOKENS = text("""
     SELECT a.id, a.external_id, t.generation, t.access_token, t.refresh_token,
@@ -40,8 +41,12 @@ def holdings(engine: Engine, vault: Vault, prefix: str = "") -> Iterator[Holding
     """Yield what every active account holds whose subject begins with ``prefix``."""
     with engine.connect() as connection:
         for row in connection.execute(_TOKENS, {"prefix": prefix}):
-            refresh = vault.refresh.open(row.refresh_token, refresh_token_binding(row.id, row.generation))
-            access = vault.access.open(row.access_token, access_token_binding(row.id, row.generation))
+            refresh = vault.refresh.open(
+                row.refresh_token, refresh_token_binding(row.id, row.generation), Purpose.VERIFY
+            )
+            access = vault.access.open(
+                row.access_token, access_token_binding(row.id, row.generation), Purpose.VERIFY
+            )
             yield Holding(
                 row.external_id, fingerprint(Secret(refresh)), fingerprint(Secret(access)), row.expires_at
             )

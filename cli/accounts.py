@@ -12,6 +12,11 @@ SECTIONS: Sections = {
             "cli.accounts_import:import_accounts", "Import connections, or new tokens for known ones."
         ),
     },
+    "Take them elsewhere": {
+        "export": Entry(
+            "cli.accounts_export:export", "List accounts whole, or seal them for another fleet and let go."
+        ),
+    },
     "Look": {
         "list": Entry("cli.accounts_look:list_accounts", "List accounts by provider, status or tenant."),
         "show": Entry("cli.accounts_look:show", "Show one account and say why it stands where it stands."),
@@ -30,7 +35,7 @@ SECTIONS: Sections = {
 
 @click.group(cls=CommandGroup, sections=SECTIONS)
 def accounts() -> None:
-    """Import, list, explain, refresh, pause, resume and revoke accounts.
+    """Import, list, explain, refresh, pause, resume, revoke and export accounts.
 
     An account is one customer's connection at one provider. It is named by its id, or by
     PROVIDER/EXTERNAL_ID.

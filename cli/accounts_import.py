@@ -13,9 +13,10 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 import click
@@ -43,6 +44,13 @@ PLAIN_EVERY_SECONDS: Final = 5.0
     type=click.Choice(["jsonl", "csv"]),
     help="Default: csv for a name that ends in .csv, else jsonl.",
 )
+@click.option(
+    "--identity",
+    "identity_file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="For a sealed export: the file that 'tokenfleet keys recipient' made here.",
+)
 @click.option("--dry-run", is_flag=True, help="Check every line against the database, and write nothing.")
 @click.option(
     "--errors",
@@ -58,6 +66,7 @@ def import_accounts(
     ctx: click.Context,
     file: BinaryIO,
     format_name: str | None,
+    identity_file: Path | None,
     dry_run: bool,
     errors_file: IO[str] | None,
     reason: str | None,
@@ -82,6 +91,9 @@ def import_accounts(
     again at any time. An account without any token of its own is tried again if it needed a sign-in. What a
     line leaves out stays as it is.
 
+    A sealed export of another fleet (docs/leaving.md) is opened with --identity. It brings along what that fleet
+    knew: received_at, granted_at, learned_lifetime, answer_variables, client_id, status, exported_at, fingerprints.
+
     Bad lines are reported with their numbers and left out, the others go in, and the exit code is 1. It is 2
     when the file cannot be read at all.
 
@@ -90,6 +102,7 @@ def import_accounts(
       tokenfleet accounts import customers.jsonl --dry-run
       tokenfleet accounts import customers.csv --errors bad.jsonl
       echo '{"provider": "slack", "external_id": "team-7", "answer": {...}}' | tokenfleet accounts import -
+      tokenfleet accounts import moved.jsonl.age --identity ~/.tokenfleet/identity.txt
       psql -XAtc "SELECT row_to_json(c) FROM connections c" | tokenfleet accounts import -
     """
     from cli.session import database, load_providers, load_settings, operator
@@ -97,7 +110,9 @@ def import_accounts(
     from store.engine import database_now
     from store.import_source import ImportFormat, UnreadableImport, read_chunks
     from store.imports import Importer, Tally
+    from tokenfleet.sealed_files import Identity, SealedFileError, opened
 
+    identity = None if identity_file is None else Identity.read(identity_file)
     settings = load_settings()
     rules_of = compose_rules(load_providers(settings))
     wanted = ImportFormat(format_name or ("csv" if _name(file).endswith(".csv") else "jsonl"))
@@ -112,12 +127,18 @@ def import_accounts(
         gc.freeze()
         importer = Importer(engine, vault, rules_of, actor=operator(), dry_run=dry_run, reason=reason)
         try:
-            with closing(importer.run(read_chunks(file, wanted, now=now, rules_of=rules_of))) as reports:
+            with (
+                nullcontext(file) if identity is None else opened(file, identity) as lines,
+                closing(importer.run(read_chunks(lines, wanted, now=now, rules_of=rules_of))) as reports,
+            ):
                 for report in reports:
                     tally.add(report.tally)
                     narrator.tell(report, tally)
         except UnreadableImport as error:
             raise click.BadParameter(str(error), param_hint="FILE") from error
+        except SealedFileError as error:
+            so_far = f"; until there {_sentence(tally)}" if tally.lines else "; nothing was imported"
+            raise click.BadParameter(f"{error}{so_far}", param_hint="FILE") from error
         except KeyboardInterrupt:
             narrator.say(f"stopped: at least {_sentence(tally)}; run the same command again to do the rest")
             raise
@@ -145,6 +166,7 @@ class ImportSummary:
     created: int
     reauthenticated: int
     reactivated: int
+    paused: int
     updated: int
     unchanged: int
     bad: int
@@ -161,6 +183,7 @@ class ImportSummary:
             created=tally.created,
             reauthenticated=tally.reauthenticated,
             reactivated=tally.reactivated,
+            paused=tally.paused,
             updated=tally.updated,
             unchanged=tally.unchanged,
             bad=tally.bad,
@@ -292,7 +315,9 @@ def _sentence(tally: Tally) -> str:
 def _parts(tally: Tally) -> Iterator[str]:
     yield f"{tally.created:,} created"
     if tally.reauthenticated:
-        again = f" ({tally.reactivated:,} active again)" if tally.reactivated else ""
+        marks = [f"{tally.reactivated:,} active again"] if tally.reactivated else []
+        marks += [f"{tally.paused:,} paused still"] if tally.paused else []
+        again = f" ({', '.join(marks)})" if marks else ""
         yield f"{tally.reauthenticated:,} re-authenticated{again}"
     if tally.updated:
         yield f"{tally.updated:,} updated"

@@ -44,6 +44,10 @@ UNTOLD: Final[Mapping[str, str]] = {
 }
 """Why tokens were forgotten unconfirmed, by the code in the history."""
 
+ELSEWHERE: Final = (
+    "it was {}: ending its grant would end it there too; --local-only only forgets the tokens here"
+)
+
 
 @click.command()
 @account_arguments
@@ -96,7 +100,14 @@ def revoke(
     revocation = Revocation(load_providers(settings), operator(), reason, local_only=local_only)
     with database(settings) as engine:
         results = act_on(
-            engine, accounts, environment, revocation.make, "Revoking", Action.ACCOUNTS_REVOKE, reason
+            engine,
+            accounts,
+            environment,
+            revocation.make,
+            "Revoking",
+            Action.ACCOUNTS_REVOKE,
+            reason,
+            moves=True,
         )
         if any(result.outcome is Outcome.REQUESTED for result in results):
             with engine.connect() as connection:
@@ -129,7 +140,7 @@ class Revocation:
         """Revoke accounts in the caller's transaction; says of each what is to be expected."""
         from store import revocations
 
-        known = {account.account_id: account for account in found.values()}
+        known = {account.account_id: account for account in found.values() if not self._is_elsewhere(account)}
         self._since |= {account_id: account.database_now for account_id, account in known.items()}
         begun = revocations.begin(
             connection,
@@ -142,7 +153,22 @@ class Revocation:
             actor=self.actor,
             reason=self.reason,
         )
-        return [self._result(reference, account, begun) for reference, account in found.items()]
+        return [
+            self._result(reference, account, begun)
+            if account.account_id in known
+            else Result(
+                reference.text, account.account_id, Outcome.REFUSED, ELSEWHERE.format(account.status_reason)
+            )
+            for reference, account in found.items()
+        ]
+
+    def _is_elsewhere(self, account: AccountDetail) -> bool:
+        """Answer whether another fleet lives by this grant, and would lose it."""
+        from tokenfleet.account import EXPORTED
+        from tokenfleet_client.contract import AccountStatus
+
+        is_paused = account.status is AccountStatus.PAUSED
+        return is_paused and not self.local_only and (account.status_reason or "").startswith(EXPORTED)
 
     def _can_tell(self, account: AccountDetail) -> bool:
         if self.local_only:

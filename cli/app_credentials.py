@@ -159,6 +159,7 @@ def certificates_of(
     from tokenfleet.errors import UserError
     from tokenfleet_client.errors import EnvelopeError
     from tokenfleet_client.secret import Secret
+    from tokenfleet_client.unsealings import Purpose
 
     found = {app.app_id: CertificateView(None, None) for app in apps if app.client_certificate is not None}
     if not found:
@@ -172,7 +173,7 @@ def certificates_of(
             continue
         with suppress(EnvelopeError, CertificateError):
             binding = certificate_binding(app.app_id, app.certificate_generation)
-            facts = inspect(Secret(keys.open(app.client_certificate, binding)))
+            facts = inspect(Secret(keys.open(app.client_certificate, binding, Purpose.INSPECT)))
             found[app.app_id] = CertificateView(facts.subject, facts.expires_at)
     return found
 

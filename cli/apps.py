@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -15,6 +16,7 @@ from cli.app_credentials import (
 )
 from cli.app_place import app_options
 from cli.app_view import facts_of, level_text, rate_left_text, spares_text, state_text, view_of, wrong_with
+from cli.apps_transfer import export, import_
 from cli.output import (
     counted,
     dated,
@@ -41,6 +43,10 @@ def apps() -> None:
     its line names; else its own (--account); else `default` of its environment; else that of the platform
     (--platform). It stays with it, because no other client can refresh its grant.
     """
+
+
+apps.add_command(export)
+apps.add_command(import_)
 
 
 @apps.command("set")
@@ -173,15 +179,23 @@ def set_app(
 
 def _variables(definition: Provider, assignments: tuple[str, ...], *, allow_http: bool) -> dict[str, str]:
     """Return checked values, or say which assignment is wrong and why."""
+    given: dict[str, str] = {}
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"--variable {assignment!r} is not KEY=VALUE.")
+        given[name] = value
+    return checked_variables(definition, given, allow_http=allow_http)
+
+
+def checked_variables(definition: Provider, given: Mapping[str, str], *, allow_http: bool) -> dict[str, str]:
+    """Return values of variables as they are stored. Raises :class:`UserError` for one that cannot be."""
     from tokenfleet.errors import UserError
 
     rules = definition.spec.variable_rules()
     declared = sorted(definition.spec.variables)
     variables: dict[str, str] = {}
-    for assignment in assignments:
-        name, separator, value = assignment.partition("=")
-        if not separator or not name:
-            raise click.UsageError(f"--variable {assignment!r} is not KEY=VALUE.")
+    for name, value in given.items():
         if name not in declared:
             known = f"it knows {', '.join(declared)}" if declared else "it has none"
             raise UserError(f"{definition.name} has no variable {name!r}: {known}")

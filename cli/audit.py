@@ -9,7 +9,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from cli.moments import Moment
-from cli.output import counted, json_option, moment, print_json, print_table
+from cli.output import counted, escaped, json_option, moment, print_json, print_table
+from cli.unsealings import unsealings
 
 if TYPE_CHECKING:
     from store.audit import AuditFilter, AuditRow
@@ -38,11 +39,14 @@ def filter_options(command: F) -> F:
 
 @click.group()
 def audit() -> None:
-    """Read what operators did: who, what, to what, why, from where.
+    """Read what operators did: who, what, to what, why, from where; and who opened sealed values.
 
     Every command that changes something writes a row in the transaction of the change. Postgres refuses to change or
     delete a row, whoever asks. What happens to accounts by itself is in 'tokenfleet accounts history'.
     """
+
+
+audit.add_command(unsealings)
 
 
 @audit.command("list")
@@ -105,8 +109,9 @@ def export(
 ) -> None:
     """Write every action as JSON Lines, oldest first.
 
-    For an archive that grows, let each export begin a little before the last one ended and drop what you have: `id`
-    is unique, and `at` is when a row was written, shortly before its transaction was committed.
+    Exact while operators work: it waits for what is being written at its beginning, has all of that, and nothing after
+    it. The last line, on standard error, says from which moment on the next export has the rest: give it that as
+    --since.
 
     \b
     Examples:
@@ -121,10 +126,16 @@ def export(
     wanted = _wanted(since, until, actor, action, target)
     count = 0
     with database(load_settings()) as engine, engine.connect() as connection:
-        for row in log.read_all(connection, wanted):
-            click.echo(msgspec.json.encode(row).decode(), file=output)
+        with connection.begin():
+            settled = log.settle(connection)
+        for row in log.read_all(connection, wanted, up_to=settled.last_id):
+            click.echo(escaped(msgspec.json.encode(row).decode()), file=output)
             count += 1
-    click.echo(f"{counted(count, 'action')} written.", err=True)
+    end = settled.at if until is None else min(until, settled.at)
+    click.echo(
+        f"{counted(count, 'action')} written. The next export goes on with --since {end.isoformat()}",
+        err=True,
+    )
 
 
 def _wanted(

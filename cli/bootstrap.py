@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from cli.session import on_record
 from store import audit, history, keys, migrate
 from store.engine import database_now, make_engine, schema_revision
@@ -102,20 +104,26 @@ def _refuse_lost_keys(settings: Settings) -> None:
         engine.dispose()
 
 
-def upgrade_database(settings: Settings) -> str:
+def upgrade_database(settings: Settings, *, reason: str | None = None) -> str:
     """Migrate, create the history partitions of the coming days, and data keys if keys are configured.
 
-    Returns the revision. Safe to repeat, and safe on several machines at once.
+    Returns the revision. Safe to repeat, and safe on several machines at once. Each step of a migration is on record in
+    its own transaction, from the one on that made the audit log.
     """
     engine = make_engine(settings.database_url, application_name="tokenfleet db upgrade")
     try:
         with engine.connect() as connection:
             before = schema_revision(connection)
-        migrate.upgrade(engine)
-        with engine.begin() as connection:
-            if (after := schema_revision(connection)) != before:
+
+        def noted(connection: Connection, after: str) -> None:
+            nonlocal before
+            if audit.is_there(connection):
                 entry = audit.Entry("database", {"before": before, "after": after})
-                audit.record(connection, on_record(), audit.Action.DB_UPGRADE, [entry], reason=None)
+                audit.record(connection, on_record(), audit.Action.DB_UPGRADE, [entry], reason=reason)
+                before = after
+
+        migrate.upgrade(engine, noted=noted)
+        with engine.begin() as connection:
             history.maintain_partitions(
                 connection,
                 today=history.utc_date(database_now(connection)),

@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import DBAPIError
 
+from cli.check import Check, Verdict
 from cli.gates import Word, findings
 from cli.output import counted
 from cli.probes import broker_problem, circuits, journals, redis_problem, ring_problem
 from cli.session import bare_database, load_providers, load_settings
-from store import audit, overview
+from cli.webhook_checks import webhook_checks
+from store import audit, overview, privileges
 from store.engine import check_ready
 from store.keys import load_wrapped
+from store.unsealing_spikes import open_spikes
 from tokenfleet.errors import DefinitionError, SettingsError, UserError
 
 if TYPE_CHECKING:
@@ -37,24 +38,6 @@ _ADVICE: Final = {
     Word.PAUSED: ": lower rate.requests_per_second in its definition if that happens often",
 }
 LITTLE_SPACE_BYTES: Final = 256 * 1024 * 1024
-
-
-class Verdict(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FATAL = "fatal"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check: its name, how it ended, and what was found or is to be done."""
-
-    name: str
-    verdict: Verdict
-    message: str
 
 
 def examine() -> Iterator[Check]:
@@ -145,6 +128,12 @@ def _database(engine: Engine, settings: Settings, registry: Registry | None) -> 
         yield Check("clock", Verdict.OK, "agrees with the database's")
     except UserError as error:
         yield Check("clock", Verdict.FATAL, str(error))
+    with engine.connect() as connection:
+        problem = privileges.problem(connection)
+    if problem is not None:
+        yield Check("rights", Verdict.FATAL, problem)
+        yield Check("keys, apps, fleet", Verdict.SKIPPED, "needs a role that may read them")
+        return
     try:
         yield from _contents(engine, settings, registry)
     except DBAPIError as error:
@@ -161,8 +150,17 @@ def _contents(engine: Engine, settings: Settings, registry: Registry | None) -> 
         wrapped = load_wrapped(connection)
         fleet = overview.read_overview(connection)
         lifted = audit.can_be_lifted(connection)
+        spikes = open_spikes(connection)
     told = "; this role owns it and could lift that: deploy/postgres/roles.sql" if lifted else ""
     yield Check("audit", Verdict.OK, f"operators' actions are kept append-only{told}")
+    for spike in spikes:
+        yield Check(
+            "unsealings",
+            Verdict.WARNING,
+            f"{spike.sentence}: 'tokenfleet audit unsealings' shows who; docs/keys.md says what to do",
+        )
+    if not spikes:
+        yield Check("unsealings", Verdict.OK, "no more sealed values are opened than is explained or usual")
     for ring in (settings.access_ring, settings.refresh_ring):
         held = any(key.ring is ring.ring for key in wrapped)
         ok = "opens" if held else "is empty so far; 'tokenfleet db upgrade' makes its first data key"
@@ -194,6 +192,7 @@ def _contents(engine: Engine, settings: Settings, registry: Registry | None) -> 
     if ready:
         yield Check("apps", Verdict.OK, f"{counted(ready, 'app')} ready")
     yield from _fleet(fleet)
+    yield from webhook_checks(fleet.webhooks, fleet.at)
 
 
 def _fleet(fleet: overview.Overview) -> Iterator[Check]:
@@ -208,9 +207,9 @@ def _fleet(fleet: overview.Overview) -> Iterator[Check]:
         yield Check(
             "accounts",
             Verdict.WARNING,
-            f"{counted(fleet.failing.quarantined, 'account')} in quarantine, which neither repetition nor the "
-            "customer can mend: 'tokenfleet accounts list --in-trouble' says which, 'accounts refresh ID' tries "
-            "again once it is mended",
+            f"{counted(fleet.failing.quarantined, 'account')} in quarantine, which neither repetition nor the customer "
+            "can mend: 'tokenfleet accounts list --trouble quarantined' says which, 'accounts refresh ID' tries again "
+            "once it is mended",
         )
     if fleet.failing.suspects:
         yield Check(

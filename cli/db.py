@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import json_option, print_facts, print_json
+from cli.output import json_option, print_facts, print_json, reason_option
 
 if TYPE_CHECKING:
     from tokenfleet.settings import Settings
@@ -25,7 +25,8 @@ def db() -> None:
 
 
 @db.command()
-def upgrade() -> None:
+@reason_option
+def upgrade(reason: str | None) -> None:
     """Bring the database to the schema of this release.
 
     Safe to run again, and from many machines at once: one of them migrates. Nothing has to stop for it: it
@@ -43,7 +44,7 @@ def upgrade() -> None:
     settings = load_settings()
     with bare_database(settings) as engine, engine.connect() as connection:
         before = schema_revision(connection)
-    wanted = upgrade_database(settings)
+    wanted = upgrade_database(settings, reason=reason)
     if before is not None and before > wanted:
         click.echo(f"The schema is at {before}, newer than this release needs ({wanted}), and serves it.")
     else:
@@ -103,6 +104,7 @@ def check(ctx: click.Context, as_json: bool) -> None:
 
 def _check(settings: Settings) -> DatabaseCheck:
     from cli.session import bare_database
+    from store import privileges
     from store.engine import SCHEMA_REVISION, check_ready, database_now, schema_revision
     from tokenfleet.errors import UserError
 
@@ -118,4 +120,5 @@ def _check(settings: Settings) -> DatabaseCheck:
         with engine.connect() as connection:
             skew = time.time() - database_now(connection).timestamp()
             revision = schema_revision(connection)
+            problem = problem or privileges.problem(connection)
     return DatabaseCheck(problem is None, problem, revision, SCHEMA_REVISION, round(skew, 3) + 0.0)

@@ -11,7 +11,7 @@ import click
 from cli.output import json_option, make_console, print_json, shown
 
 if TYPE_CHECKING:
-    from cli.checkup import Check
+    from cli.check import Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     Example:
       tokenfleet doctor
     """
-    from cli.checkup import Verdict, examine
+    from cli.check import Verdict
+    from cli.checkup import examine
 
     styles = {
         Verdict.OK: "green",

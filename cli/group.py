@@ -117,6 +117,11 @@ def _told() -> Iterator[None]:
         raise
     except (click.ClickException, Exit, click.Abort):
         raise
+    except UnicodeEncodeError as error:
+        # How Python keeps bytes of a command line that are no text.
+        if not any("\udc80" <= each <= "\udcff" for each in error.object[error.start : error.end]):
+            raise
+        raise click.UsageError("something on the command line is not UTF-8 text.") from error
     except Exception as error:
         # Imported now: it knows the exceptions of every library, and nothing has failed until here.
         from cli.failures import sentences_for

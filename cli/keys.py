@@ -10,6 +10,11 @@ SECTIONS: Sections = {
     "Set up": {
         "generate": Entry("cli.keys_generate:generate", "Make key-encryption keys, the first or new ones."),
     },
+    "Take accounts elsewhere": {
+        "recipient": Entry(
+            "cli.keys_recipient:recipient", "Make or show the key to which another fleet seals an export."
+        ),
+    },
     "Look": {
         "status": Entry("cli.keys_status:status", "Show which keys there are, and what uses them."),
     },
@@ -17,7 +22,7 @@ SECTIONS: Sections = {
         "rotate": Entry(
             "cli.keys_rotate:rotate", "Bring everything under the newest keys, while the fleet runs."
         ),
-        "retire": Entry("cli.keys_rotate:retire", "Say whether a key-encryption key may be taken away."),
+        "retire": Entry("cli.keys_retire:retire", "Say whether a key-encryption key may be taken away."),
     },
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import json_option, print_json, print_table
+from cli.output import counted, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from store.data_keys import DataKey
@@ -43,12 +43,23 @@ class DataKeyStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LostStatus:
+    """How many values in one place name a data key that the database does not have: nobody can open them."""
+
+    ring: str
+    data_key_id: int
+    place: str
+    values: int
+
+
+@dataclass(frozen=True, slots=True)
 class KeysStatus:
     """Which key-encryption keys this process was given, and which data keys the database holds."""
 
     access_keks: tuple[str, ...]
     refresh_keks: tuple[str, ...]
     data_keys: tuple[DataKeyStatus, ...]
+    lost: tuple[LostStatus, ...]
     journals_readable: bool
 
 
@@ -92,6 +103,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         access_keks=tuple(settings.access_ring.keys),
         refresh_keks=tuple(settings.refresh_ring.keys),
         data_keys=tuple(_status_of(row, rings[row.wrapped.ring], announced, found_uses) for row in rows),
+        lost=_lost(rows, found_uses),
         journals_readable=readable,
     )
     if as_json:
@@ -136,6 +148,15 @@ def _status_of(row: DataKey, ring: KeyRing, announced: set[int], uses: Sequence[
     )
 
 
+def _lost(rows: Sequence[DataKey], uses: Sequence[Use]) -> tuple[LostStatus, ...]:
+    there = {(row.wrapped.ring, row.wrapped.data_key_id) for row in rows}
+    return tuple(
+        LostStatus(use.ring.value, use.data_key_id, use.place, use.values)
+        for use in uses
+        if (use.ring, use.data_key_id) not in there
+    )
+
+
 def _print(found: KeysStatus) -> None:
     for ring, keks in (("access", found.access_keks), ("refresh", found.refresh_keks)):
         click.echo(f"Key-encryption keys of the {ring} ring here: {', '.join(keks) or 'none'}")
@@ -167,6 +188,13 @@ def _print(found: KeysStatus) -> None:
         print_table(("ring", ">data key", "what is under it", ">values"), places)
     else:
         click.echo("Nothing is sealed yet.")
+    for lost in found.lost:
+        click.echo(
+            f"{counted(lost.values, 'value')} in {lost.place} {'names' if lost.values == 1 else 'name'} data key "
+            f"{lost.data_key_id} of the {lost.ring} ring, which this database does not have: damaged, or of another "
+            "backup.",
+            err=True,
+        )
     if not found.journals_readable:
         click.echo("The journals of this machine may not be read from here, and are not counted.", err=True)
 

@@ -6,6 +6,7 @@ names of the records it is made of, times in RFC 3339, and is the only thing on 
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 _UNLIMITED_COLUMNS: Final = 10_000
+_STEERING: Final = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters above ASCII, and those that turn the direction of what follows."""
 READABLE_COLUMNS: Final = 110
 """Longer lines of prose are hard to read, however wide the terminal is."""
 
@@ -38,7 +41,12 @@ def print_json(document: object, *, indent: int = 2) -> None:
     """Print a record, or a list of records, as JSON; ``indent`` -1 keeps it on one line."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=indent).decode())
+    click.echo(escaped(msgspec.json.format(msgspec.json.encode(document), indent=indent).decode()))
+
+
+def escaped(document: str) -> str:
+    """Return a JSON document that steers no terminal: JSON escapes some control characters, and allows the others."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def make_console(*, stderr: bool = False) -> Any:
@@ -132,6 +140,12 @@ def shown(text: str) -> str:
     return "".join(
         each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
     )
+
+
+def clipped(text: str, limit: int) -> str:
+    """Return ``text`` on one line, cut off after ``limit`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def counted(number: int, noun: str) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from store.overview import Overview
+    from store.unsealing_spikes import Spike
     from tokenfleet_client.envelope import WrappedKey
 
 REDIS_SECONDS: Final = 3
@@ -44,13 +45,14 @@ class FleetStatus:
     """Everything ``status`` knows. ``fleet`` is None when Postgres does not answer; ``problems`` says why.
 
     ``circuits`` are those that are not closed; None when Redis, which keeps them, does not answer. ``journals`` are
-    those on this machine; None when this user may not read them.
+    those on this machine; None when this user may not read them. ``unsealing_spikes`` are those that last.
     """
 
     fleet: Overview | None
     circuits: Sequence[CircuitStatus] | None
     journals: Sequence[JournalStatus] | None
     problems: Sequence[str]
+    unsealing_spikes: Sequence[Spike] = ()
 
 
 def redis_problem(settings: Settings) -> str | None:

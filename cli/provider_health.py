@@ -20,24 +20,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why attempts brought nothing, and how often."""
+    """Why attempts brought nothing, how often, and of how many accounts."""
 
     outcome: str
     code: str
     attempts: int
+    accounts: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """One app in ``providers health --json``. Rates are parts of 1, None without attempts."""
+    """One app in ``providers health --json``. Rates are parts of 1, None without attempts.
+
+    Registrations of single accounts are one app here. ``sampled`` is the part of the attempts that was looked at: where
+    it is less than all, counts are estimates. ``waiting`` accounts were due before all that.
+    """
 
     provider: str
     environment: str
     app: str
+    registrations: int
     accounts: int
     needs_reauth: int
     needs_reauth_last_day: int
+    waiting: int
     attempts: int
+    sampled: float
     success_rate: float | None
     usual_success_rate: float | None
     median_ms: float | None
@@ -45,6 +53,7 @@ class Health:
     reasons: Sequence[Reason]
     spikes: Sequence[Spike]
     is_slow: bool
+    is_stuck: bool
     incidents: Sequence[OpenIncident]
 
 
@@ -68,8 +77,8 @@ class Report:
 def health(ctx: click.Context, provider: str | None, minutes: int, as_json: bool) -> None:
     """Show how each app's refreshes end now and usually end, and say what is unusual about it.
 
-    Usual is the day before. Below the table stands what happens far more often than that, and what it probably is.
-    Exit code 1 when something is unusual.
+    Usual is the day before. Below the table stands what happens far more often than that, and what it probably is; and
+    of whom nobody was asked although accounts are due. Exit code 1 when something is unusual.
 
     \b
     Examples:
@@ -89,7 +98,8 @@ def health(ctx: click.Context, provider: str | None, minutes: int, as_json: bool
     # Registrations at one provider share its fate: each provider counts once.
     by_provider: dict[str, list[Spike]] = defaultdict(list)
     for each in apps:
-        by_provider[each.provider] += each.spikes
+        if each.attempts:
+            by_provider[each.provider] += each.spikes
     ours = is_our_network(by_provider)
     if as_json:
         print_json(Report(at, minutes, ours, apps))
@@ -97,7 +107,7 @@ def health(ctx: click.Context, provider: str | None, minutes: int, as_json: bool
         click.echo("No app is registered yet: 'tokenfleet apps set PROVIDER --client-id ID' registers one.")
     else:
         _print(apps, minutes, ours=ours)
-    if any(each.spikes or each.is_slow or each.incidents for each in apps):
+    if any(each.spikes or each.is_slow or each.is_stuck or each.incidents for each in apps):
         ctx.exit(1)
 
 
@@ -109,17 +119,24 @@ def _health_of(app: AppHealth) -> Health:
         provider=app.provider,
         environment=app.environment,
         app=app.name,
+        registrations=app.registrations,
         accounts=app.accounts,
         needs_reauth=app.needs_reauth,
         needs_reauth_last_day=app.needs_reauth_lately,
-        attempts=app.now.attempts,
+        waiting=app.waiting,
+        attempts=app.now.in_all(app.now.attempts),
+        sampled=app.now.sampled,
         success_rate=app.now.success_rate,
         usual_success_rate=app.usual.success_rate,
         median_ms=app.now.median_ms,
         usual_median_ms=app.usual.median_ms,
-        reasons=[Reason(kind.partition(".")[2], code, attempts) for (kind, code), attempts in reasons],
+        reasons=[
+            Reason(kind.partition(".")[2], code, app.now.in_all(failed), app.now.accounts.get((kind, code)))
+            for (kind, code), failed in reasons
+        ],
         spikes=spikes(app.now, app.usual),
         is_slow=is_slow(app.now, app.usual),
+        is_stuck=bool(app.waiting and not app.now.attempts and not app.incidents),
         incidents=app.incidents,
     )
 
@@ -133,7 +150,7 @@ def _print(apps: Sequence[Health], minutes: int, *, ours: bool) -> None:
                 f"{app.accounts:,}",
                 f"{app.needs_reauth:,}"
                 + (f" (+{app.needs_reauth_last_day:,})" if app.needs_reauth_last_day else ""),
-                f"{app.attempts:,}",
+                f"{'about ' if app.sampled < 1 else ''}{app.attempts:,}",
                 _percent(app.success_rate),
                 _percent(app.usual_success_rate),
                 ", ".join(f"{each.attempts:,} {each.code or each.outcome}" for each in app.reasons[:3]),
@@ -141,7 +158,7 @@ def _print(apps: Sequence[Health], minutes: int, *, ours: bool) -> None:
             for app in apps
         ),
     )
-    unusual = list(_unusual(apps, ours=ours))
+    unusual = list(_unusual(apps, minutes, ours=ours))
     click.echo()
     if unusual:
         print_wrapped(unusual)
@@ -149,7 +166,9 @@ def _print(apps: Sequence[Health], minutes: int, *, ours: bool) -> None:
         click.echo("Nothing is unusual.")
 
 
-def _unusual(apps: Sequence[Health], *, ours: bool) -> Iterator[str]:
+def _unusual(apps: Sequence[Health], minutes: int, *, ours: bool) -> Iterator[str]:
+    from store.provider_health import WAITING
+
     if ours:
         yield "Several providers are out of reach at once: look at this network first (DNS, proxy, firewall)."
     for app in apps:
@@ -158,19 +177,29 @@ def _unusual(apps: Sequence[Health], *, ours: bool) -> Iterator[str]:
                 f"{_name(app)}: incident {each.incident_id} is open ({each.kind.value}, {each.code}): 'tokenfleet "
                 f"incidents show {each.incident_id}'."
             )
-        for spike in app.spikes:
+        if app.is_stuck:
+            least = "at least " if app.waiting >= WAITING else ""
             yield (
-                f"{_name(app)}: {spike.failures:,} of {counted(app.attempts, 'attempt')} ended in "
-                f"{spike.code or spike.kind} ({_percent(spike.share)}, usually {_percent(spike.usual)} at most). "
-                f"Probably {spike.probably}."
+                f"{_name(app)}: nobody was asked in {minutes} min, and {least}{counted(app.waiting, 'account')} due "
+                "before that still wait. 'tokenfleet status' shows what schedulers and workers do."
+            )
+        for spike in app.spikes:
+            of = f" by {counted(spike.accounts, 'account')}" if spike.accounts is not None else ""
+            usual = "of its past too little is known"
+            if spike.usual is not None:
+                usual = f"usually {_percent(spike.usual)} at most"
+            yield (
+                f"{_name(app)}: {spike.failures:,} of {counted(app.attempts, 'attempt')}{of} ended in "
+                f"{spike.code or spike.kind} ({_percent(spike.share)}; {usual}). Probably {spike.probably}."
             )
         if app.is_slow:
-            now, usual = (timedelta(milliseconds=each or 0) for each in (app.median_ms, app.usual_median_ms))
-            yield f"{_name(app)}: half of its answers take {duration(now)} or more, usually {duration(usual)}."
+            now, before = (timedelta(milliseconds=each or 0) for each in (app.median_ms, app.usual_median_ms))
+            yield f"{_name(app)}: half of its answers take {duration(now)} or more, usually {duration(before)}."
 
 
 def _name(app: Health) -> str:
-    return f"{app.provider}/{app.environment}/{app.app}"
+    many = f" ({app.registrations:,} registrations)" if app.registrations > 1 else ""
+    return f"{app.provider}/{app.environment}/{app.app}{many}"
 
 
 def _percent(part: float | None) -> str:

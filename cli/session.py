@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import click
+
 from tokenfleet.errors import UserError
 from tokenfleet.settings import DEFAULT_HOME, Settings
 
@@ -102,12 +104,21 @@ def database(settings: Settings) -> Iterator[Engine]:
 def bare_database(settings: Settings) -> Iterator[Engine]:
     """Yield an engine on a database of which nothing is known yet."""
     from store.engine import make_engine
+    from store.unsealings import counting_for
 
     engine = make_engine(settings.database_url, application_name="tokenfleet command")
     try:
-        yield engine
+        with counting_for(engine, operator(), lost=_say_unrecorded):
+            yield engine
     finally:
         engine.dispose()
+
+
+def _say_unrecorded(openings: int) -> None:
+    click.echo(
+        f"{openings:,} sealed values were opened and could not be put on record, because Postgres does not take it.",
+        err=True,
+    )
 
 
 def operator() -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from cli.probes import FleetStatus
+    from store.unsealing_spikes import Spike
     from tokenfleet.settings import Settings
 
 
@@ -92,15 +93,18 @@ def _read(engine: Engine, settings: Settings) -> FleetStatus:
     from store.engine import check_ready
     from store.keys import load_wrapped
     from store.overview import read_overview
+    from store.unsealing_spikes import open_spikes
     from tokenfleet.errors import UserError
 
     problems: list[str] = []
     fleet = None
+    spikes: list[Spike] = []
     try:
         check_ready(engine, max_clock_skew=timedelta.max)
         with engine.connect() as connection:
             fleet = read_overview(connection)
             wrapped = load_wrapped(connection)
+            spikes = open_spikes(connection)
         rings = (settings.access_ring, settings.refresh_ring)
         problems += filter(None, (ring_problem(ring, wrapped) for ring in rings))
     except (UserError, DBAPIError) as error:
@@ -110,4 +114,4 @@ def _read(engine: Engine, settings: Settings) -> FleetStatus:
         problems += sentences
     problems += server_problems(settings)
     opened = circuits(settings, [app.app_id for app in fleet.apps], fleet.at) if fleet else None
-    return FleetStatus(fleet, opened, journals(settings.journal_dir), problems)
+    return FleetStatus(fleet, opened, journals(settings.journal_dir), problems, spikes)

@@ -37,6 +37,7 @@ def render(status: FleetStatus) -> Group:
     if status.fleet is not None:
         parts += [_heading(status.fleet), Text(), _accounts(status.fleet), Text(), _numbers(status.fleet)]
         parts += _trouble(status.fleet, status.circuits)
+    parts += _unsealings(status)
     parts += _journals(status)
     parts += [Text(shown(problem), style=_BAD) for problem in status.problems]
     if not status.problems:
@@ -106,6 +107,7 @@ def _numbers(fleet: Overview) -> Text:
         lines.append(Text(line, style=_BAD))
     else:
         lines.append(Text("Failing: none"))
+    lines += _webhooks(fleet)
     return Text("\n").join(lines)
 
 
@@ -152,6 +154,24 @@ def _slack(fleet: Overview) -> Iterator[Text]:
         yield Text(f"Rate: at least {percent(least)} of it is left in the coming hour ({name})")
 
 
+def _webhooks(fleet: Overview) -> Iterator[Text]:
+    """One line, where there are endpoints at all."""
+    found = fleet.webhooks
+    if not found.endpoints:
+        return
+    parts = [counted(found.endpoints, "endpoint")]
+    if found.failing:
+        since = min((each.failing_since for each in found.failing if each.failing_since), default=None)
+        parts.append(
+            f"{len(found.failing):,} failing" + (f" since {dated(since, fleet.at)}" if since else "")
+        )
+    if found.disabled:
+        parts.append(f"{found.disabled:,} disabled")
+    least = "at least " if found.is_more else ""
+    waiting = f"{least}{counted(found.waiting, 'event')} waiting" if found.waiting else "nothing waits"
+    yield Text(f"Webhooks: {', '.join(parts)}; {waiting}", style=_BAD if found.troubled else "")
+
+
 def _trouble(fleet: Overview, circuits: Sequence[CircuitStatus] | None) -> Iterator[Text]:
     """What stands between apps and their providers, the worst first; nothing when nothing does."""
     found = all_findings(fleet.apps, circuits or (), fleet.at)
@@ -164,6 +184,13 @@ def _trouble(fleet: Overview, circuits: Sequence[CircuitStatus] | None) -> Itera
         yield Text(f"and {more:,} more: 'tokenfleet apps list' shows them", style=_BAD)
     if circuits is None:
         yield Text("Circuits: unknown without Redis", style=_BAD)
+
+
+def _unsealings(status: FleetStatus) -> Iterator[Text]:
+    for spike in status.unsealing_spikes:
+        yield Text(
+            shown(f"Far more opened than usual: {spike.sentence}: 'tokenfleet audit unsealings'"), style=_BAD
+        )
 
 
 def _journals(status: FleetStatus) -> Iterator[Text]:

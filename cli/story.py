@@ -1,16 +1,13 @@
-"""The answer to "why did this stop working, when, and what did the provider say": pure, from what is recorded.
-
-Everything said here is in a row that was read; where nothing is recorded, nothing is said.
-"""
+"""The answer to "why did this stop working, when, and what did the provider say": pure, from rows that were read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Final
 
-from cli.output import counted, dated, duration
+from cli.output import clipped, counted, dated, duration
 from tokenfleet.policy import ROTATION_LOST
 from tokenfleet_client.contract import AccountStatus
 
@@ -25,6 +22,10 @@ Meaning = Callable[[str], "str | None"]
 """Returns what a code says at the account's provider."""
 
 SUCCEEDED: Final = frozenset({"refresh.succeeded", "probe.alive", "refresh.candidate_promoted"})
+GOOD: Final = SUCCEEDED | {"steps.begun"}
+"""What a refresh leaves that goes well: one of several requests has more than one row."""
+_LATE: Final = frozenset({"refresh.lost_race", "refresh.dropped"})
+"""Good answers that came when there was a newer one, or nothing to keep them for."""
 _FAILED: Final = frozenset({"probe.dead", "probe.unclear"})
 _DEEDS: Final = {
     "account.paused": "paused it",
@@ -33,10 +34,14 @@ _DEEDS: Final = {
     "account.imported": "imported tokens for it",
     "account.reconnected": "imported new tokens for it",
     "account.described": "changed its description",
+    "account.exported": "exported its tokens",
     "accounts.refresh": "asked for a refresh",
     "apps.set": "replaced its app's registration",
 }
 NEAR_SECONDS: Final = 60
+REASON_CHARACTERS: Final = 160
+DELIVERIES: Final = 4
+"""What became of so many deliveries is told, of the others below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class Answer:
 
 def answer(account: AccountDetail, story: Story, meaning: Meaning) -> Answer:
     """Return why ``account`` stands where it stands."""
+    # Whoever counts successes counts refreshes, not their requests.
+    story = replace(story, history=[row for row in story.history if row.kind != "steps.begun"])
     cause = _cause(account, story.history)
     code = _code(account, cause)
     return Answer(
@@ -69,7 +76,7 @@ def answer(account: AccountDetail, story: Story, meaning: Meaning) -> Answer:
 
 def is_failure(row: HistoryRow) -> bool:
     """Answer whether ``row`` tells of an attempt that brought nothing."""
-    return row.kind in _FAILED or (row.kind.startswith("refresh.") and row.kind not in SUCCEEDED)
+    return row.kind in _FAILED or (row.kind.startswith("refresh.") and row.kind not in SUCCEEDED | _LATE)
 
 
 def who(actor: str) -> str:
@@ -119,11 +126,20 @@ def _what(account: AccountDetail, story: Story, cause: HistoryRow | None, code: 
         case AccountStatus.NEEDS_REAUTH:
             return f"It stopped at {at}: {account.provider} rejected the grant{said}."
         case AccountStatus.PAUSED | AccountStatus.REVOKED:
-            by = who(cause.actor) if cause is not None else "An operator"
-            why = f': "{account.status_reason}"' if account.status_reason else ""
+            by = _by(account, story, cause)
+            reason = clipped(account.status_reason or "", REASON_CHARACTERS)
+            why = f': "{reason}"' if reason else ""
             return f"{by[0].upper()}{by[1:]} {account.status.value} it at {at}{why}."
         case _:
             return _running(account, story, cause)
+
+
+def _by(account: AccountDetail, story: Story, cause: HistoryRow | None) -> str:
+    """Return who paused or revoked it: the audit log knows when history is no longer kept."""
+    if cause is not None:
+        return who(cause.actor)
+    deed = "accounts.pause" if account.status is AccountStatus.PAUSED else "accounts.revoke"
+    return next((who(each.actor) for each in story.actions if each.action == deed), "an operator")
 
 
 def _running(account: AccountDetail, story: Story, cause: HistoryRow | None) -> str:
@@ -178,7 +194,8 @@ def _last_trouble(account: AccountDetail, rows: Sequence[HistoryRow]) -> str:
     stretch = list(takewhile(lambda row: row.kind not in SUCCEEDED, rows[failed:]))
     failures = [row for row in stretch if is_failure(row)]
     begin, end = dated(failures[-1].at, now), dated(rows[failed].at, now)
-    return f"Before that {', '.join(_kinds(failures))}, between {begin} and {end}."
+    when = f"at {end}" if len(failures) == 1 else f"between {begin} and {end}"
+    return f"The last trouble: {', '.join(_kinds(failures))}, {when}."
 
 
 def _kinds(failures: Sequence[HistoryRow]) -> Iterator[str]:
@@ -207,7 +224,7 @@ def _before(account: AccountDetail, story: Story, cause: HistoryRow | None) -> I
     since = good[0].at if good else None
     for at, actor, kind, reason in sorted(_deeds(story)):
         if at < cause.at and (since is None or at > since):
-            why = f' ("{reason}")' if reason else ""
+            why = f' ("{clipped(reason, REASON_CHARACTERS)}")' if reason else ""
             yield f"{who(actor)} {_DEEDS[kind]} {duration(cause.at - at)} before{why}"
 
 
@@ -240,8 +257,12 @@ def _told(story: Story, cause: HistoryRow | None) -> Iterator[str]:
     if cause is None:
         return
     near = [each for each in story.told if (each.at - cause.at).total_seconds() >= -NEAR_SECONDS]
-    for each in reversed(near):
+    # Those who do not have it first: there may be many endpoints.
+    near.sort(key=lambda each: (each.state == "delivered", each.at))
+    for each in near[:DELIVERIES]:
         yield f"{each.event_type.partition(':')[2]}: {delivery_text(each)}"
+    if len(near) > DELIVERIES:
+        yield f"{len(near) - DELIVERIES} more, below"
 
 
 def delivery_text(told: Told) -> str:

@@ -13,6 +13,7 @@ from sandbox.tokens import fingerprint
 from store.keys import Vault
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 
 PROMISED_SECONDS = 30.0
 """G1: an active account's token always has at least this long to live."""
@@ -57,8 +58,12 @@ def compare(engine: Engine, vault: Vault, live: Sequence[LiveTokens], environmen
     for row in rows:
         active += row.status == "active"
         tokens = expected.pop(row.external_id)
-        refresh = vault.refresh.open(row.refresh_token, refresh_token_binding(row.id, row.generation))
-        access = vault.access.open(row.access_token, access_token_binding(row.id, row.generation))
+        refresh = vault.refresh.open(
+            row.refresh_token, refresh_token_binding(row.id, row.generation), Purpose.VERIFY
+        )
+        access = vault.access.open(
+            row.access_token, access_token_binding(row.id, row.generation), Purpose.VERIFY
+        )
         lost += fingerprint(Secret(refresh)) != tokens.refresh_token_sha256
         unusable += fingerprint(Secret(access)) != tokens.access_token_sha256
     return Holdings(accounts=len(rows), active=active, lost=lost + len(expected), unusable=unusable)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -48,13 +50,14 @@ def send_test(
         secrets=tuple(secrets),
         event_id=event.event_id,
         event_type=event.event_type,
-        payload=event.payload,
+        payload=json.dumps(event.payload),
         created_at=event.created_at,
         attempts=0,
+        queued_at=event.created_at,
         database_now=event.created_at,
     )
     sent = asyncio.run(_send(settings, vault, delivery))
-    verdict = judge(sent.reply, attempts=1, jitter=0.5)
+    verdict = judge(sent.reply, attempts=1, age=timedelta(0), jitter=0.5)
     if verdict.state is not DeliveryState.DELIVERED:
         # Nobody waits for a test to succeed in two days.
         verdict = Verdict(DeliveryState.FAILED, verdict.error)

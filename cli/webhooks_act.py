@@ -136,30 +136,51 @@ def rotate_secret(endpoint_id: int, at_once: bool, reason: str | None, as_json: 
 
 @click.command()
 @endpoint_argument
+@click.option(
+    "--with-missed", is_flag=True, help="Also what happened meanwhile, before what happens from now on."
+)
 @reason_option
-def enable(endpoint_id: int, reason: str | None) -> None:
+def enable(endpoint_id: int, with_missed: bool, reason: str | None) -> None:
     """Send ENDPOINT again: what waits for it, and what happens from now on.
 
-    What happened while it was disabled is not among that; 'tokenfleet webhooks replay' fetches it.
+    What happened while it was disabled is not among that, unless you ask for it: with --with-missed each account's
+    events come in their order. 'tokenfleet webhooks replay' fetches them later as well, behind newer ones.
 
     \b
-    Example:
+    Examples:
       tokenfleet webhooks enable 3
+      tokenfleet webhooks enable 3 --with-missed
     """
     from cli.session import database, load_settings, on_record
-    from store import audit, endpoints
+    from store import audit, endpoints, outbox
     from tokenfleet.errors import UserError
 
-    with database(load_settings()) as engine, engine.begin() as connection:
-        endpoint = find_endpoint(connection, endpoint_id)
-        if not endpoints.enable(connection, endpoint.endpoint_id):
-            raise UserError(f"endpoint {endpoint_id} is enabled already: nothing is changed")
-        entry = audit.Entry(audit.endpoint_target(endpoint_id), {"url": endpoint.url})
-        audit.record(connection, on_record(), audit.Action.WEBHOOKS_ENABLE, [entry], reason=reason)
-        waiting = endpoints.pending_counts(connection).get(endpoint.endpoint_id, 0)
+    by = on_record()
+    missed = 0
+    more: int | None = 0 if with_missed else None
+    with database(load_settings()) as engine:
+        while True:
+            with engine.begin() as connection:
+                endpoint = find_endpoint(connection, endpoint_id)
+                if more is not None and endpoint.disabled_at is not None:
+                    found, more = outbox.catch_up(connection, endpoint.endpoint_id, after=more)
+                    missed += found
+                    if more is not None:
+                        continue
+                if not endpoints.enable(connection, endpoint.endpoint_id):
+                    raise UserError(f"endpoint {endpoint_id} is enabled already: nothing is changed")
+                what = {"url": endpoint.url} | ({"missed": missed} if with_missed else {})
+                entry = audit.Entry(audit.endpoint_target(endpoint_id), what)
+                audit.record(connection, by, audit.Action.WEBHOOKS_ENABLE, [entry], reason=reason)
+                waiting = endpoints.pending_counts(connection).get(endpoint.endpoint_id, 0)
+                break
     click.echo(f"Enabled endpoint {endpoint_id}; {counted(waiting, 'event')} waited for it.")
-    if endpoint.disabled_at is not None:
-        since = f"{endpoint.disabled_at:%Y-%m-%dT%H:%M:%SZ}"
+    if with_missed:
+        click.echo(f"Among them are {counted(missed, 'event')} that it had missed.")
+    elif endpoint.disabled_at is not None:
+        since = (
+            f"{min(endpoint.disabled_at, endpoint.failing_since or endpoint.disabled_at):%Y-%m-%dT%H:%M:%SZ}"
+        )
         click.echo(f"What it missed: tokenfleet webhooks replay --endpoint {endpoint_id} --since {since}")
 
 

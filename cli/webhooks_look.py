@@ -125,6 +125,8 @@ def _sent(endpoint: EndpointView) -> str:
 
 
 def _state(endpoint: EndpointView, now: datetime) -> str:
+    from tokenfleet.delivery_policy import DISABLED_AFTER, TOLERATED_FAILURES
+
     match endpoint.disabled_reason:
         case "gone":
             return f"disabled {dated(endpoint.disabled_at, now)}: it answered 410 (gone)"
@@ -136,7 +138,10 @@ def _state(endpoint: EndpointView, now: datetime) -> str:
             return "being removed: run 'tokenfleet webhooks remove' again"
     if endpoint.failures:
         since = dated(endpoint.failing_since, now)
-        return f"failing since {since}: {endpoint.last_error}, {counted(endpoint.failures, 'time')} in a row"
+        told = f"failing since {since}: {endpoint.last_error}, {counted(endpoint.failures, 'time')} in a row"
+        if endpoint.failures < TOLERATED_FAILURES or endpoint.failing_since is None:
+            return told
+        return f"{told}; disabled {dated(endpoint.failing_since + DISABLED_AFTER, now)} if that lasts"
     return "ready"
 
 

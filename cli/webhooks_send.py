@@ -79,7 +79,7 @@ def replay(
       tokenfleet webhooks replay --endpoint 3 --since 2026-11-20T00:00:00Z
     """
     from cli.session import database, load_settings, on_record
-    from store import audit, outbox
+    from store import audit, delivery_log, outbox
     from store.engine import database_now
     from tokenfleet.errors import UserError
     from tokenfleet.jobs import DeliveryId
@@ -92,7 +92,10 @@ def replay(
     with database(load_settings()) as engine:
         if endpoint_id is None or since is None:
             with engine.begin() as connection:
-                count = outbox.replay(connection, [DeliveryId(each) for each in delivery_ids])
+                ids = [DeliveryId(each) for each in delivery_ids]
+                for disabled in delivery_log.disabled_among(connection, ids):
+                    raise UserError(_disabled(disabled))
+                count = outbox.replay(connection, ids)
                 named = [audit.Entry(f"delivery/{each}") for each in dict.fromkeys(delivery_ids)]
                 audit.record(
                     connection, by, audit.Action.WEBHOOKS_REPLAY, named if count else [], reason=reason
@@ -108,9 +111,7 @@ def replay(
                 endpoint = find_endpoint(connection, endpoint_id)
                 end = until or database_now(connection)
             if endpoint.disabled_at is not None:
-                raise UserError(
-                    f"endpoint {endpoint_id} is disabled: 'tokenfleet webhooks enable {endpoint_id}' first"
-                )
+                raise UserError(_disabled(endpoint_id))
             count = 0
             more: int | None = 0
             while more is not None:
@@ -142,3 +143,7 @@ def replay(
         print_json({"replayed": count})
     else:
         click.echo(f"{counted(count, 'event')} will be sent again.")
+
+
+def _disabled(endpoint_id: int) -> str:
+    return f"endpoint {endpoint_id} is disabled and is sent nothing: 'tokenfleet webhooks enable {endpoint_id}' first"

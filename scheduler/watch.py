@@ -1,5 +1,5 @@
-"""What a scheduler does beside its ticks, on a thread of its own: it looks at the coming hour, and sets the gauges of
-apps. Counting a million accounts takes most of a second, for which no tick may wait.
+"""What a scheduler does beside its ticks, on a thread of its own: it looks at the coming hour and at what is unsealed,
+and sets the gauges of apps. Counting a million accounts takes most of a second, for which no tick may wait.
 
 Every scheduler sets all gauges, from Postgres: whichever of them is asked tells the same.
 """
@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from scheduler.coming_hour import ComingHour
+from scheduler.unsealing_watch import UnsealingWatch
 from store.gates import Gate, read_gates
 from tokenfleet import telemetry
 from tokenfleet.circuit import CircuitState, Standing
@@ -36,11 +37,13 @@ class Watch:
         read_circuits: Callable[[Sequence[AppId]], Mapping[AppId, Standing] | None],
         *,
         every_seconds: float = EVERY_SECONDS,
+        unsealings: UnsealingWatch | None = None,
     ) -> None:
         """``read_circuits`` returns how the circuits of these apps stand, None when nobody knows."""
         self._every_seconds = every_seconds
         self._engine = engine
         self._coming_hour = coming_hour
+        self._unsealings = unsealings
         self._read_circuits = read_circuits
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -67,6 +70,8 @@ class Watch:
         with self._engine.connect() as connection:
             gates = read_gates(connection)
         self._show(gates, self._read_circuits([app_id for gate in gates for app_id in gate.app_ids]))
+        if self._unsealings is not None:
+            self._unsealings.look()
 
     def _run(self) -> None:
         failing = False

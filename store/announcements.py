@@ -3,8 +3,9 @@
 Invariant (G5): the mark that it was told, the history row and the event are one statement, and the mark is a guarded
 update. However many workers and schedulers notice the same thing, one of them tells it.
 
-The callers hold locks in everybody's order (token set, account, schedule); the sweep passes over rows that somebody
-else has locked, and comes again.
+Whoever tells of an account keeps it from being moved until the commit, so its events are numbered in the order in which
+they are seen (``store.outbox``): the callers have locked its row of ``token_sets``, and the sweep locks that of
+``accounts``, which every move updates. The sweep passes over rows that somebody else has locked, and comes again.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ _SWEEP = text(f"""
         WHERE NOT s.expiry_told
         LIMIT :at_most
         FOR UPDATE OF s SKIP LOCKED
+        -- One that is being moved now has an event already, which nobody sees yet: this one must not overtake it.
+        FOR NO KEY UPDATE OF a SKIP LOCKED
     ), told AS (
         UPDATE tokenfleet.refresh_schedule s SET expiry_told = true
         FROM picked WHERE s.account_id = picked.account_id AND NOT s.expiry_told
@@ -94,7 +97,8 @@ def tell_refresh_failing(
 ) -> frozenset[AccountId]:
     """Tell of those accounts whose token has expired that it cannot be renewed now; returns who was not told before.
 
-    Once until the next success. Only of active accounts: nobody expects anything of the others.
+    Once until the next success. Only of active accounts: nobody expects anything of the others. The caller has locked
+    their rows of ``token_sets``.
     """
     parameters = {"account_ids": list(account_ids), "event": EventType.REFRESH_FAILING.value, "actor": actor}
     return frozenset(AccountId(row.account_id) for row in connection.execute(_FAILING, parameters))

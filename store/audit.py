@@ -3,6 +3,9 @@
 Invariant: a row is written in the transaction of the action that it tells of, so neither is there without the other;
 and it stays. Postgres refuses every UPDATE, DELETE and TRUNCATE of the table (migration 0006), and fills in the
 moment, the database role and the address itself. Nothing secret is ever part of a row.
+
+Ids are taken before rows are committed, so a reader who goes by ids could pass one that is still on its way. Whoever
+adds a row therefore holds a lock until the commit (migration 0009), and :func:`settle` waits for those who do.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ class Action(StrEnum):
     DB_UPGRADE = "db.upgrade"
     APPS_SET = "apps.set"
     APPS_REMOVE = "apps.remove"
+    APPS_EXPORT = "apps.export"
+    APPS_IMPORT = "apps.import"
     ACCOUNTS_IMPORT = "accounts.import"
+    ACCOUNTS_EXPORT = "accounts.export"
     ACCOUNTS_REFRESH = "accounts.refresh"
     ACCOUNTS_PAUSE = "accounts.pause"
     ACCOUNTS_RESUME = "accounts.resume"
@@ -96,10 +102,25 @@ _RECORD = text("""
 """)
 
 _CAN_BE_LIFTED = text("""
-    SELECT pg_has_role(c.relowner, 'USAGE') OR pg_has_role(n.nspowner, 'USAGE')
+    SELECT pg_has_role(c.relowner, 'USAGE') OR pg_has_role(n.nspowner, 'USAGE') OR EXISTS (
+        SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+        WHERE t.tgrelid = c.oid AND pg_has_role(p.proowner, 'USAGE'))
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = 'tokenfleet.audit_log'::regclass
 """)
+
+_TURN = text("SELECT pg_advisory_xact_lock(7305811037)")
+"""The lock of ``audit_log_turn``, alone."""
+
+_LAST = text("SELECT COALESCE(max(id), 0) AS id, clock_timestamp() AS at FROM tokenfleet.audit_log")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Every row up to ``last_id`` is there to be read, and each later one will be of ``at`` or after."""
+
+    last_id: int
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +164,22 @@ def read_newest(connection: Connection, wanted: AuditFilter, *, limit: int) -> l
     return [_row(row) for row in connection.execute(statement)]
 
 
-def read_all(connection: Connection, wanted: AuditFilter) -> Iterator[AuditRow]:
-    """Yield every row, oldest first, however many there are."""
+def settle(connection: Connection) -> Settled:
+    """Wait until everything that is being written is committed or rolled back, and say how far the log goes then.
+
+    Holds up whoever wants to add a row until the end of the transaction: end it at once.
+    """
+    connection.execute(_TURN)
+    # A statement of its own, which sees what was committed while the lock was waited for.
+    return Settled(*connection.execute(_LAST).one())
+
+
+def read_all(connection: Connection, wanted: AuditFilter, *, up_to: int) -> Iterator[AuditRow]:
+    """Yield every row with an id up to ``up_to`` (:func:`settle`), oldest first, however many there are."""
     last = 0
     while True:
-        page = _select(wanted).where(audit_log.c.id > last).order_by(audit_log.c.id).limit(PAGE)
+        ids = audit_log.c.id
+        page = _select(wanted).where(ids > last, ids <= up_to).order_by(ids).limit(PAGE)
         rows = connection.execute(page).all()
         yield from map(_row, rows)
         if len(rows) < PAGE:
@@ -155,8 +187,18 @@ def read_all(connection: Connection, wanted: AuditFilter) -> Iterator[AuditRow]:
         last = rows[-1].id
 
 
+def is_there(connection: Connection) -> bool:
+    """Answer whether the schema has the log yet: older ones did not."""
+    return bool(
+        connection.execute(text("SELECT to_regclass('tokenfleet.audit_log') IS NOT NULL")).scalar_one()
+    )
+
+
 def can_be_lifted(connection: Connection) -> bool:
-    """Answer whether the role of this connection owns the log, or its schema, and could do away with the protection."""
+    """Answer whether the role of this connection owns the log, its schema or its triggers' functions.
+
+    Such a role could do away with the protection.
+    """
     return bool(connection.execute(_CAN_BE_LIFTED).scalar_one())
 
 

@@ -26,6 +26,12 @@ _DELIVERIES = text("""
     ORDER BY d.id DESC LIMIT :limit
 """)
 
+_DISABLED = text("""
+    SELECT DISTINCT e.id
+    FROM tokenfleet.webhook_deliveries d JOIN tokenfleet.webhook_endpoints e ON e.id = d.endpoint_id
+    WHERE d.id = ANY (CAST(:ids AS bigint[])) AND e.disabled_at IS NOT NULL ORDER BY e.id
+""")
+
 _ATTEMPTS = text("""
     SELECT delivery_id, at, status, error, duration_ms FROM tokenfleet.webhook_attempts
     WHERE delivery_id = ANY (CAST(:ids AS bigint[])) ORDER BY delivery_id, at
@@ -98,3 +104,9 @@ def of_attempts(connection: Connection, delivery_ids: Sequence[DeliveryId]) -> l
     return [
         LoggedAttempt(**row._mapping) for row in connection.execute(_ATTEMPTS, {"ids": list(delivery_ids)})
     ]
+
+
+def disabled_among(connection: Connection, delivery_ids: Sequence[DeliveryId]) -> list[EndpointId]:
+    """Return the endpoints of these deliveries that are disabled: nothing is sent to them."""
+    rows = connection.execute(_DISABLED, {"ids": list(delivery_ids)})
+    return [EndpointId(row.id) for row in rows]

@@ -188,7 +188,20 @@ def disable(connection: Connection, endpoint_id: EndpointId, reason: DisabledRea
 
 
 def enable(connection: Connection, endpoint_id: EndpointId) -> bool:
-    """Send an endpoint again what waits for it and what happens from now on. Answers whether it was disabled."""
+    """Send an endpoint again what waits for it, at once, and what happens from now on.
+
+    Answers whether it was disabled.
+    """
+    # Before its row, as in store.deliveries.settle and what follows there.
+    connection.execute(
+        text("""
+            UPDATE tokenfleet.webhook_deliveries SET next_attempt_at = now()
+            WHERE endpoint_id = :id AND next_attempt_at > now()
+              AND EXISTS (SELECT FROM tokenfleet.webhook_endpoints e
+                          WHERE e.id = :id AND e.disabled_at IS NOT NULL AND e.disabled_reason <> 'removed')
+        """),
+        {"id": endpoint_id},
+    )
     return (
         connection.execute(
             text("""

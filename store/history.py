@@ -25,9 +25,22 @@ DEFAULT_ROWS_AT_ONCE: Final = 10_000
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _CHECK_VIOLATION: Final = "23514"
 """The default partition got a row of that day after we had looked: the day stays there."""
+_NOT_OURS: Final = "42501"
 _FORGOTTEN: Final = "deleted from account_events_default"
 _PREFIX: Final = "account_events_"
 _HOUSEKEEPING_LOCK: Final = 7_305_811_036
+
+_OWNER = text("""
+    SELECT CASE WHEN rolname <> current_user THEN quote_ident(rolname) END
+    FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.oid = 'tokenfleet.account_events'::regclass
+""")
+"""Whose the table is, if not ours: 'db upgrade' makes partitions too, and the scheduler has to drop them one day."""
+
+_ESTIMATE = text("""
+    SELECT COALESCE(sum(GREATEST(c.reltuples, 0)), 0)::float8 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = 'tokenfleet.account_events'::regclass
+      AND (c.relname BETWEEN CAST(:first AS text) AND CAST(:last AS text) OR c.relname = 'account_events_default')
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,22 @@ def of_account(connection: Connection, account_id: AccountId, *, limit: int) -> 
     return [HistoryRow(**row._mapping) for row in rows]
 
 
+def begins(connection: Connection) -> datetime | None:
+    """Return the beginning of the oldest day that has a partition: what was before is dropped. None without any."""
+    days = sorted(name.removeprefix(_PREFIX) for name in _partitions(connection))
+    first = next((day for day in days if day.isdigit()), None)
+    return None if first is None else datetime.strptime(first, "%Y%m%d").replace(tzinfo=UTC)
+
+
+def estimated_rows(connection: Connection, begin: datetime, end: datetime) -> float:
+    """Return about how many rows are in the partitions of the days from ``begin`` to ``end``; reads none of them.
+
+    As many as Postgres knows of: 0 where a partition was never analysed, which is when it has little.
+    """
+    first, last = _partition_of(utc_date(begin)), _partition_of(utc_date(end))
+    return float(connection.execute(_ESTIMATE, {"first": first, "last": last}).scalar_one())
+
+
 def maintain_partitions(
     connection: Connection, *, today: date, retention_days: int, soonest: int = 0
 ) -> list[str]:
@@ -78,13 +107,14 @@ def maintain_partitions(
     if not locked:
         return []
     existing = set(_partitions(connection))
+    owner = connection.execute(_OWNER).scalar_one()
     oldest = today - timedelta(days=retention_days)
     work: list[tuple[str, str]] = []
     for offset in range(soonest, DAYS_AHEAD + 1):
         day = today + timedelta(days=offset)
         name = _partition_of(day)
         if name not in existing and not _default_holds(connection, day):
-            work.append((f"created {name}", _creation(name, day)))
+            work.append((f"created {name}", _creation(name, day, owner)))
     work += [
         (f"dropped {name}", f"DROP TABLE tokenfleet.{name}")
         for name in sorted(existing)
@@ -109,7 +139,11 @@ def _impatiently(connection: Connection, work: Sequence[tuple[str, str]]) -> lis
             with connection.begin_nested():
                 rows = connection.execute(text(statement)).rowcount
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in {_LOCK_NOT_AVAILABLE, _CHECK_VIOLATION}:
+            state = getattr(error.orig, "sqlstate", None)
+            if state == _NOT_OURS:
+                # Of another role: the fleet goes on without, and 'doctor' tells (store.privileges).
+                continue
+            if state not in {_LOCK_NOT_AVAILABLE, _CHECK_VIOLATION}:
                 raise
             break
         if name != _FORGOTTEN:
@@ -124,10 +158,12 @@ def _partition_of(day: date) -> str:
     return f"{_PREFIX}{day:%Y%m%d}"
 
 
-def _creation(name: str, day: date) -> str:
+def _creation(name: str, day: date, owner: str | None) -> str:
     # Attached rather than created in place: that does not lock the table against writers.
+    belongs = f"ALTER TABLE tokenfleet.{name} OWNER TO {owner};" if owner is not None else ""
     return f"""
         CREATE TABLE tokenfleet.{name} (LIKE tokenfleet.account_events INCLUDING ALL);
+        {belongs}
         ALTER TABLE tokenfleet.account_events ATTACH PARTITION tokenfleet.{name}
         FOR VALUES FROM ('{_midnight(day)}') TO ('{_midnight(day + timedelta(days=1))}')
     """
@@ -140,6 +176,11 @@ def _midnight(day: date) -> datetime:
 def utc_date(moment: datetime) -> date:
     """Return the UTC calendar day of ``moment``, by which partitions are cut."""
     return moment.astimezone(UTC).date()
+
+
+def midnight(moment: datetime) -> datetime:
+    """Return when the UTC day of ``moment`` began."""
+    return _midnight(utc_date(moment))
 
 
 def _partitions(connection: Connection) -> Sequence[str]:

@@ -40,7 +40,8 @@ class NumberedLine(msgspec.Struct, frozen=True, gc=False):
     """What a line says of one account, and where it stands. ``environment`` has its default filled in.
 
     ``credential`` is what the account lives by, None when its client alone is enough. ``captured`` are variables that
-    the answer in the line states. ``received_at`` is when the tokens came, if that is known to be earlier than now.
+    answers of the provider told, the one in the line or earlier ones. ``received_at`` is when the tokens came, if that
+    is known to be earlier than now.
     """
 
     number: int
@@ -67,7 +68,9 @@ class Admission:
         environment = line.environment or DEFAULT_ENVIRONMENT
         if line.answer is not None:
             return self._answered(number, environment, line, rules)
-        return (NumberedLine(number, environment, line, _credential(line, rules)),)
+        received_at = None if line.received_at is None else min(line.received_at, self._now)
+        credential, captured = _credential(line, rules), line.answer_variables or None
+        return (NumberedLine(number, environment, line, credential, captured, received_at),)
 
     def _answered(
         self, number: int, environment: str, line: ImportLine, rules: ProviderRules

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,7 +17,7 @@ from psycopg.types.string import BytesBinaryDumper
 from sqlalchemy import Connection, text
 
 from store.import_admission import NumberedLine
-from store.import_line import FINGERPRINT_BYTES
+from store.import_line import FINGERPRINT_BYTES, FINGERPRINTS_KEPT
 from store.keys import Vault
 from tokenfleet.account import EventType
 from tokenfleet.jobs import AccountId, AppId
@@ -37,7 +37,8 @@ _COPY_ACCOUNTS: Final = """
         metadata, imported_fingerprints, granted_at) FROM STDIN (FORMAT BINARY)"""
 _COPY_TOKENS: Final = """
     COPY tokenfleet.token_sets (account_id, generation, epoch, access_token, refresh_token, token_type,
-        scope, expires_at, obtained_at, refresh_token_expires_at, variables) FROM STDIN (FORMAT BINARY)"""
+        scope, expires_at, obtained_at, refresh_token_expires_at, variables, learned_lifetime)
+    FROM STDIN (FORMAT BINARY)"""
 _COPY_SCHEDULE: Final = """
     COPY tokenfleet.refresh_schedule (account_id, app_id, next_refresh_at, probing)
     FROM STDIN (FORMAT BINARY)"""
@@ -52,6 +53,7 @@ _RAW: Final = "bytea"
 which takes 3 and 5 microseconds a row."""
 
 _JSONB_VERSION: Final = b"\x01"
+_FINGERPRINT_LENGTH: Final = FINGERPRINT_BYTES.to_bytes(4, "big")
 _ONE_FINGERPRINT: Final = b"".join(
     number.to_bytes(4, "big")
     # Dimensions, flags, element type (bytea), the dimension's length and lower bound, the element's length.
@@ -82,7 +84,9 @@ class NewAccount:
 
     @property
     def status(self) -> AccountStatus:
-        """Without an access token it is of no use before its first refresh."""
+        """Without an access token it is of no use before its first refresh. Who was paused elsewhere stays so."""
+        if self.entry.line.status == AccountStatus.PAUSED.value:
+            return AccountStatus.PAUSED
         return AccountStatus.ACTIVE if self.entry.line.access_token else AccountStatus.CONNECTING
 
 
@@ -102,7 +106,7 @@ def create(connection: Connection, vault: Vault, accounts: Sequence[NewAccount],
         _COPY_TOKENS,
         (
             *("int8", "int8", "int8", _RAW, _RAW, "text", "text"),
-            *("timestamptz", "timestamptz", "timestamptz", _RAW),
+            *("timestamptz", "timestamptz", "timestamptz", _RAW, "interval"),
         ),
         (_token_row(account_id, account, vault, stamp) for account_id, account in numbered),
     )
@@ -111,7 +115,12 @@ def create(connection: Connection, vault: Vault, accounts: Sequence[NewAccount],
         _COPY_SCHEDULE,
         ("int8", "int8", "timestamptz", "bool"),
         (
-            (account_id, account.app_id, account.first_visit.at, not account.first_visit.presents)
+            (
+                account_id,
+                account.app_id,
+                None if account.status is AccountStatus.PAUSED else account.first_visit.at,
+                not account.first_visit.presents,
+            )
             for account_id, account in numbered
         ),
     )
@@ -161,9 +170,20 @@ def _account_row(account_id: AccountId, account: NewAccount, stamp: Stamp) -> tu
         account.status.value,
         _jsonb(line.variables),
         _jsonb(line.metadata),
-        _NO_FINGERPRINT if account.fingerprint is None else _ONE_FINGERPRINT + account.fingerprint,
-        account.entry.received_at or stamp.now,
+        _fingerprints(account),
+        line.granted_at or account.entry.received_at or stamp.now,
     )
+
+
+def _fingerprints(account: NewAccount) -> bytes:
+    """Return the account's fingerprint, behind those that it brings from another fleet, as Postgres takes them."""
+    brought = account.entry.line.fingerprints
+    if not brought:
+        return _NO_FINGERPRINT if account.fingerprint is None else _ONE_FINGERPRINT + account.fingerprint
+    own = [] if account.fingerprint is None else [account.fingerprint]
+    known = [*dict.fromkeys([*map(bytes.fromhex, brought), *own])][-FINGERPRINTS_KEPT:]
+    head = b"".join(number.to_bytes(4, "big") for number in (1, 0, 17, len(known), 1))
+    return head + b"".join(_FINGERPRINT_LENGTH + each for each in known)
 
 
 def _token_row(account_id: AccountId, account: NewAccount, vault: Vault, stamp: Stamp) -> tuple[object, ...]:
@@ -185,6 +205,7 @@ def _token_row(account_id: AccountId, account: NewAccount, vault: Vault, stamp: 
         account.entry.received_at or stamp.now,
         line.refresh_token_expires_at,
         _jsonb(account.entry.captured),
+        None if line.learned_lifetime is None else timedelta(seconds=line.learned_lifetime),
     )
 
 

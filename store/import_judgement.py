@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from store.apps import DEFAULT_NAME, App
@@ -39,6 +40,10 @@ ENDED: Final = frozenset({AccountStatus.NEEDS_REAUTH, AccountStatus.REVOKED})
 SPENT: Final = "this {credential} was already imported and is spent: the customer has to sign in again"
 REJECTED: Final = "the provider has rejected this {credential}: the customer has to sign in again"
 EVERY_ENVIRONMENT: Final = "environment must be one of yours: * stands for all of them"
+OTHER_CLIENT: Final = (
+    "its tokens were issued to another client than the one that the app {app} registers, and no other client can "
+    "refresh them (RFC 6749 section 6): name the app that has its client_id, or register that"
+)
 ROTATED: Final = (
     "this {credential} was already imported and replaced since: to move the account to another app, the "
     "customer has to sign in again"
@@ -56,6 +61,8 @@ class KnownAccount:
     variables: Mapping[str, str]
     metadata: Mapping[str, Any]
     fingerprints: frozenset[bytes]
+    exported_at: datetime | None = None
+    """When it was exported, if it is paused for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,8 @@ class Compare:
     rules: ProviderRules
     imported: bool
     corrects: bool
+    returns: bool = False
+    """The line comes from a fleet that the account was exported to, later than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,8 @@ class Renew:
 
     app: App
     rules: ProviderRules
+    returns: bool = False
+    """The account was exported, and comes back: the fleet asks about it again."""
 
 
 class Apps:
@@ -151,6 +162,8 @@ def judge(
     app = apps.of(entry, known)
     if app is None:
         return Reject(apps.missing(entry))
+    if line.client_id and line.client_id != app.client_id:
+        return Reject(OTHER_CLIENT.format(app=spelled(app.name) or "of the account"))
     moved = known is not None and app.app_id != known.app_id
     if known is None or moved or line.variables is not None:
         own = line.variables if line.variables is not None else known.variables if known else {}
@@ -168,6 +181,8 @@ def judge(
     # Nothing spends a key: switched on again at its provider it works as before, and a probe finds out.
     revives = known.status is AccountStatus.NEEDS_REAUTH and not rules.lifetimes.renews
     corrects = moved or revives or (ended and "variables" in changed)
+    if returned(entry, known):
+        return Compare(app, rules, imported, corrects, returns=True)
     if imported and not corrects:
         return Reject(_told(SPENT, rules)) if ended else Keep(changed)
     return Compare(app, rules, imported, corrects)
@@ -177,6 +192,10 @@ def settle(
     entry: NumberedLine, known: KnownAccount, comparison: Compare, *, same_as_stored: bool
 ) -> Reject | Keep | Renew:
     """Return what ``entry`` means now that its token was compared with the stored one."""
+    if comparison.returns:
+        if comparison.imported and not same_as_stored:
+            return Keep(changes(entry, known))
+        return Renew(comparison.app, comparison.rules, returns=True)
     if comparison.corrects:
         if comparison.imported and not same_as_stored:
             return Reject(_told(ROTATED, comparison.rules))
@@ -185,6 +204,16 @@ def settle(
             return Reject(_told(REJECTED, comparison.rules))
         return Keep(changes(entry, known), remember=True)
     return Renew(comparison.app, comparison.rules)
+
+
+def returned(entry: NumberedLine, known: KnownAccount) -> bool:
+    """Answer whether the line brings back what was exported from here: another fleet has let go of it since.
+
+    A file without ``exported_at`` never does, nor one that was made before the account left: so the list from which
+    accounts were once imported may be imported again while they are away, and starts nobody here.
+    """
+    exported_at = entry.line.exported_at
+    return exported_at is not None and known.exported_at is not None and exported_at >= known.exported_at
 
 
 def changes(entry: NumberedLine, known: KnownAccount) -> tuple[str, ...]:

@@ -7,6 +7,9 @@ What a provider's lines have to bring besides is ``store.import_admission``'s to
 
 ``expires_at`` wins over ``expires_in``: the one is a moment, the other was counted from an answer that we did
 not see. Null and, where text is expected, empty text mean "not given".
+
+The fields from ``granted_at`` on are what an export says besides (``store.export``): all that a fleet has learned of
+an account and that nobody else could know.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final, final, get_type_hints
+from typing import Annotated, Any, Final, Literal, final, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -29,6 +32,8 @@ TOKEN_CHARACTERS: Final = 65_536
 EXTERNAL_ID_CHARACTERS: Final = 512
 TOKEN_TYPE_CHARACTERS: Final = 63
 FINGERPRINT_BYTES: Final = 16
+FINGERPRINTS_KEPT: Final = 16
+"""Sign-ins of one account that are remembered: a file older than that is older than anybody's backup."""
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 """How far ahead of the database's clock another one may be that noted when an answer came."""
 
@@ -40,6 +45,8 @@ _Text = Annotated[str, Meta(max_length=512)]
 _Moment = Annotated[datetime, Meta(tz=True)]
 _VariableName = Annotated[str, Meta(pattern="^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 _VariableValue = Annotated[str, Meta(max_length=4096)]
+_Seconds = Annotated[float, Meta(ge=0, le=TEN_YEARS.total_seconds())]
+_Fingerprint = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{2 * FINGERPRINT_BYTES}}}$")]
 
 
 @final
@@ -76,7 +83,7 @@ class ImportLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     token_type: _Name | None = None
     scope: Annotated[str, Meta(max_length=16_384)] | None = None
     expires_at: _Moment | None = None
-    expires_in: Annotated[float, Meta(ge=0, le=TEN_YEARS.total_seconds())] | None = None
+    expires_in: _Seconds | None = None
     refresh_token_expires_at: _Moment | None = None
     tenant: _Text | None = None
     environment: _Name | None = None
@@ -86,12 +93,25 @@ class ImportLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     answer: ConnectAnswer | None = None
     """What the token endpoint answered at connect, in the place of all tokens and expiries."""
     received_at: _Moment | None = None
-    """When that answer came."""
+    """When that answer came, or the tokens."""
+    granted_at: _Moment | None = None
+    """When the customer consented."""
+    learned_lifetime: _Seconds | None = None
+    """How many seconds an access token of this account lived that did not say so."""
+    answer_variables: dict[_VariableName, _VariableValue] | None = None
+    """Variables that answers of the provider told."""
+    client_id: _Text | None = None
+    """The client that the tokens were issued to."""
+    status: Literal["connecting", "active", "paused"] | None = None
+    exported_at: _Moment | None = None
+    """When the fleet that had the account stopped asking about it."""
+    fingerprints: Annotated[list[_Fingerprint], Meta(max_length=FINGERPRINTS_KEPT)] | None = None
+    """Of tokens that were imported there: what is spent stays known."""
 
 
 FIELDS: Final = ImportLine.__struct_fields__
 REQUIRED: Final = ("provider", "external_id")
-OBJECTS: Final = frozenset({"variables", "metadata", "answer"})
+OBJECTS: Final = frozenset({"variables", "metadata", "answer", "answer_variables", "fingerprints"})
 SAID_BY_ANSWER: Final = (
     "refresh_token",
     "access_token",
@@ -100,8 +120,9 @@ SAID_BY_ANSWER: Final = (
     "expires_at",
     "expires_in",
     "refresh_token_expires_at",
+    "answer_variables",
 )
-_STORED_OBJECTS: Final = ("variables", "metadata")
+_STORED_OBJECTS: Final = ("variables", "metadata", "answer_variables")
 
 _TYPES: Final = get_type_hints(ImportLine, include_extras=True)
 _TOKEN_FORM: Final = (
@@ -126,8 +147,18 @@ _FORMS: Final[Mapping[str, str]] = {
     "metadata": "must be a JSON object",
     "answer": "must be a JSON object: what the token endpoint answered",
     "received_at": _MOMENT_FORM,
+    "granted_at": _MOMENT_FORM,
+    "learned_lifetime": "must be a number of seconds from 0 to ten years",
+    "answer_variables": "must be an object of texts, with names of letters, digits and underscores",
+    "client_id": "must be text of at most 512 characters (a number goes in quotes)",
+    "status": "must be connecting, active or paused: accounts in another one have nothing to bring",
+    "exported_at": _MOMENT_FORM,
+    "fingerprints": f"must be a list of up to {FINGERPRINTS_KEPT} texts of {2 * FINGERPRINT_BYTES} hexadecimal digits",
 }
 
+_UNSEEN: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor, breaks a log line in two, or makes one id look like another."""
+_SCHEME: Final = "bearer "
 _NUL_IN_JSON: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -173,8 +204,9 @@ def parse_record(record: Mapping[str, str], *, now: datetime) -> ImportLine:
             values[name] = msgspec.json.decode(record[name])
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise LineRejected(f"{name} must be a JSON object, written as text") from None
-    if "expires_in" in values:
-        values["expires_in"] = _seconds(record["expires_in"])
+    for name in ("expires_in", "learned_lifetime"):
+        if name in values:
+            values[name] = _seconds(record[name])
     try:
         line = msgspec.convert(values, ImportLine, dec_hook=_wrapped)
     except msgspec.ValidationError:
@@ -223,10 +255,10 @@ def _check(line: ImportLine, now: datetime) -> None:
         for name in SAID_BY_ANSWER:
             if getattr(line, name) not in (None, "", Secret("")):
                 raise LineRejected(f"has {name} beside answer, which says it too: leave one of them out")
-        if line.received_at is not None and line.received_at > now + CLOCK_TOLERANCE:
-            raise LineRejected("received_at is in the future")
-    elif line.received_at is not None:
-        raise LineRejected("has received_at, which says when answer came, and no answer")
+    for name in ("received_at", "granted_at"):
+        moment = getattr(line, name)
+        if moment is not None and moment > now + CLOCK_TOLERANCE:
+            raise LineRejected(f"{name} is in the future")
     latest = now + TEN_YEARS
     if line.expires_at is not None and line.expires_at > latest:
         raise LineRejected("expires_at is more than ten years ahead: leave it out if it is not known")
@@ -234,10 +266,16 @@ def _check(line: ImportLine, now: datetime) -> None:
         raise LineRejected(
             "refresh_token_expires_at is more than ten years ahead: leave it out if it has none"
         )
-    for name in ("external_id", "tenant", "scope", "token_type"):
+    for name in ("external_id", "tenant", "scope", "token_type", "environment", "app"):
         text = getattr(line, name)
-        if text is not None and "\0" in text:
-            raise LineRejected(f"{name} holds the character U+0000, which Postgres cannot store")
+        if text is not None and (found := _UNSEEN.search(text)):
+            raise LineRejected(f"{name} holds the control character U+{ord(found[0]):04X}: leave it out")
+    for name in ("refresh_token", "access_token"):
+        token: Secret | None = getattr(line, name)
+        if token is not None and token.reveal()[: len(_SCHEME)].lower() == _SCHEME:
+            raise LineRejected(
+                f"{name} begins with the word of the Authorization header: give the token alone"
+            )
     for name in _STORED_OBJECTS:
         value = getattr(line, name)
         if value and _NUL_IN_JSON.search(msgspec.json.encode(value)):

@@ -34,12 +34,13 @@ from store.import_renewal import Description, RenewedTokens, StoredTokens
 from store.import_rules import ProviderRules, RulesOf
 from store.import_source import BadLine
 from store.keys import Vault
-from tokenfleet import telemetry
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.lifetimes import Holding, Visit, first_visit
+from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import Binding, DataKeys, access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ class Plan:
     descriptions: list[Description] = field(default_factory=list)
     """Of accounts that keep their tokens. Those that change nothing only remember a fingerprint."""
     reactivated: int = 0
+    paused: int = 0
     unchanged: int = 0
 
     def __bool__(self) -> bool:
@@ -111,6 +113,7 @@ class Planner:
             if isinstance(settled, Renew):
                 plan.renewals.append(self._renewal(named, account, tokens, settled, now))
                 plan.reactivated += account.status in ENDED
+                plan.paused += account.status is AccountStatus.PAUSED
             else:
                 self._add(plan, named, settled, now)
 
@@ -166,15 +169,23 @@ class Planner:
             }
             | dict(named.entry.captured or {}),
             obtained_at=named.entry.received_at or now,
+            granted_at=line.granted_at or named.entry.received_at or now,
+            learned_lifetime=None
+            if line.learned_lifetime is None
+            else timedelta(seconds=line.learned_lifetime),
             next_visit=visit,
+            returns=verdict.returns,
+            stays_paused=line.status == AccountStatus.PAUSED.value,
         )
 
     def _first_visit(
         self, entry: NumberedLine, expires_at: datetime | None, rules: ProviderRules, now: datetime
     ) -> Visit:
-        # A sign-in, as far as anybody can tell: the grant's life begins now, or when its answer came.
+        # A sign-in, as far as anybody can tell: the grant's life begins now, or when its answer came; unless another
+        # fleet knows better.
         obtained_at = entry.received_at or now
-        holding = Holding(obtained_at, expires_at, obtained_at, entry.line.refresh_token_expires_at)
+        granted_at = entry.line.granted_at or obtained_at
+        holding = Holding(obtained_at, expires_at, granted_at, entry.line.refresh_token_expires_at)
         return first_visit(
             holding,
             rules.lifetimes,
@@ -237,7 +248,7 @@ def _expiry(entry: NumberedLine, now: datetime) -> datetime | None:
     if not line.access_token:
         return None
     if line.expires_at is None and line.expires_in is not None:
-        return now + timedelta(seconds=line.expires_in)
+        return (entry.received_at or now) + timedelta(seconds=line.expires_in)
     return line.expires_at
 
 
@@ -246,8 +257,6 @@ def _opened(keys: DataKeys, envelope: bytes | None, binding: Binding) -> Secret 
     if envelope is None:
         return None
     try:
-        opened = Secret(keys.open(envelope, binding))
+        return Secret(keys.open(envelope, binding, Purpose.IMPORT))
     except EnvelopeError:
         return None
-    telemetry.UNSEALED.labels("import").inc()
-    return opened

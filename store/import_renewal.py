@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, text
@@ -23,20 +23,21 @@ from sqlalchemy import Connection, text
 from store import transitions
 from store.import_creation import Stamp
 from store.import_judgement import KnownAccount
+from store.import_line import FINGERPRINTS_KEPT
 from store.keys import Vault
-from tokenfleet.account import Trigger
+from store.requests import ANSWERED, told
+from tokenfleet.account import EXPORTED, Trigger
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.lifetimes import Visit
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.secret import Secret
 
-FINGERPRINTS_KEPT: Final = 16
-"""Sign-ins of one account that are remembered: a file older than that is older than anybody's backup."""
-
 _EXISTING = text("""
     SELECT a.id, a.external_id, a.app_id, a.status, a.tenant, a.variables, a.metadata,
-           a.imported_fingerprints
+           a.imported_fingerprints,
+           CASE WHEN a.status = 'paused' AND starts_with(a.status_reason, :exported)
+                THEN a.status_changed_at END AS exported_at
     FROM tokenfleet.accounts a
     WHERE a.provider = :provider AND a.environment = :environment
         AND a.external_id = ANY (CAST(:external_ids AS text[]))
@@ -71,16 +72,21 @@ _DESCRIBE = text(f"""
     RETURNING a.id, a.status
 """)
 
-_RESCHEDULE = text("""
-    UPDATE tokenfleet.refresh_schedule s
-    SET app_id = COALESCE(i.app_id, s.app_id), next_refresh_at = i.next_refresh_at,
-        claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0, unanswered = 0,
-        failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL,
-        probing = i.probing, expiry_told = false, alive_at = NULL
-    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]),
-                CAST(:probing AS boolean[]))
-        AS i (account_id, app_id, next_refresh_at, probing)
-    WHERE s.account_id = i.account_id
+_RESCHEDULE = text(f"""
+    WITH rescheduled AS (
+        UPDATE tokenfleet.refresh_schedule s
+        SET app_id = COALESCE(i.app_id, s.app_id), next_refresh_at = i.next_refresh_at,
+            claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0, unanswered = 0,
+            failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL,
+            probing = i.probing, expiry_told = false, alive_at = NULL, retry_from = NULL, {ANSWERED}
+        FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]),
+                    CAST(:probing AS boolean[]))
+            AS i (account_id, app_id, next_refresh_at, probing)
+        WHERE s.account_id = i.account_id
+        RETURNING s.account_id, s.answered_request
+    )
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM rescheduled JOIN tokenfleet.token_sets USING (account_id) WHERE answered_request IS NOT NULL
 """)
 
 _REPLACE_TOKENS = text("""
@@ -89,16 +95,17 @@ _REPLACE_TOKENS = text("""
             CAST(:access_tokens AS bytea[]), CAST(:refresh_tokens AS bytea[]), CAST(:token_types AS text[]),
             CAST(:scopes AS text[]), CAST(:expiries AS timestamptz[]),
             CAST(:refresh_expiries AS timestamptz[]), CAST(:variables AS jsonb[]),
-            CAST(:obtained_ats AS timestamptz[]))
+            CAST(:obtained_ats AS timestamptz[]), CAST(:learned_lifetimes AS interval[]))
         AS i (account_id, generation, access_token, refresh_token, token_type, scope, expires_at,
-              refresh_token_expires_at, variables, obtained_at)
+              refresh_token_expires_at, variables, obtained_at, learned_lifetime)
     ), replaced AS (
         UPDATE tokenfleet.token_sets t
         -- No attempt brought these tokens: answers to earlier grants are no candidates for this one.
         SET generation = i.generation, epoch = 0, access_token = i.access_token,
             refresh_token = i.refresh_token, token_type = i.token_type, scope = i.scope,
             expires_at = i.expires_at, obtained_at = i.obtained_at,
-            refresh_token_expires_at = i.refresh_token_expires_at, variables = i.variables
+            refresh_token_expires_at = i.refresh_token_expires_at, variables = i.variables,
+            learned_lifetime = COALESCE(i.learned_lifetime, t.learned_lifetime)
         FROM i WHERE t.account_id = i.account_id
     )
     INSERT INTO tokenfleet.account_events (account_id, kind, generation, job_id, actor)
@@ -110,6 +117,11 @@ _NOTE_CHANGES = text("""
     SELECT account_id, 'account.described', CAST(:import_id AS uuid), CAST(:actor AS text),
            jsonb_build_object('changed', to_jsonb(string_to_array(changed, ' ')))
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:changed AS text[])) AS i (account_id, changed)
+""")
+
+_PAUSED_THERE = text("""
+    UPDATE tokenfleet.accounts SET status_reason = 'paused where it comes from'
+    WHERE id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
 _TRY_AGAIN = text("""
@@ -161,7 +173,13 @@ class RenewedTokens:
     refresh_token_expires_at: datetime | None
     variables: Mapping[str, str]
     obtained_at: datetime
+    granted_at: datetime
+    learned_lifetime: timedelta | None
     next_visit: Visit
+    returns: bool = False
+    """The account was exported, and comes back (``store.export``)."""
+    stays_paused: bool = False
+    """An operator paused it where it was meanwhile."""
 
 
 def existing(
@@ -169,7 +187,13 @@ def existing(
 ) -> Iterator[tuple[str, KnownAccount]]:
     """Yield the accounts that exist among ``external_ids``, each with its external id."""
     rows = connection.execute(
-        _EXISTING, {"provider": provider, "environment": environment, "external_ids": external_ids}
+        _EXISTING,
+        {
+            "provider": provider,
+            "environment": environment,
+            "external_ids": external_ids,
+            "exported": EXPORTED,
+        },
     )
     for row in rows:
         yield (
@@ -182,6 +206,7 @@ def existing(
                 variables=row.variables,
                 metadata=row.metadata,
                 fingerprints=frozenset(row.imported_fingerprints),
+                exported_at=row.exported_at,
             ),
         )
 
@@ -195,10 +220,11 @@ def lock_tokens(connection: Connection, account_ids: Sequence[AccountId]) -> lis
 def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens], stamp: Stamp) -> None:
     """Replace the tokens of accounts that :func:`lock_tokens` locked, and set them going again.
 
-    A paused account stays paused. One that was ended, or had never connected, becomes active.
+    A paused account stays paused, unless it was exported and comes back. One that was ended, or had never connected,
+    becomes active.
     """
     descriptions = [renewal.description for renewal in renewals]
-    granted_ats = [renewal.obtained_at for renewal in renewals]
+    granted_ats = [renewal.granted_at for renewal in renewals]
     statuses = _describe(connection, descriptions, granted_ats=granted_ats)
     ids = [renewal.description.account_id for renewal in renewals]
     reconnected = [
@@ -215,6 +241,7 @@ def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens
         reason=None,
         job_id=stamp.import_id,
     )
+    back = _resume(connection, renewals, stamp)
     connection.execute(
         _RESCHEDULE,
         {
@@ -223,6 +250,7 @@ def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens
             "moments": [
                 None
                 if statuses[renewal.description.account_id] is AccountStatus.PAUSED
+                and renewal.description.account_id not in back
                 else renewal.next_visit.at
                 for renewal in renewals
             ],
@@ -241,10 +269,24 @@ def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens
             "expiries": [renewal.expires_at for renewal in renewals],
             "refresh_expiries": [renewal.refresh_token_expires_at for renewal in renewals],
             "variables": [_json(renewal.variables) for renewal in renewals],
-            "obtained_ats": granted_ats,
+            "obtained_ats": [renewal.obtained_at for renewal in renewals],
+            "learned_lifetimes": [renewal.learned_lifetime for renewal in renewals],
             "import_id": stamp.import_id,
             "actor": stamp.actor,
         },
+    )
+
+
+def _resume(connection: Connection, renewals: Sequence[RenewedTokens], stamp: Stamp) -> frozenset[AccountId]:
+    """Resume the accounts that come back; returns them."""
+    returned = [renewal for renewal in renewals if renewal.returns]
+    if not returned:
+        return frozenset()
+    paused = [renewal.description.account_id for renewal in returned if renewal.stays_paused]
+    connection.execute(_PAUSED_THERE, {"account_ids": paused})
+    running = [renewal.description.account_id for renewal in returned if not renewal.stays_paused]
+    return transitions.apply(
+        connection, Trigger.RESUMED, running, actor=stamp.actor, reason=None, job_id=stamp.import_id
     )
 
 

@@ -193,6 +193,10 @@ def _refuse_other_kinds(beginning: bytes) -> None:
     text = beginning.strip()
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnreadableImport("it is UTF-16 text: save it as UTF-8")
+    if beginning.startswith((b"age-encryption.org/", b"-----BEGIN AGE ENC")):
+        raise UnreadableImport(
+            "it is sealed: say --identity FILE, with the file that 'tokenfleet keys recipient' made for it"
+        )
     if beginning.startswith(b"\x1f\x8b"):
         raise UnreadableImport("it is compressed: pipe it through 'gunzip -c' and import '-'")
     if text.startswith(b"["):

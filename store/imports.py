@@ -54,6 +54,8 @@ class Tally:
     """Known accounts that got new tokens."""
     reactivated: int = 0
     """Those of them that had needed it."""
+    paused: int = 0
+    """Those of them that are paused, and stay so."""
     updated: int = 0
     """Known accounts whose description changed, and not their tokens."""
     unchanged: int = 0
@@ -202,6 +204,7 @@ def _tally(plan: Plan) -> Tally:
         created=len(plan.creations),
         reauthenticated=len(plan.renewals),
         reactivated=plan.reactivated,
+        paused=plan.paused,
         updated=sum(bool(description.changed) for description in plan.descriptions),
         unchanged=plan.unchanged,
     )

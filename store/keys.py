@@ -1,21 +1,30 @@
 """Data keys in Postgres, wrapped by key-encryption keys that Postgres never sees.
 
 Promise: a process that holds the right key-encryption keys gets usable rings or one clear sentence; a key is
-unwrapped once and kept in memory only.
+unwrapped once and kept in memory only, and of each ring at most :data:`MAX_HELD`. What a vault opens is counted
+(``store.unsealings``).
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Final
 
 from sqlalchemy import Connection, text
 
+from store import unsealings
 from tokenfleet.errors import UserError
 from tokenfleet.key_rings import KeyRing
 from tokenfleet.settings import Settings
 from tokenfleet_client.envelope import KEY_BYTES, DataKeys, Ring, WrappedKey, unwrap_ring
-from tokenfleet_client.errors import EnvelopeError, KeyServiceUnavailable
+from tokenfleet_client.errors import EnvelopeError, KeyMaterialError, KeyServiceUnavailable
+
+MAX_HELD: Final = 256
+"""Data keys of one ring that a process keeps unwrapped: twenty years of them at one a month."""
 
 _CREATION_LOCK = 7_305_811_035
 
@@ -30,6 +39,10 @@ class Vault:
 
     access: DataKeys
     refresh: DataKeys
+    read_at: float = field(default=float("-inf"), repr=False, compare=False)
+    """When the rows were read from which it was renewed last (:func:`time.monotonic`)."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while it is renewed, which may take a key service's time. Nobody else takes it."""
 
 
 def load_wrapped(connection: Connection) -> list[WrappedKey]:
@@ -69,7 +82,9 @@ def prepare(connection: Connection, settings: Settings) -> list[WrappedKey]:
 
 def unwrapped(rows: list[WrappedKey], settings: Settings) -> Vault:
     """Return the keys of both rings, ready for use. Raises as :func:`open_vault` does."""
-    return Vault(_unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows))
+    vault = Vault(_unwrap(settings.access_ring, rows), _unwrap(settings.refresh_ring, rows))
+    unsealings.watch(vault)
+    return vault
 
 
 def reload(connection: Connection, settings: Settings, vault: Vault) -> None:
@@ -77,20 +92,46 @@ def reload(connection: Connection, settings: Settings, vault: Vault) -> None:
 
     Raises :class:`UserError` when a key-encryption key is missing or its service away; the vault then stays as it was.
     """
-    renew(load_wrapped(connection), settings, vault)
+    read_at = time.monotonic()
+    renew(load_wrapped(connection), settings, vault, read_at=read_at)
 
 
-def renew(rows: list[WrappedKey], settings: Settings, vault: Vault) -> None:
-    """As :func:`reload`, with ``rows`` at hand and no connection held: it may ask a key service, for seconds."""
-    access = _unwrap(settings.access_ring, rows, vault.access)
-    refresh = _unwrap(settings.refresh_ring, rows, vault.refresh)
-    vault.access, vault.refresh = access, refresh
+def renew(
+    rows: list[WrappedKey],
+    settings: Settings,
+    vault: Vault,
+    *,
+    read_at: float,
+    wanted: Collection[int] = (),
+) -> None:
+    """As :func:`reload`, with ``rows`` at hand and no connection held: it may ask a key service, for seconds.
+
+    ``read_at`` is a moment of :func:`time.monotonic` before the rows were read: of two at once the one that has read
+    later wins, whoever ends first, so that no vault ever goes back. ``wanted`` are keys that are held although they are
+    not among the newest.
+    """
+    with vault.lock:
+        if read_at < vault.read_at:
+            return
+        access = _unwrap(settings.access_ring, rows, vault.access, wanted)
+        refresh = _unwrap(settings.refresh_ring, rows, vault.refresh, wanted)
+        vault.access, vault.refresh, vault.read_at = access, refresh, read_at
 
 
-def _unwrap(ring: KeyRing, rows: list[WrappedKey], held: DataKeys | None = None) -> DataKeys:
+def _held_rows(ring: Ring, rows: list[WrappedKey], wanted: Collection[int]) -> list[WrappedKey]:
+    """Return which keys of ``ring`` a process holds: what seals or will seal, what is wanted, then the newest."""
+    ours = [row for row in rows if row.ring is ring]
+    primary_id = next((row.data_key_id for row in ours if row.is_primary), 0)
+    ours.sort(key=lambda row: (row.data_key_id < primary_id, row.data_key_id not in wanted, -row.data_key_id))
+    return ours[:MAX_HELD]
+
+
+def _unwrap(
+    ring: KeyRing, rows: list[WrappedKey], held: DataKeys | None = None, wanted: Collection[int] = ()
+) -> DataKeys:
     try:
-        return unwrap_ring(ring.ring, rows, ring.keys, held)
-    except EnvelopeError as error:
+        return unwrap_ring(ring.ring, _held_rows(ring.ring, rows, wanted), ring.keys, held)
+    except (EnvelopeError, KeyMaterialError) as error:
         raise UserError(
             f"{error}: point TOKENFLEET_KEYS_FILE at the key file this database was set up with"
         ) from error
@@ -157,6 +198,14 @@ def not_configured(row: WrappedKey, ring: KeyRing) -> UserError:
         f"data key {row.data_key_id} of the {ring.ring.value} ring is wrapped by key-encryption key "
         f"{row.kek_id!r}, which is not configured here: keep it in the key list, behind the new one, until "
         "'tokenfleet keys rotate' has finished"
+    )
+
+
+def overtaken(ring: KeyRing) -> UserError:
+    """Return the error for a ring that somebody else wraps by another key at the same time."""
+    return UserError(
+        f"somebody else is rotating the {ring.ring.value} ring to another key-encryption key: let one of you finish, "
+        "with the same key first in both lists, and run 'tokenfleet keys rotate' again"
     )
 
 

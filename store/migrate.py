@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +16,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from store.engine import is_contention, schema_of
 from tokenfleet.errors import UserError
+
+Noted = Callable[[Connection, str], None]
+"""Told in the transaction of each step which revision it led to; what it writes is there with the step, or neither."""
 
 LOCK_TRIES: Final = 30
 LOCK_PAUSE_SECONDS: Final = 5.0
@@ -47,7 +51,7 @@ def head_revision() -> str:
     return head
 
 
-def upgrade(engine: Engine, revision: str = "head") -> None:
+def upgrade(engine: Engine, revision: str = "head", *, noted: Noted | None = None) -> None:
     """Migrate the database to ``revision``. Safe to call from many machines at once; only one migrates.
 
     A database that a newer release has migrated to a schema which serves this one is left as it is. Raises
@@ -55,7 +59,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """
     for attempt in itertools.count(1):
         try:
-            _upgrade(engine, revision)
+            _upgrade(engine, revision, noted)
         except DBAPIError as error:
             if not is_contention(error):
                 raise
@@ -69,10 +73,11 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
             return
 
 
-def _upgrade(engine: Engine, revision: str) -> None:
+def _upgrade(engine: Engine, revision: str, noted: Noted | None) -> None:
     if _is_newer_and_serves(engine):
         return
     config = _config()
+    config.attributes["noted"] = noted
     with engine.connect() as connection:
         config.attributes["connection"] = connection
         try:

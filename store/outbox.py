@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -29,6 +29,7 @@ RELAYED_AT_ONCE: Final = 1000
 PRUNED_AT_ONCE: Final = 5000
 ORDER_LOCK: Final = 7_305_811_061
 _TURN_LOCK: Final = 7_305_811_062
+_END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
 
 SUBJECT: Final = """
     CASE WHEN o.account_id IS NOT NULL THEN 'account:' || o.account_id
@@ -81,6 +82,9 @@ _REPLAY_DELIVERIES = text(f"""
         SELECT o.*, d.endpoint_id, d.sequence AS once
         FROM tokenfleet.webhook_deliveries d JOIN tokenfleet.outbox o ON o.id = d.event_id
         WHERE d.id = ANY (CAST(:ids AS bigint[])) AND d.state <> 'pending'
+          AND NOT EXISTS (SELECT FROM tokenfleet.webhook_deliveries again
+                          WHERE again.event_id = d.event_id AND again.endpoint_id = d.endpoint_id
+                            AND again.state = 'pending')
         ORDER BY d.sequence
     ), wanted AS MATERIALIZED (
         SELECT o.endpoint_id, o.id AS event_id, {SUBJECT} AS subject,
@@ -104,7 +108,8 @@ _REPLAY_EVENTS = text(f"""
         SELECT * FROM tokenfleet.outbox WHERE id = ANY (CAST(:event_ids AS uuid[])) ORDER BY sequence
     ), wanted AS MATERIALIZED (
         SELECT CAST(:endpoint_id AS bigint) AS endpoint_id, o.id AS event_id, {SUBJECT} AS subject,
-               nextval(pg_get_serial_sequence('tokenfleet.outbox', 'sequence')) AS sequence
+               CASE WHEN CAST(:in_place AS boolean) THEN o.sequence
+                    ELSE nextval(pg_get_serial_sequence('tokenfleet.outbox', 'sequence')) END AS sequence
         FROM o
     ){_APPEND}
 """)
@@ -169,6 +174,8 @@ def tell_test(connection: Connection, endpoint_id: EndpointId, event_type: str) 
 def replay(connection: Connection, delivery_ids: Sequence[DeliveryId]) -> int:
     """Deliver finished deliveries once more, under their old webhook ids; returns how many.
 
+    Left out are those that are being delivered again already.
+
     They go behind what waits for their accounts now, in their old order among each other.
     """
     _append_alone(connection)
@@ -183,12 +190,14 @@ def replay_some(
     until: datetime,
     after: int = 0,
     undelivered: bool = True,
+    in_place: bool = False,
     at_once: int = RELAYED_AT_ONCE,
 ) -> tuple[int, int | None]:
     """Deliver once more what happened in [``since``, ``until``) and passes the endpoint's filters.
 
-    ``undelivered`` leaves out what has been delivered; what is pending is always left out. Returns how many, and
-    the ``after`` of the next call, or None when that was all. Commit between the calls.
+    ``undelivered`` leaves out what has been delivered; what is pending is always left out. ``in_place`` puts each
+    before the later events that wait for its account, not behind them. Returns how many, and the ``after`` of the next
+    call, or None when that was all. Commit between the calls.
     """
     _append_alone(connection)
     rows = connection.execute(
@@ -204,9 +213,28 @@ def replay_some(
     ).all()
     if rows:
         connection.execute(
-            _REPLAY_EVENTS, {"endpoint_id": endpoint_id, "event_ids": [row.id for row in rows]}
+            _REPLAY_EVENTS,
+            {"endpoint_id": endpoint_id, "event_ids": [row.id for row in rows], "in_place": in_place},
         )
     return len(rows), rows[-1].sequence if len(rows) == at_once else None
+
+
+def catch_up(connection: Connection, endpoint_id: EndpointId, *, after: int = 0) -> tuple[int, int | None]:
+    """Put what a disabled endpoint misses in line for it, each in its place; returns as :func:`replay_some` does.
+
+    Nobody relays to it before the end of the transaction of the last call, the one that returns None: enable it there,
+    and an account's events come in the order in which they happened. What was given up since it began to fail is among
+    them, and what it was not sent in the hour before that: for the events that nobody had relayed when it was disabled.
+    """
+    _append_alone(connection)
+    since: datetime = connection.execute(
+        text("""
+            SELECT least(disabled_at, failing_since) - interval '1 hour' FROM tokenfleet.webhook_endpoints
+            WHERE id = :id
+        """),
+        {"id": endpoint_id},
+    ).scalar_one()
+    return replay_some(connection, endpoint_id, since=since, until=_END_OF_TIME, after=after, in_place=True)
 
 
 def prune(connection: Connection, *, age: timedelta, at_once: int = PRUNED_AT_ONCE) -> int:

@@ -15,6 +15,7 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from store.gates import FORECAST_IS_RECENT, OpenIncident, open_incidents
+from store.webhook_overview import WebhooksOverview, read_webhooks
 from tokenfleet.jobs import AppId
 from tokenfleet_client.contract import AccountStatus
 
@@ -193,6 +194,7 @@ class Overview:
     expiry: Expiry
     last_minute: tuple[OutcomeCount, ...]
     processes: Processes
+    webhooks: WebhooksOverview
 
     @property
     def refreshed_last_minute(self) -> int:
@@ -218,6 +220,7 @@ def read_overview(connection: Connection) -> Overview:
             for row in connection.execute(_RECENT, {"prefix": REFRESH_PREFIX})
         ),
         processes=read_processes(connection),
+        webhooks=read_webhooks(connection),
     )
 
 

@@ -6,6 +6,8 @@ Invariants kept here:
   sibling won, its tokens are adopted, and only the claim is given back.
 * A late word counts although the claim has moved on: whoever holds the newer one must not present what was rejected,
   and a token that was rejected does not come to life again.
+* A paused account stays paused, and nobody is told: an operator took it in hand. The word is written down, for him to
+  see when he resumes it; then it is asked once more, and what is said then counts.
 * Nobody is flipped that the guard does not let pass (``store.guard``), and nobody is told twice.
 * Locks are taken in one order: token sets, apps, then accounts and schedule.
 
@@ -29,6 +31,7 @@ from store.rejection import Rejection
 from store.transitions import Move
 from tokenfleet.account import REFRESHABLE, Trigger
 from tokenfleet.jobs import AccountId, AppId
+from tokenfleet_client.contract import AccountStatus
 
 _LOCK_GENERATION = text("""
     SELECT t.account_id FROM tokenfleet.token_sets t
@@ -48,6 +51,25 @@ _STANDING = text("""
 _OFF_SCHEDULE = text("""
     UPDATE tokenfleet.refresh_schedule SET next_refresh_at = NULL
     WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
+""")
+
+_NOTE_PAUSED = text("""
+    WITH noted AS (
+        UPDATE tokenfleet.refresh_schedule s
+        SET last_error = i.reason, failing_since = COALESCE(s.failing_since, now()), attempts = s.attempts + 1
+        FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]), CAST(:generation AS bigint[]),
+                    CAST(:reason AS text[]), CAST(:code AS text[]), CAST(:job_id AS uuid[]),
+                    CAST(:duration_ms AS int[]))
+            AS i (account_id, epoch, generation, reason, code, job_id, duration_ms)
+        -- Written for the second time, it has been released.
+        WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch AND s.claimed_until IS NOT NULL
+        RETURNING i.*
+    )
+    INSERT INTO tokenfleet.account_events
+        (account_id, kind, code, generation, epoch, job_id, duration_ms, actor, detail)
+    SELECT account_id, 'refresh.grant_rejected', code, generation, epoch, job_id, duration_ms, CAST(:actor AS text),
+           jsonb_build_object('reason', reason, 'status', 'paused')
+    FROM noted
 """)
 
 _RELEASE = text("""
@@ -88,9 +110,13 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
     verdicts = guard.admit(connection, _heard(in_time, standing)) if words else {}
     incident_of: dict[AccountId, int] = {}
     flipping: list[Rejection] = []
+    paused: list[Rejection] = []
     for word in words:
         row = standing[word.account_id]
         if row.status not in REFRESHABLE:
+            # During an incident the word is worth nothing: it says nothing of this grant.
+            if row.status == AccountStatus.PAUSED and verdicts[AppId(row.app_id)].incident_id is None:
+                paused.append(word)
             continue
         # One that is set apart already stays with its incident, resolved or not: it is given back, or flipped, there.
         incident_id = row.incident_id or verdicts[AppId(row.app_id)].incident_id
@@ -104,6 +130,9 @@ def reject(connection: Connection, rejections: Sequence[Rejection], *, actor: st
     transitions.unschedule(connection, sorted(flipped))
     parked = [word for word in words if word.account_id in incident_of]
     parking.park(connection, parked, incident_of, actor=actor)
+    if paused:
+        names = "account_id epoch generation reason code job_id duration_ms"
+        connection.execute(_NOTE_PAUSED, lists(paused, names) | {"actor": actor})
     connection.execute(_OFF_SCHEDULE, {"account_ids": sorted(current)})
     connection.execute(_RELEASE, pairs)
     opened = tuple(verdict.opened for verdict in verdicts.values() if verdict.opened is not None)

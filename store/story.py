@@ -78,6 +78,8 @@ class Story:
     history: Sequence[HistoryRow]
     is_whole: bool
     """Whether ``history`` goes back to its beginning, as far as that is kept."""
+    kept_since: datetime | None
+    """Where history begins that is kept, when the account is older than that; None when nothing is missing."""
     actions: Sequence[AuditRow]
     app_actions: Sequence[AuditRow]
     incidents: Sequence[Incident]
@@ -111,6 +113,7 @@ def read_story(connection: Connection, account: AccountDetail, *, limit: int) ->
     return Story(
         history=shown,
         is_whole=len(rows) <= limit,
+        kept_since=_kept_since(connection, account, rows),
         actions=audit.read_newest(
             connection, AuditFilter(target=audit.account_target(account.account_id)), limit=ACTIONS
         ),
@@ -119,3 +122,13 @@ def read_story(connection: Connection, account: AccountDetail, *, limit: int) ->
         told=[Told(**row._mapping) for row in told],
         beside=beside,
     )
+
+
+def _kept_since(
+    connection: Connection, account: AccountDetail, rows: Sequence[HistoryRow]
+) -> datetime | None:
+    begins = history.begins(connection)
+    # Days without a partition are in the default one. The first row of an account is its import's.
+    oldest = [history.midnight(rows[-1].at)] if rows else []
+    begin = min([*oldest, *([begins] if begins is not None else [])], default=None)
+    return begin if begin is not None and account.created_at < begin else None

@@ -18,7 +18,9 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from store.answers import lists
-from tokenfleet.account import TRANSITIONS, Trigger
+from store.requests import ANSWERED, told
+from store.schedule import WAKE_CHANNEL
+from tokenfleet.account import EXPORTED, TRANSITIONS, Trigger
 from tokenfleet.jobs import AccountId, Epoch
 
 _LOCK = text("""
@@ -66,9 +68,14 @@ _RESCHEDULE = text("""
     WHERE s.account_id = i.account_id
 """)
 
-_UNSCHEDULE = text("""
-    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = NULL, incident_id = NULL
-    WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
+_UNSCHEDULE = text(f"""
+    WITH unscheduled AS (
+        UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = NULL, incident_id = NULL, {ANSWERED}
+        WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
+        RETURNING s.account_id, s.answered_request
+    )
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM unscheduled JOIN tokenfleet.token_sets USING (account_id) WHERE answered_request IS NOT NULL
 """)
 
 _VERIFY = text("""
@@ -82,8 +89,14 @@ _VERIFY = text("""
 """)
 
 _RESUME = text("""
-    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now(), probing = false
+    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now(), probing = false, quarantined = false
     WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND next_refresh_at IS NULL
+""")
+
+
+_EXPORTED = text("""
+    SELECT id FROM tokenfleet.accounts
+    WHERE id = ANY (CAST(:account_ids AS bigint[])) AND status = 'paused' AND starts_with(status_reason, :prefix)
 """)
 
 
@@ -183,9 +196,21 @@ def pause(
     return moved
 
 
-def resume(connection: Connection, account_ids: Sequence[AccountId], *, actor: str) -> frozenset[AccountId]:
-    """Refresh paused accounts again, at once; returns those that were paused."""
+def resume(
+    connection: Connection, account_ids: Sequence[AccountId], *, actor: str, exported: bool = False
+) -> frozenset[AccountId]:
+    """Refresh paused accounts again, at once, and wake the schedulers on commit; returns those that were paused.
+
+    A quarantine is lifted, as by a request: whoever resumes an account wants to know how it is. ``exported`` is whether
+    also those are resumed that were given to another fleet (``store.export``).
+    """
     lock(connection, account_ids)
+    if not exported:
+        elsewhere = {"account_ids": list(account_ids), "prefix": EXPORTED}
+        gone = frozenset(connection.execute(_EXPORTED, elsewhere).scalars())
+        account_ids = [each for each in account_ids if each not in gone]
     moved = apply(connection, Trigger.RESUMED, account_ids, actor=actor, reason=None)
     connection.execute(_RESUME, {"account_ids": sorted(moved)})
+    if moved:
+        connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
     return moved

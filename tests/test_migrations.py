@@ -12,7 +12,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
-from store import migrate, webhook_tables
+from store import migrate, unsealing_tables, webhook_tables
 from store.keys import Vault
 from store.tables import METADATA
 from tests.support.builders import column, empty_database, make_account, make_app
@@ -85,6 +85,7 @@ def test_the_migrated_schema_is_the_one_that_the_tables_describe(
 
     assert described
     assert webhook_tables.webhook_endpoints.metadata is METADATA
+    assert unsealing_tables.unsealings.metadata is METADATA
     assert sorted(map(str, migrated - described)) == [], "only in the migrations"
     assert sorted(map(str, described - migrated)) == [], "only in store.tables"
 

@@ -17,6 +17,7 @@ from tokenfleet_client.webhooks import EventType
 
 __all__ = [
     "ASKABLE",
+    "EXPORTED",
     "REFRESHABLE",
     "TRANSITIONS",
     "EventType",
@@ -79,6 +80,11 @@ ASKABLE: Final = REFRESHABLE | {AccountStatus.NEEDS_REAUTH, AccountStatus.REVOKE
 """Statuses in which the provider of an account that is due may be asked about it. One that was given up is due only
 when an answer came in after that: it becomes active when a refresh with that answer has succeeded. One that was
 revoked is due while it has tokens: its provider is asked to end the grant, and nothing else."""
+
+
+EXPORTED: Final = "exported to "
+"""How the reason of an account begins that is paused because its tokens were given to another fleet: followed by the
+recipient's public key. Only one fleet may ask about an account, and this one has let go of it."""
 
 
 def sources(trigger: Trigger) -> frozenset[AccountStatus]:

@@ -2,7 +2,7 @@
 
 Follows Standard Webhooks 1.0, section "Deliverability and reliability": 2xx is a delivery, 410 ends the endpoint, a
 redirect is a failure like any other, ``Retry-After`` is honoured, and a delivery is tried ten times within about three
-days.
+days: oftener when its endpoint comes and goes, and for no shorter time.
 
 How an *endpoint* is spared that fails whatever it is sent stands beside its row (``store.endpoint_health``), because
 many workers see a part of it each; its numbers stand here.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from itertools import accumulate
 from typing import Final
 
 RETRY_DELAYS: Final = tuple(
@@ -79,8 +80,11 @@ class Verdict:
     is_gone: bool = False
 
 
-def judge(reply: Reply, *, attempts: int, jitter: float) -> Verdict:
-    """Return what ``reply`` to attempt number ``attempts`` (from 1) means; ``jitter`` is random, from 0 to 1."""
+def judge(reply: Reply, *, attempts: int, age: timedelta, jitter: float) -> Verdict:
+    """Return what ``reply`` to attempt number ``attempts`` (from 1) means.
+
+    ``age`` is how long ago the delivery was put in line; ``jitter`` is random, from 0 to 1.
+    """
     status = reply.status
     if status is not None and 200 <= status < 300:
         return Verdict(DeliveryState.DELIVERED)
@@ -90,7 +94,18 @@ def judge(reply: Reply, *, attempts: int, jitter: float) -> Verdict:
     pause = None
     if status in {429, 503} and reply.retry_after is not None:
         pause = min(max(reply.retry_after, timedelta(0)), LONGEST_PAUSE)
-    if attempts > len(RETRY_DELAYS):
+    retry = min(max(attempts, 1) - 1, _retries_due(age))
+    if retry == len(RETRY_DELAYS):
         return Verdict(DeliveryState.FAILED, error, pause=pause)
-    delay = RETRY_DELAYS[max(attempts, 1) - 1] * (1 - JITTER + 2 * JITTER * jitter)
+    delay = RETRY_DELAYS[retry] * (1 - JITTER + 2 * JITTER * jitter)
     return Verdict(DeliveryState.PENDING, error, wait=max(delay, pause or delay), pause=pause)
+
+
+def _retries_due(age: timedelta) -> int:
+    """Return how many retries can have been due at that age by the plan.
+
+    What was put off is tried early when its endpoint takes something. Such attempts do not count against it: with an
+    endpoint that comes and goes, ten would be used up within minutes.
+    """
+    moments = accumulate(delay * (1 - JITTER) for delay in RETRY_DELAYS)
+    return sum(moment <= age for moment in moments)

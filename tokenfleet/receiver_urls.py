@@ -8,6 +8,7 @@ what can be seen without asking anybody; every address that its name resolves to
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -71,7 +72,8 @@ def check_url(url: str, *, allow_private: bool) -> str:
         raise UserError(
             "a webhook URL holds no user, password or fragment: receivers know us by the signature"
         )
-    if not allow_private and _is_address(host) and not is_public(host):
+    address = _address_in(host)
+    if not allow_private and address is not None and not is_public(address):
         raise UserError(
             f"{host} is not an address of the public internet, and webhooks go nowhere else (for tests, "
             "TOKENFLEET_ALLOW_PRIVATE_WEBHOOKS allows it)"
@@ -79,9 +81,18 @@ def check_url(url: str, *, allow_private: bool) -> str:
     return url
 
 
-def _is_address(host: str) -> bool:
+def _address_in(host: str) -> str | None:
+    """Return the address that ``host`` is, in whatever spelling systems take for one; None for a name."""
+    host = host.rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        # Never anything else (RFC 6761, section 6.3).
+        return "127.0.0.1"
     try:
-        ipaddress.ip_address(host)
+        return str(ipaddress.ip_address(host))
     except ValueError:
-        return False
-    return True
+        pass
+    try:
+        # 127.1, 2130706433, 0x7f000001 and 0177.0.0.1 are addresses to the C library.
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        return None

@@ -1,7 +1,7 @@
 """Naming what is unusual about an app's answers: its own usual against the last minutes. Pure.
 
-Promise: a share that chance explains is no spike. ``usual`` comes from a sample, so it is never believed to be zero:
-one failure is added to it.
+Promise: a share that chance explains is no spike, whatever is little, the minutes or the past: both are taken for the
+samples that they are. And a failure of one account, however often it is tried, says nothing of its provider.
 """
 
 from __future__ import annotations
@@ -14,25 +14,41 @@ from typing import Final
 
 LEAST_FAILURES: Final = 10
 """Fewer in the last minutes are nobody's spike."""
+LEAST_ACCOUNTS: Final = 3
+"""What fewer accounts suffer from is theirs, not their provider's."""
 LEAST_FACTOR: Final = 3.0
-LEAST_DEVIATIONS: Final = 5.0
-"""How many standard deviations above its usual a share has to be, and how many times its usual."""
+LEAST_DEVIATIONS: Final = 4.0
+"""How many times its usual a share has to be, and how many standard deviations of both samples above it."""
+LEAST_PAST: Final = 100
+"""Of fewer attempts nobody can say what is usual."""
 SLOW_FACTOR: Final = 3.0
 LEAST_SLOW_MS: Final = 500.0
 TOGETHER: Final = 3
 """Providers that cannot be reached at the same time, from which on the cause is sought here."""
 
+_ALLOWED_FAILURES: Final = 1
+_ALLOWED_ATTEMPTS: Final = 20
+"""Unknown is not never: an app without a past is allowed one failure in twenty."""
 _OURS: Final = frozenset({"connect_failed", "connect_refused", "dns_failed", "tls_failed"})
 _IN_BETWEEN: Final = frozenset({"http_403", "unreadable_answer", "garbled_answer"})
+
+Ending = tuple[str, str]
+"""How an attempt failed: the kind of its history row, and the code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How attempts of one app ended: successes, and failures by kind (of its history row) and code."""
+    """How attempts of one app ended: successes, and failures by kind (of its history row) and code.
+
+    ``accounts`` is how many accounts failed so, as far as that is known. Of all attempts the part ``sampled`` was
+    looked at, and counted here.
+    """
 
     succeeded: int = 0
-    failed: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    failed: Mapping[Ending, int] = field(default_factory=dict)
     median_ms: float | None = None
+    accounts: Mapping[Ending, int] = field(default_factory=dict)
+    sampled: float = 1.0
 
     @property
     def failures(self) -> int:
@@ -49,33 +65,47 @@ class Answers:
         """The part that brought tokens, None without attempts."""
         return self.succeeded / self.attempts if self.attempts else None
 
+    def in_all(self, counted: int) -> int:
+        """Return about how many there were of what was ``counted`` in the part that was looked at."""
+        return round(counted / self.sampled)
+
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """Something unusual: which failure, its share now and usually, and what it probably is."""
+    """Something unusual: which failure, its share now and usually, and what it probably is.
+
+    ``usual`` is an upper bound, and None where too little is known of the past.
+    """
 
     kind: str
     code: str
     failures: int
+    accounts: int | None
     share: float
-    usual: float
+    usual: float | None
     probably: str
 
 
 def spikes(now: Answers, usual: Answers) -> list[Spike]:
     """Return every failure of which there are more than usual, the most frequent first."""
     found: list[Spike] = []
-    for (kind, code), failures in Counter(now.failed).most_common():
-        share = failures / now.attempts
-        # Unknown is not never: an app without a past is allowed one failure in twenty.
-        past = (usual.failed.get((kind, code), 0) + 1) / (usual.attempts + 20)
-        deviation = math.sqrt(past * (1 - past) / now.attempts)
+    for ending, failures in Counter(now.failed).most_common():
+        before = usual.failed.get(ending, 0) + _ALLOWED_FAILURES
+        known = usual.attempts + _ALLOWED_ATTEMPTS
+        share, past = failures / now.attempts, before / known
+        together = (failures + before) / (now.attempts + known)
+        deviation = math.sqrt(together * (1 - together) * (1 / now.attempts + 1 / known))
         if (
             failures >= LEAST_FAILURES
             and share >= LEAST_FACTOR * past
             and share - past >= LEAST_DEVIATIONS * deviation
         ):
-            found.append(Spike(kind, code, failures, share, past, _probably(kind, code)))
+            accounts = now.accounts.get(ending)
+            is_known = usual.attempts >= LEAST_PAST
+            probably = _probably(*ending, accounts)
+            found.append(
+                Spike(*ending, now.in_all(failures), accounts, share, past if is_known else None, probably)
+            )
     return found
 
 
@@ -87,12 +117,20 @@ def is_slow(now: Answers, usual: Answers) -> bool:
 
 
 def is_our_network(found: Mapping[str, Sequence[Spike]]) -> bool:
-    """Answer whether so many providers cannot be reached at once that the cause is probably here."""
-    return sum(any(each.code in _OURS for each in spikes) for spikes in found.values()) >= TOGETHER
+    """Answer whether so many providers cannot be reached at once that the cause is probably here.
+
+    ``found`` are the spikes of every provider that was asked: if all of two are out of reach, that is enough.
+    """
+    cut = sum(any(each.code in _OURS for each in spikes) for spikes in found.values())
+    return cut >= TOGETHER or cut == len(found) >= 2
 
 
-def _probably(kind: str, code: str) -> str:
+def _probably(kind: str, code: str, accounts: int | None) -> str:
     outcome = kind.partition(".")[2]
+    if accounts is not None and accounts < LEAST_ACCOUNTS:
+        return (
+            "these accounts and not their provider: 'tokenfleet accounts list --trouble failing' names them"
+        )
     if code in _OURS:
         return "the way to the provider, or its servers, are down"
     if code in _IN_BETWEEN:

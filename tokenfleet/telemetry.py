@@ -64,6 +64,8 @@ class Event(StrEnum):
     WEBHOOK_SECRET_UNREADABLE = "webhook.secret_unreadable"
     WEBHOOK_UNSETTLED = "webhook.unsettled"
     HOUSEKEEPING_FAILED = "housekeeping.failed"
+    UNSEALING_SPIKE = "unsealing.spike"
+    UNSEALING_SPIKE_OVER = "unsealing.spike_over"
     KEYS_RENEWED = "keys.renewed"
     KEYS_UNUSABLE = "keys.unusable"
     KEY_ANNOUNCED = "keys.announced"
@@ -152,6 +154,11 @@ APPS_HELD: Final = Gauge(
 APPS_PAUSED: Final = Gauge("tokenfleet_apps_paused", "Apps that the provider asked to wait.", _APP)
 CIRCUITS_OPEN: Final = Gauge(
     "tokenfleet_circuits_open", "Apps whose provider does not answer, so that nobody or one is asked.", _APP
+)
+UNSEALING_SPIKES: Final = Gauge(
+    "tokenfleet_unsealing_spikes",
+    "Purposes for which far more is opened now than is explained or usual.",
+    ["purpose", "database_role"],
 )
 INCIDENTS_OPEN: Final = Gauge(
     "tokenfleet_incidents_open", "Incidents that nobody and nothing has resolved yet.", (*_APP, "kind")

@@ -24,6 +24,7 @@ from tokenfleet.telemetry import Event
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 from workers.writer import GroupWriter
 
 RETRY_SECONDS: Final = 0.5
@@ -97,10 +98,12 @@ class Candidates:
             try:
                 place = (account.account_id, account.generation)
                 if account.refresh_token is not None:
-                    opened = self._vault.refresh.open(account.refresh_token, refresh_token_binding(*place))
+                    opened = self._vault.refresh.open(
+                        account.refresh_token, refresh_token_binding(*place), Purpose.CANDIDATE
+                    )
                 else:
                     opened = self._vault.access.open(
-                        account.access_token or b"", access_token_binding(*place)
+                        account.access_token or b"", access_token_binding(*place), Purpose.CANDIDATE
                     )
                 rejected = Secret(opened)
             except EnvelopeError:
@@ -137,14 +140,16 @@ class Candidates:
         generation = candidate.generation
         try:
             access = self._vault.access.open(
-                candidate.access_token, access_token_binding(account_id, generation)
+                candidate.access_token, access_token_binding(account_id, generation), Purpose.CANDIDATE
             )
             refresh = (
                 None
                 if candidate.refresh_token is None
                 else Secret(
                     self._vault.refresh.open(
-                        candidate.refresh_token, refresh_token_binding(account_id, generation)
+                        candidate.refresh_token,
+                        refresh_token_binding(account_id, generation),
+                        Purpose.CANDIDATE,
                     )
                 )
             )
@@ -154,5 +159,4 @@ class Candidates:
                 self._unreadable.add(candidate.candidate_id)
                 telemetry.alarm(Event.CANDIDATE_UNREADABLE, account_id=account_id)
             return None
-        telemetry.UNSEALED.labels("candidate").inc()
         return Secret(access), refresh

@@ -11,6 +11,7 @@ from tokenfleet.telemetry import Event
 from tokenfleet_client.envelope import Binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 
 
 def open_credentials(vault: Vault, app: App) -> ClientCredentials:
@@ -30,7 +31,7 @@ def _opened(vault: Vault, app: App, sealed: bytes | None, binding: Binding) -> S
     if sealed is None:
         return None
     try:
-        return Secret(vault.refresh.open(sealed, binding))
+        return Secret(vault.refresh.open(sealed, binding, Purpose.APP_SECRET))
     except EnvelopeError:
         telemetry.alarm(Event.SECRET_UNREADABLE, app_id=app.app_id)
         return None

@@ -161,6 +161,8 @@ class Engine:
             fatal.append("a part of this worker has ended; restart it")
         if self._surroundings.redis_away:
             hampered.append("Redis does not answer; refreshes go on without leases")
+        if self._key_watch.trouble is not None:
+            hampered.append(f"keys are not up to date; what is held goes on: {self._key_watch.trouble}")
         return fatal, hampered
 
     async def _open(self) -> None:
@@ -222,7 +224,8 @@ class Engine:
         self._leasing = asyncio.create_task(self._refresher.keep_leases())
         self._reporting = asyncio.create_task(breaker.run())
         self._housekeeping = asyncio.create_task(self._keep_house())
-        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, self._vault).run())
+        self._key_watch = KeyWatch(self._engine, settings, self._vault, process=self.name)
+        self._watching = asyncio.create_task(self._key_watch.run())
 
     def _hurry_jobs(self) -> None:
         """Let jobs that wait for room go at once, and those that wait for Postgres after a while."""
@@ -257,7 +260,7 @@ class Engine:
         closings = (
             self._transport.aclose(),
             self._redis.aclose(),
-            self._engine.dispose(),
+            self._key_watch.close(),
             self._writing_engine.dispose(),
         )
         await asyncio.wait([asyncio.ensure_future(each) for each in closings], timeout=CLOSE_SECONDS)

@@ -3,7 +3,8 @@
 Promise: a row that a sibling has sealed under a new key is not taken for damage. A key is in Postgres before anything
 is sealed with it, so what one look did not find is not there, and nobody waits for it any more; and Postgres is looked
 at once in :data:`RENEWAL_SECONDS` at most, however many rows name a key that nobody has. A key service that is away or
-slow has said nothing: the rows that need it wait, and nothing else does.
+slow has said nothing, and neither has a machine whose key list is older than the key that seals now: the rows that need
+it wait, for other workers too, and nothing else does.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from store import keys
-from store.keys import KeysAway, Vault
+from store.keys import Vault
 from store.schedule import Attempt
 from tokenfleet import telemetry
 from tokenfleet.errors import UserError
@@ -46,6 +48,9 @@ class KeyRenewal:
         self._vault = vault
         self._clock = clock
         self._lock = asyncio.Lock()
+        # Not the loop's own threads: the journal's disk is waited for on these, and a key service may hang.
+        self._thread = ThreadPoolExecutor(1, "keys")
+        self._renewing: asyncio.Future[None] | None = None
         self._looked_at = float("-inf")
         self._has_seen = False
         self._strange: set[int] = set()
@@ -72,24 +77,28 @@ class KeyRenewal:
             if (left := self._looked_at + RENEWAL_SECONDS - asked_at) > 0:
                 return left
             self._looked_at, self._has_seen = self._clock(), False
-            strange = frozenset(self._strange)
+            if self._renewing is not None and not self._renewing.done():
+                # Still at it. One thread hangs in a key service that hangs, and no second one.
+                return RENEWAL_SECONDS
+            strange, read_at = frozenset(self._strange), time.monotonic()
             try:
                 async with self._engine.connect() as connection:
                     rows = await connection.run_sync(keys.load_wrapped)
             except (SQLAlchemyError, OSError):
                 return RENEWAL_SECONDS
             # In a thread, for a key service may be asked; and the job that waits has claims that run out.
-            renewing = asyncio.create_task(asyncio.to_thread(keys.renew, rows, self._settings, self._vault))
+            renewing = self._renewing = asyncio.get_running_loop().run_in_executor(
+                self._thread,
+                lambda: keys.renew(rows, self._settings, self._vault, read_at=read_at, wanted=strange),
+            )
             done, _ = await asyncio.wait({renewing}, timeout=PATIENCE_SECONDS)
             if not done:
                 renewing.add_done_callback(_told)
                 return RENEWAL_SECONDS
-            error = _told(renewing)
-            if isinstance(error, KeysAway):
+            if _told(renewing) is not None:
                 return RENEWAL_SECONDS
-            if error is None:
-                self._absent |= strange
-                self._strange -= strange
+            self._absent |= strange
+            self._strange -= strange
             self._has_seen = True
             return 0.0
 
@@ -103,7 +112,7 @@ class KeyRenewal:
         return True
 
 
-def _told(renewing: asyncio.Task[None]) -> UserError | None:
+def _told(renewing: asyncio.Future[None]) -> UserError | None:
     """Say how it went, and return what is wrong."""
     if renewing.cancelled():
         return None

@@ -47,6 +47,7 @@ from tokenfleet.lifetimes import (
 )
 from tokenfleet.outcome import GrantRejected
 from tokenfleet.policy import doubt_delay
+from tokenfleet_client import unsealings
 from tokenfleet_client.envelope import access_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
@@ -252,12 +253,13 @@ class Prober:
             return None
         try:
             binding = access_token_binding(attempt.account_id, attempt.generation)
-            access_token = Secret(self._vault.access.open(attempt.access_token, binding))
+            access_token = Secret(
+                self._vault.access.open(attempt.access_token, binding, unsealings.Purpose.PROBE)
+            )
         except EnvelopeError:
             return None
         if not access_token:
             return None
-        telemetry.UNSEALED.labels("probe").inc()
         variables = {**asking.app.variables, **attempt.variables}
         grant = Grant(None, attempt.scope, variables, access_token)
         return asking.provider.probe_request(asking.client, grant, now=asking.now(attempt))

@@ -28,6 +28,7 @@ from tokenfleet.revoking import ask_again_at
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 from workers.governor import Governor
 from workers.pacing import POSTPONE_SECONDS, NotNow
 from workers.settling import Asking
@@ -96,12 +97,15 @@ class Revoker:
         account_id = attempt.account_id
         access_token = refresh_token = None
         if access is not None:
-            opened = self._vault.access.open(access, access_token_binding(account_id, generation))
+            opened = self._vault.access.open(
+                access, access_token_binding(account_id, generation), Purpose.REVOKE
+            )
             access_token = Secret(opened)
         if refresh is not None:
-            opened = self._vault.refresh.open(refresh, refresh_token_binding(account_id, generation))
+            opened = self._vault.refresh.open(
+                refresh, refresh_token_binding(account_id, generation), Purpose.REVOKE
+            )
             refresh_token = Secret(opened)
-        telemetry.UNSEALED.labels("revoke").inc()
         variables = {**asking.app.variables, **attempt.variables}
         return Grant(refresh_token, attempt.scope, variables, access_token)
 

@@ -20,7 +20,6 @@ from providers import Provider
 from store.answers import Part, SavedTokens
 from store.keys import Vault
 from store.schedule import Attempt
-from tokenfleet import telemetry
 from tokenfleet.outcome import TokenAnswer
 from tokenfleet.policy import Save
 from tokenfleet.presented import Presented
@@ -29,6 +28,7 @@ from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 from workers.settling import Asking
 
 MISSING: Final[Mapping[Presented, str]] = {
@@ -76,7 +76,6 @@ class Sealer:
             presented = refresh_token
         if presented is None and provider.presents in MISSING:
             return MISSING[provider.presents]
-        telemetry.UNSEALED.labels("refresh").inc()
         return Held(presented, refresh_token, access_token)
 
     def kept_access_token(self, attempt: Attempt) -> Secret | None:
@@ -145,10 +144,10 @@ class Sealer:
         if attempt.refresh_token is None:
             return None
         binding = refresh_token_binding(attempt.account_id, attempt.generation)
-        return Secret(self._vault.refresh.open(attempt.refresh_token, binding)) or None
+        return Secret(self._vault.refresh.open(attempt.refresh_token, binding, Purpose.REFRESH)) or None
 
     def _access_token(self, attempt: Attempt) -> Secret | None:
         if attempt.access_token is None:
             return None
         binding = access_token_binding(attempt.account_id, attempt.generation)
-        return Secret(self._vault.access.open(attempt.access_token, binding)) or None
+        return Secret(self._vault.access.open(attempt.access_token, binding, Purpose.REFRESH)) or None

@@ -137,7 +137,8 @@ class WebhookEngine:
             capacity=tunables.max_in_flight,
         )
         self._settling = asyncio.create_task(self._settler.run())
-        self._watching = asyncio.create_task(KeyWatch(self._engine, settings, vault).run())
+        self._key_watch = KeyWatch(self._engine, settings, vault, process=self.name)
+        self._watching = asyncio.create_task(self._key_watch.run())
 
     async def _close(self) -> None:
         self._watching.cancel()
@@ -150,7 +151,7 @@ class WebhookEngine:
             telemetry.logger().warning(Event.WEBHOOK_UNSETTLED.value)
         self._settling.cancel()
         await asyncio.wait([asyncio.ensure_future(self._receivers.aclose())], timeout=CLOSE_SECONDS)
-        await asyncio.wait([asyncio.ensure_future(self._engine.dispose())], timeout=CLOSE_SECONDS)
+        await asyncio.wait([asyncio.ensure_future(self._key_watch.close())], timeout=CLOSE_SECONDS)
 
     def _submit(self, coroutine: Coroutine[Any, Any, R]) -> Future[R]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

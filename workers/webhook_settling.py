@@ -22,8 +22,8 @@ from tokenfleet.jobs import EndpointId
 from tokenfleet.telemetry import Event
 from workers.webhooks import in_database
 
-WAIT_SECONDS: Final = 0.01
-"""How long a result waits for company."""
+WAIT_SECONDS: Final = 0.03
+"""How long a result waits for company: a round of the relay, before which nothing would come of it."""
 MAX_BATCH: Final = 500
 AGAIN_SECONDS: Final = 0.5
 

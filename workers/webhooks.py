@@ -32,6 +32,7 @@ from tokenfleet.jobs import DeliveryJob
 from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import EnvelopeError, KeyMaterialError
 from tokenfleet_client.secret import Secret
+from tokenfleet_client.unsealings import Purpose
 from tokenfleet_client.webhooks import sign
 from workers.receivers import Receivers, Sent
 
@@ -130,7 +131,12 @@ class Courier:
                 # This machine slept, or the loop hung: somebody else has it by now.
                 return
             sent = await send(self._receivers, self._vault, delivery)
-            verdict = judge(sent.reply, attempts=delivery.attempts + 1, jitter=random.random())
+            verdict = judge(
+                sent.reply,
+                attempts=delivery.attempts + 1,
+                age=delivery.database_now - delivery.queued_at,
+                jitter=random.random(),
+            )
             self._settle(result_of(delivery, sent, verdict))
             telemetry.WEBHOOKS.labels(_outcome(sent.reply, verdict)).inc()
             telemetry.WEBHOOK_SECONDS.observe(sent.duration_ms / 1000)
@@ -143,10 +149,11 @@ async def send(receivers: Receivers, vault: Vault, delivery: Delivery) -> Sent:
     body = body_of(delivery)
     try:
         secrets = [
-            Secret(vault.refresh.open(sealed, secret_binding(delivery.endpoint_id, generation)))
+            Secret(
+                vault.refresh.open(sealed, secret_binding(delivery.endpoint_id, generation), Purpose.WEBHOOK)
+            )
             for generation, sealed in delivery.secrets
         ]
-        telemetry.UNSEALED.labels("webhook").inc(len(secrets))
         headers = sign(secrets, str(delivery.event_id), datetime.now(UTC), body)
     except (EnvelopeError, KeyMaterialError):
         telemetry.alarm(Event.WEBHOOK_SECRET_UNREADABLE, endpoint_id=delivery.endpoint_id)
@@ -156,12 +163,9 @@ async def send(receivers: Receivers, vault: Vault, delivery: Delivery) -> Sent:
 
 def body_of(delivery: Delivery) -> bytes:
     """Return the body of a delivery: the same bytes at every attempt."""
-    document = {
-        "event_type": delivery.event_type,
-        "timestamp": delivery.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
-        "payload": delivery.payload,
-    }
-    return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+    event_type = json.dumps(delivery.event_type)
+    timestamp = delivery.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return f'{{"event_type":{event_type},"payload":{delivery.payload},"timestamp":"{timestamp}"}}'.encode()
 
 
 def result_of(delivery: Delivery, sent: Sent, verdict: Verdict) -> Result:

@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import candidates, returns, revocations, settlement, unknowns, visits
+from store import candidates, returns, revocations, settlement, transitions, unknowns, visits
 from store.answers import SavedTokens
 from store.candidates import Promotion
 from store.engine import is_about_the_data, is_contention, is_too_slow
@@ -50,6 +50,10 @@ LOCK_TIMEOUT_MS: Final = 1_000
 RETRY_SECONDS: Final = (0.05, 0.1, 0.25, 0.5)
 """Pauses between tries while Postgres is away: short, so that an answer in hand lands before anybody else starts
 its account again."""
+
+
+_MOVING: Final = (SavedTokens, Rejection, Promotion, Visited, RevocationMade)
+"""Results that lock their accounts' token sets, each kind in a statement of its own."""
 
 
 @dataclass(slots=True)
@@ -176,6 +180,11 @@ class GroupWriter:
         """Write every result of the batch inside the caller's transaction."""
         written = _Written()
         results = [result for entry in batch for result in entry.results]
+        moving = [result for result in results if isinstance(result, _MOVING)]
+        if len({type(result) for result in moving}) > 1:
+            # All at once: kind after kind they would be locked in several runs, and whoever locks many in one run, an
+            # operator or an import, would meet us half-way.
+            transitions.lock(connection, sorted({result.account_id for result in moving}))
         if answers := [result for result in results if isinstance(result, SavedTokens)]:
             saved = settlement.save_refreshed(connection, answers, actor=self._owner)
             written.candidates = saved.candidates

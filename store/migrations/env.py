@@ -70,7 +70,10 @@ def _is_our_turn(connection: Connection) -> bool:
 
 def _prepare(connection: Connection) -> None:
     """Create Alembic's table with the column of ours, or add that."""
-    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {APPLICATION_SCHEMA}"))
+    schema = connection.execute(text("SELECT to_regnamespace(:name)"), {"name": APPLICATION_SCHEMA})
+    if schema.scalar_one() is None:
+        # Not "if not exists", for which the schema's owner too would need rights on the whole database.
+        connection.execute(text(f"CREATE SCHEMA {APPLICATION_SCHEMA}"))
     connection.execute(
         text(
             f"CREATE TABLE IF NOT EXISTS {VERSIONS} "
@@ -85,7 +88,10 @@ def _prepare(connection: Connection) -> None:
 
 
 def _note_compatibility(ctx: MigrationContext, step: MigrationInfo, heads: object, run_args: object) -> None:
-    """Write down, in the migration's own transaction, who may still run. What was once refused stays refused."""
+    """Write down, in the migration's own transaction, who may still run. What was once refused stays refused.
+
+    Then the caller's ``noted``, if there is one, may write in it too.
+    """
     if not step.is_upgrade or ctx.connection is None:
         return
     assert isinstance(step.up_revision, Script)
@@ -94,6 +100,8 @@ def _note_compatibility(ctx: MigrationContext, step: MigrationInfo, heads: objec
         text(f"UPDATE {VERSIONS} SET compatible_from = greatest(compatible_from, :oldest)"),
         {"oldest": oldest},
     )
+    if (noted := context.config.attributes.get("noted")) is not None:
+        noted(ctx.connection, step.up_revision_id)
 
 
 run(context.config.attributes["connection"])

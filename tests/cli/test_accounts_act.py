@@ -8,10 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from cli.account_results import MANY
-from store import apps, rejections, settlement
+from store import apps, rejections, settlement, transitions
 from store.engine import make_engine
 from store.keys import Vault
 from store.schedule import Attempt
@@ -31,8 +31,11 @@ from tests.support.builders import (
     rejection,
     start,
     state_of,
+    told_about,
 )
 from tests.support.fleet import eventually
+from tests.support.racing import wait_until_blocked
+from tokenfleet.account import Trigger
 from tokenfleet.jobs import AppId
 from tokenfleet.settings import Settings
 from tokenfleet_client.contract import AccountStatus
@@ -217,6 +220,132 @@ def test_pausing_and_resuming_leave_their_author_and_reason_in_the_history(
     assert history_of(engine, account_id) == ["account.paused", "account.resumed"]
     actors = column(engine, "SELECT actor FROM tokenfleet.account_events ORDER BY at")
     assert actors[0] == "operator:mona"
+
+
+def test_the_answer_to_a_request_that_a_pause_met_is_saved_and_nobody_is_told(
+    tokenfleet: Shell, engine: Engine, vault: Vault, app: AppId
+) -> None:
+    account_id = make_account(engine, vault, app)
+    attempt = _next_attempt(engine, app)
+    ran = tokenfleet("accounts", "pause", str(account_id))
+    assert "paused; a request is under way, whose answer is still saved" in ran.stdout
+    with engine.begin() as connection:
+        refreshed = answer(vault, account_id, epoch=attempt.epoch, generation=attempt.generation)
+        settlement.save_refreshed(connection, [refreshed], actor=ACTOR)
+    state = state_of(engine, vault, account_id)
+    assert (state.status, state.generation, state.next_refresh_at) == (AccountStatus.PAUSED, 2, None)
+    assert told_about(engine, account_id) == []
+
+
+def test_a_grant_that_dies_while_its_account_is_paused_is_told_when_it_is_resumed_and_dead_still(
+    tokenfleet: Shell, engine: Engine, vault: Vault, app: AppId
+) -> None:
+    account_id = make_account(engine, vault, app)
+    attempt = _next_attempt(engine, app)
+    assert tokenfleet("accounts", "pause", str(account_id)).exit_code == 0
+    word = rejection(account_id, epoch=attempt.epoch, generation=attempt.generation)
+    for _ in range(2):
+        with engine.begin() as connection:
+            rejections.reject(connection, [word], actor=ACTOR)
+    state = state_of(engine, vault, account_id)
+    assert (state.status, state.last_error, state.next_refresh_at) == (
+        AccountStatus.PAUSED,
+        "invalid_grant",
+        None,
+    )
+    assert history_of(engine, account_id) == ["account.paused", "refresh.grant_rejected"]
+    assert told_about(engine, account_id) == []
+
+    ran = tokenfleet("accounts", "resume", str(account_id))
+    assert "The provider rejected its grant before (invalid_grant)" in ran.stdout
+    _be_rejected(engine, app)
+    assert state_of(engine, vault, account_id).status is AccountStatus.NEEDS_REAUTH
+    assert told_about(engine, account_id) == ["integrated_account:authentication_error"]
+
+
+def test_a_second_pause_says_that_the_first_reason_stays(
+    tokenfleet: Shell, engine: Engine, vault: Vault, app: AppId
+) -> None:
+    account_id = make_account(engine, vault, app)
+    tokenfleet("accounts", "pause", str(account_id), "--reason", "ticket 17")
+    again = tokenfleet("accounts", "pause", str(account_id), "--reason", "ticket 18")
+    assert again.exit_code == 0
+    assert "it was paused already" in again.stdout
+    assert "(ticket 17); that stays as it is" in again.stdout
+    assert state_of(engine, vault, account_id).status_reason == "ticket 17"
+
+
+def test_resume_says_what_stands_in_the_way_and_lifts_a_quarantine(
+    tokenfleet: Shell, engine: Engine, vault: Vault, app: AppId
+) -> None:
+    ids = [make_account(engine, vault, app, expires_in=-HOUR, due_in=None) for _ in range(2)]
+    over, young = ids
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE tokenfleet.token_sets SET refresh_token_expires_at = now() + make_interval(hours => :hours) "
+                "WHERE account_id = :id"
+            ),
+            [{"id": over, "hours": -2}, {"id": young, "hours": 2}],
+        )
+        connection.execute(text("UPDATE tokenfleet.refresh_schedule SET quarantined = true"))
+    paused = tokenfleet("accounts", "pause", *map(str, ids)).stdout.splitlines()
+    assert ["Its refresh token ends at" in line for line in paused] == [False, True]
+
+    ran = tokenfleet("accounts", "resume", *map(str, ids))
+    first, second = ran.stdout.splitlines()
+    assert "most likely the customer has to sign in again" in first
+    assert "resumed; it is refreshed at once. Until then readers have none that works: it expired" in second
+    assert "No scheduler is connected" in ran.stderr
+    assert not state_of(engine, vault, over).quarantined
+
+    tokenfleet("accounts", "pause", str(young))
+    with engine.begin() as connection:
+        apps.hold(connection, app, "invalid_client", generation=1, probe_after=HOUR)
+    assert "but its app is on hold (invalid_client)" in tokenfleet("accounts", "resume", str(young)).stdout
+
+
+def test_what_is_said_of_an_account_is_true_of_it_at_the_moment_of_the_command(
+    tokenfleet: Shell, engine: Engine, vault: Vault, app: AppId, beside: ThreadPoolExecutor
+) -> None:
+    account_id = make_account(engine, vault, app)
+    with engine.begin() as worker:
+        transitions.lock(worker, [account_id])
+        command = beside.submit(tokenfleet, "accounts", "pause", str(account_id))
+        wait_until_blocked(engine)
+        transitions.apply(worker, Trigger.GRANT_REJECTED, [account_id], actor=ACTOR, reason="invalid_grant")
+    ran = command.result()
+    assert ran.exit_code == 1
+    assert "it became needs_reauth" in ran.stderr
+
+
+def test_a_command_that_meets_a_deadlock_gives_way_and_does_it_again(
+    tokenfleet: Shell, engine: Engine, vault: Vault, app: AppId, beside: ThreadPoolExecutor
+) -> None:
+    first, second = (make_account(engine, vault, app) for _ in range(2))
+    with engine.begin() as other:
+        # The command waits first, so it is the one that finds the deadlock.
+        other.execute(text("SET LOCAL deadlock_timeout = '1min'"))
+        transitions.lock(other, [second])
+        command = beside.submit(tokenfleet, "accounts", "pause", str(first), str(second))
+        wait_until_blocked(engine)
+        transitions.lock(other, [first])
+    ran = command.result()
+    assert ran.exit_code == 0, ran.stderr
+    assert history_of(engine, first) == history_of(engine, second) == ["account.paused"]
+
+
+def test_new_tokens_leave_a_paused_account_paused_and_the_import_says_so(
+    tokenfleet: Shell, engine: Engine, vault: Vault, app: AppId, tmp_path: Path
+) -> None:
+    (tmp_path / "acme.toml").write_text(toml().replace('"example"', '"acme"', 1))
+    account_id = make_account(engine, vault, app, external_id="c-1", status=AccountStatus.PAUSED)
+    line = '{"provider": "acme", "external_id": "c-1", "refresh_token": "anew", "access_token": "a", "expires_in": 9}'
+    ran = tokenfleet("accounts", "import", "-", stdin=line, TOKENFLEET_PROVIDERS_DIR=str(tmp_path))
+    assert "1 re-authenticated (1 paused still)" in ran.stderr + ran.stdout
+    state = state_of(engine, vault, account_id)
+    assert (state.status, state.refresh_token, state.next_refresh_at) == (AccountStatus.PAUSED, "anew", None)
+    assert told_about(engine, account_id) == []
 
 
 def test_what_is_as_wanted_already_is_no_failure(

@@ -2,48 +2,162 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import click
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from cli.main import root
+from store import audit, migrate
 from store.audit import Action
+from store.engine import SCHEMA_REVISION
 from store.keys import Vault
 from tests.cli.conftest import Shell
-from tests.support.builders import column, make_account, make_app, park
+from tests.support.builders import column, empty_database, make_account, make_app, park
+from tests.support.racing import PATIENCE_SECONDS, in_background, wait_until_blocked
 from tokenfleet_client.contract import AccountStatus
 
-UNRECORDED: Final = frozenset(
-    # These read.
-    "accounts.list accounts.show accounts.history apps.list apps.show audit.export audit.list db.check doctor "
-    "incidents.list incidents.show keys.retire keys.status "
-    "providers.list providers.show providers.schema providers.health "
-    "providers.test "
-    "providers.unknowns providers.validate status webhooks.deliveries webhooks.list "
-    # These touch no database of a fleet, or are the fleet.
-    "demo keys.generate sandbox scheduler up worker".split()
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+READING: Final[Mapping[str, Sequence[str]]] = {
+    "accounts.list": (),
+    "accounts.show": ("1",),
+    "accounts.history": ("1",),
+    "apps.list": (),
+    "apps.show": ("google",),
+    "audit.export": (),
+    "audit.list": (),
+    "audit.unsealings": (),
+    "db.check": (),
+    "doctor": (),
+    "incidents.list": (),
+    "incidents.show": ("1",),
+    "keys.retire": ("no-such-key",),
+    "keys.status": (),
+    "providers.health": (),
+    "providers.list": (),
+    "providers.schema": (),
+    "providers.show": ("google",),
+    "providers.unknowns": (),
+    "status": (),
+    "webhooks.deliveries": (),
+    "webhooks.list": (),
+}
+"""Commands that read a fleet's database, with arguments that make them do it."""
+APART: Final = frozenset(
+    "demo keys.generate keys.recipient providers.test providers.validate sandbox scheduler up worker".split()
 )
+"""These touch no database of a fleet, or are the fleet."""
 CHANGES: Final = "UPDATE tokenfleet.audit_log SET reason = 'x'", "DELETE FROM tokenfleet.audit_log"
 
 
-def _commands(group: click.Group, prefix: str = "") -> set[str]:
+def _commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
     context = click.Context(group)
-    found: set[str] = set()
+    found: dict[str, click.Command] = {}
     for name in group.list_commands(context):
         command = group.get_command(context, name)
+        assert command is not None
         path = f"{prefix}{name}"
-        found |= _commands(command, f"{path}.") if isinstance(command, click.Group) else {path}
+        found |= _commands(command, f"{path}.") if isinstance(command, click.Group) else {path: command}
     return found
 
 
-def test_a_command_only_reads_or_its_action_has_a_name() -> None:
+def test_a_command_only_reads_or_its_action_has_a_name_and_takes_a_reason() -> None:
     """Whoever adds a command decides here which of the two it is."""
-    assert _commands(root) - UNRECORDED == {action.value for action in Action}
+    commands = _commands(root)
+    assert commands.keys() - READING.keys() - APART == {action.value for action in Action}
+    silent = [
+        action.value
+        for action in Action
+        if not any("--reason" in parameter.opts for parameter in commands[action.value].params)
+    ]
+    assert silent == []
+
+
+def test_every_action_is_recorded_by_somebody() -> None:
+    used = {
+        node.attr
+        for folder in ("cli", "store")
+        for path in (ROOT / folder).glob("*.py")
+        if "Action." in (source := path.read_text())
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("Action")
+    }
+    assert {action.name for action in Action} - used == set()
+
+
+def test_a_command_that_leaves_no_row_changes_nothing(
+    tokenfleet: Shell, engine: Engine, vault: Vault, database_url: str
+) -> None:
+    """Proved by Postgres: every one of them works on a database that refuses to be written to."""
+    app = make_app(engine, vault, provider="google", name="default")
+    account = make_account(engine, vault, app)
+    assert tokenfleet("webhooks", "add", "https://example.com/hook").exit_code == 0
+    with engine.begin() as connection:
+        park(connection, app, account)
+        name = make_url(database_url).database
+        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    refused = tokenfleet("webhooks", "disable", "1")
+    assert "read-only" in refused.stderr
+    for command, arguments in READING.items():
+        ran = tokenfleet(*command.split("."), *arguments)
+        assert ran.exit_code in {0, 1}, (command, ran.stderr)
+        assert "read-only" not in ran.stdout + ran.stderr, command
+
+
+def test_an_export_has_what_was_being_written_as_it_began_and_says_where_the_next_one_goes_on(
+    tokenfleet: Shell, engine: Engine
+) -> None:
+    by = audit.Operator("operator:ada", "host")
+
+    def act(connection: Connection, target: str) -> None:
+        audit.record(connection, by, Action.ACCOUNTS_PAUSE, [audit.Entry(target)], reason=None)
+
+    with engine.begin() as slow:
+        act(slow, "first")
+        with engine.begin() as quick:
+            act(quick, "second")
+        # A reader that goes by ids now has 2, and would never look for 1 again.
+        exporting = in_background(lambda: tokenfleet("audit", "export"))
+        wait_until_blocked(engine)
+    exported = exporting.result(PATIENCE_SECONDS)
+    assert [json.loads(line)["target"] for line in exported.stdout.splitlines()] == ["first", "second"]
+    with engine.begin() as connection:
+        act(connection, "third")
+    since = exported.stderr.split()[-1]
+    rest = tokenfleet("audit", "export", "--since", since)
+    assert [json.loads(line)["target"] for line in rest.stdout.splitlines()] == ["third"]
+
+
+def test_a_step_of_the_schema_and_its_row_are_one_transaction(
+    tokenfleet: Shell, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the disk is full")
+
+    with empty_database(servers) as empty:
+        url = empty.url.render_as_string(hide_password=False)
+        migrate.upgrade(empty, "0006")
+        with monkeypatch.context() as patch:
+            patch.setattr(audit, "record", fail)
+            with pytest.raises(RuntimeError, match="disk"):
+                tokenfleet("db", "upgrade", TOKENFLEET_DATABASE_URL=url)
+        assert column(empty, "SELECT version_num FROM tokenfleet.alembic_version") == ["0006"]
+        ran = tokenfleet("db", "upgrade", "--reason", "release 9", TOKENFLEET_DATABASE_URL=url)
+        assert ran.exit_code == 0
+        assert tokenfleet("db", "upgrade", TOKENFLEET_DATABASE_URL=url).exit_code == 0
+        rows = tokenfleet("audit", "list", "--json", TOKENFLEET_DATABASE_URL=url).document
+    steps = [(row["detail"]["before"], row["detail"]["after"], row["reason"]) for row in reversed(rows)]
+    assert steps[0][0] == "0006"
+    assert [before for before, _, _ in steps[1:]] == [after for _, after, _ in steps[:-1]]
+    assert (steps[-1][1], {reason for _, _, reason in steps}) == (SCHEMA_REVISION, {"release 9"})
 
 
 def test_each_action_is_on_record_with_who_did_it_why_and_from_where(
@@ -144,3 +258,12 @@ def test_a_row_cannot_lie_about_when_and_over_which_role(engine: Engine) -> None
         "client_address IS DISTINCT FROM '192.0.2.1') = (true, true, true) FROM tokenfleet.audit_log",
     )
     assert row is True
+
+
+@pytest.mark.parametrize("words", [("accounts", "pause", "1", "--reason"), ("audit", "list", "--target")])
+def test_bytes_that_are_no_text_are_bad_input(
+    tokenfleet: Shell, engine: Engine, vault: Vault, words: Sequence[str]
+) -> None:
+    make_account(engine, vault, make_app(engine, vault))
+    ran = tokenfleet(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
+    assert (ran.exit_code, "not UTF-8" in ran.stderr) == (2, True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cli.output import counted, dated, duration, moment, print_json, relative, shown
+from cli.output import clipped, counted, dated, duration, escaped, moment, print_json, relative, shown
 from tokenfleet_client.secret import Secret
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -51,3 +52,16 @@ def test_a_secret_in_a_document_is_a_fault_and_not_a_leak(capsys: pytest.Capture
     with pytest.raises(TypeError):
         print_json({"token": Secret("planted")})
     assert "planted" not in capsys.readouterr().out
+
+
+def test_json_steers_no_terminal_and_says_the_same() -> None:
+    text = "csi \x9b31m, delete \x7f, overridden \u202egnp.exe, isolated \u2066, \u00fc and \U0001f511 as they are"
+    document = escaped(json.dumps({"reason": text}, ensure_ascii=False))
+    assert json.loads(document) == {"reason": text}
+    assert not any(each in document for each in "\x9b\x7f\u202e\u2066")
+    assert "\u00fc and \U0001f511" in document
+
+
+def test_a_long_text_of_many_lines_is_one_line_that_was_cut() -> None:
+    assert clipped("as it is", 20) == "as it is"
+    assert clipped("a\n  b" + "c" * 40, 10) == "a bcccccc…"

@@ -34,7 +34,7 @@ GONE: Final = replace(
     status_changed_at=NOW - 5 * MINUTE,
 )
 OPERATOR: Final = "operator:ada"
-NOTHING: Final = Story([], True, [], [], [], [], None)
+NOTHING: Final = Story([], True, None, [], [], [], [], None)
 
 
 def _row(minutes_ago: float, kind: str, code: str | None = None, **more: Any) -> HistoryRow:
@@ -166,6 +166,31 @@ def test_a_pause_names_who_and_why() -> None:
     assert "accounts resume 7" in told
 
 
+def test_who_paused_it_is_known_when_history_is_no_longer_kept() -> None:
+    paused = replace(ACCOUNT, status=AccountStatus.PAUSED, status_reason="x" * 500)
+    told = _told(paused, replace(NOTHING, actions=[_action(500_000, "accounts.pause", "x")]))
+    assert told.startswith("Operator ada paused it")
+    assert "x" * 200 not in told
+    assert _told(paused, NOTHING).startswith("An operator paused it")
+
+
+def test_a_refresh_of_several_requests_counts_once_and_a_late_answer_is_no_failure() -> None:
+    rows = [_row(n, "refresh.succeeded" if n % 2 else "steps.begun") for n in range(61, 67)]
+    told = _told(GONE, replace(NOTHING, history=[REJECTED, _row(60, "refresh.lost_race"), *rows]))
+    assert "3 successes in a row, the last one" in told
+    assert "ended in refresh.lost_race" not in told
+
+
+def test_those_who_were_not_told_come_first_and_many_endpoints_are_counted() -> None:
+    event = "integrated_account:authentication_error"
+    at = NOW - 5 * MINUTE
+    had = [Told(UUID(int=1), event, at, True, n, n, "delivered", 1, 200, None, at, None) for n in range(9)]
+    never = Told(UUID(int=1), event, at, True, 99, 99, "failed", 9, 410, None, at, None)
+    found = answer(GONE, replace(NOTHING, history=[REJECTED], told=[*had, never]), lambda code: None)
+    assert found.told.startswith("authentication_error: endpoint 99 never took it")
+    assert found.told.endswith("; 6 more, below")
+
+
 def test_there_is_an_answer_with_no_history_at_all() -> None:
     for status in AccountStatus:
         assert _told(replace(ACCOUNT, status=status), NOTHING).strip()
@@ -211,6 +236,7 @@ def test_history_reads_what_stands_beside_the_account(
             """)
         )
     plain = tokenfleet("accounts", "history", str(ids[0])).stdout
+    assert "no longer kept" not in plain
     assert "1 other account of its app lost the grant" in plain
     assert "authentication_error: endpoint 1 had it after" in plain
     assert "accounts.refresh, by operator" in plain
@@ -220,3 +246,10 @@ def test_history_reads_what_stands_beside_the_account(
     assert document["told"][0]["last_status"] == 200
     assert document["actions"][0]["reason"] == "customer called"
     assert document["history"][0]["job_id"]
+    # Its first days are past retention: the oldest partition is today's.
+    assert tokenfleet("db", "upgrade").exit_code == 0
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE tokenfleet.accounts SET created_at = now() - interval '200 days'"))
+    aged = tokenfleet("accounts", "history", str(ids[0]))
+    assert "what was before" in aged.stdout
+    assert "00:00:00Z is no longer kept" in aged.stdout

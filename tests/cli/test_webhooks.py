@@ -158,6 +158,8 @@ def test_replays_keep_their_ids_and_their_order(
 
         ran = tokenfleet("webhooks", "replay", "1", "2")
         assert ran.stdout == "2 events will be sent again.\n"
+        assert "2 of those named" in tokenfleet("webhooks", "replay", "1", "2").stderr, "they are under way"
+        office.rounds(worker)
         ran = tokenfleet("webhooks", "replay", "77", "1")
         assert ran.exit_code == 1
         assert "1 of those named do not exist" in ran.stderr
@@ -186,15 +188,74 @@ def test_disabled_is_told_in_the_list_and_undone_by_enable(
     with office.worker() as worker:
         office.rounds(worker)
     assert "it answered 410 (gone)" in tokenfleet("webhooks", "list").stdout
-    assert (
-        tokenfleet("webhooks", "replay", "--endpoint", "1", "--since", "2020-01-01T00:00:00Z").exit_code == 1
-    )
+    for what in (("--endpoint", "1", "--since", "2020-01-01T00:00:00Z"), ("1",)):
+        refused = tokenfleet("webhooks", "replay", *what)
+        assert (refused.exit_code, "is disabled and is sent nothing" in refused.stderr) == (1, True)
 
     enabled = tokenfleet("webhooks", "enable", "1")
     assert "replay --endpoint 1 --since" in enabled.stdout
     assert tokenfleet("webhooks", "enable", "1").exit_code == 1
     assert tokenfleet("webhooks", "disable", "1").exit_code == 0
     assert json.loads(tokenfleet("webhooks", "list", "--json").stdout)[0]["disabled_reason"] == "operator"
+
+
+def test_enabling_with_what_was_missed_says_how_much_and_remembers_it(
+    tokenfleet: Shell, office: Office, receiver: Receiver
+) -> None:
+    office.add(receiver.url)
+    assert tokenfleet("webhooks", "disable", "1").exit_code == 0
+    told = [office.tell(account) for account in (1, 2, 1)]
+    office.relay()
+
+    enabled = tokenfleet("webhooks", "enable", "1", "--with-missed")
+    assert "3 events waited for it" in enabled.stdout
+    assert "Among them are 3 events that it had missed." in enabled.stdout
+    assert tokenfleet("webhooks", "enable", "1", "--with-missed").exit_code == 1
+    with office.worker() as worker:
+        office.rounds(worker)
+    assert sorted(receiver.ids()) == sorted(told)
+    assert office.column(
+        "SELECT detail ->> 'missed' FROM tokenfleet.audit_log WHERE action = 'webhooks.enable'"
+    ) == ["3"]
+
+
+def test_status_and_doctor_say_who_fails_who_was_disabled_and_what_waits(
+    tokenfleet: Shell, office: Office, receiver: Receiver
+) -> None:
+    assert "Webhooks" not in tokenfleet("status").stdout, "nobody wants any"
+    failing, gone, well = (office.add(URL) for _ in range(3))
+    calm = tokenfleet("status").stdout
+    assert "Webhooks: 3 endpoints; nothing waits" in calm
+    assert "webhooks: 3 endpoints, none in trouble" in tokenfleet("doctor").stdout
+    for account in range(4):
+        office.tell(account)
+    office.relay()
+    office.execute(
+        "UPDATE tokenfleet.webhook_endpoints SET failures = 5, last_error = 'timeout', failing_since = now(), "
+        "retry_at = now() + interval '5 s' WHERE id = :id",
+        id=failing,
+    )
+    office.execute(
+        "UPDATE tokenfleet.webhook_endpoints SET disabled_at = now(), disabled_reason = 'gone' WHERE id = :id",
+        id=gone,
+    )
+
+    shown = tokenfleet("status").stdout
+    assert "Webhooks: 3 endpoints, 1 failing since " in shown
+    assert "1 disabled; 12 events waiting" in shown
+    said = tokenfleet("doctor").stdout
+    assert f"webhooks: endpoint {failing} fails since " in said
+    assert "(timeout) and is disabled 2" in said
+    assert f"'tokenfleet webhooks enable {gone} --with-missed' once it is mended" in said
+    assert "--queues webhooks" not in said
+    office.execute(
+        "UPDATE tokenfleet.webhook_deliveries SET next_attempt_at = now() - interval '5 min' WHERE endpoint_id = :id",
+        id=well,
+    )
+    assert "--queues webhooks" in tokenfleet("doctor").stdout
+    found = tokenfleet("status", "--json").document["fleet"]["webhooks"]
+    assert (found["endpoints"], found["disabled"], found["waiting"], found["is_more"]) == (3, 1, 12, False)
+    assert "if that lasts" in tokenfleet("webhooks", "list").stdout
 
 
 def test_what_is_removed_is_gone_with_all_that_waited(tokenfleet: Shell, office: Office) -> None:

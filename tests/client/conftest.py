@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
-from sqlalchemy import Engine, text
 
 from store.keys import Vault
 from tests.support.readers import Reading, Tasks, Threads, libpq
@@ -28,14 +26,8 @@ def keys(settings: Settings) -> list[KeyEncryptionKey]:
 
 
 @pytest.fixture
-def readable(engine: Engine, vault: Vault, database_url: str) -> str:
-    """A connection string of a database that can be read and asked."""
-    # What the migrations bring is not made twice: this goes with its folder.
-    with engine.begin() as connection:
-        for stand_in in sorted((Path(__file__).parent / "stand_in").glob("*.sql")):
-            missing = text("SELECT to_regproc(:function) IS NULL")
-            if connection.execute(missing, {"function": f"tokenfleet_v1.{stand_in.stem}"}).scalar_one():
-                connection.exec_driver_sql(stand_in.read_text())
+def readable(vault: Vault, database_url: str) -> str:
+    """A connection string of a database that can be read and asked, and holds the keys."""
     return libpq(database_url)
 
 

@@ -19,7 +19,7 @@ from store import deliveries, outbox
 from tests.support.post_office import ERROR, WELL, Office
 from tests.support.webhook_receiver import Receiver
 from tokenfleet.broker import make_celery
-from tokenfleet.jobs import DELIVER_TASK, WEBHOOK_QUEUE, DeliveryJob
+from tokenfleet.jobs import DELIVER_TASK, WEBHOOK_QUEUE, DeliveryId, DeliveryJob
 
 URL = "https://receiver.example/hook"
 
@@ -171,6 +171,59 @@ def test_who_finishes_a_delivery_waits_for_who_appends_to_its_line(office: Offic
             other.execute(text("SET LOCAL lock_timeout = '50ms'"))
             with pytest.raises(Exception, match="lock timeout"):
                 deliveries.settle(other, [])
+
+
+def test_an_event_that_was_being_told_while_an_older_one_was_replayed_has_its_turn(office: Office) -> None:
+    """Its place is taken when it is written, and seen when it is committed: the replay may have gone before it."""
+    with Receiver() as receiver, office.worker() as worker:
+        office.add(receiver.url)
+        office.tell(1, ERROR)
+        office.rounds(worker)
+        with office.engine.begin() as telling:
+            telling.execute(
+                text(
+                    "INSERT INTO tokenfleet.outbox (account_id, event_type, payload) "
+                    "VALUES (1, :well, jsonb_build_object('id', 1))"
+                ),
+                {"well": WELL},
+            )
+            with office.engine.begin() as replaying:
+                assert outbox.replay(replaying, [DeliveryId(1)]) == 1
+        office.rounds(worker)
+
+        assert receiver.of(1) == [ERROR, ERROR, WELL]
+
+
+def test_what_was_given_up_while_an_endpoint_failed_is_among_what_it_missed(office: Office) -> None:
+    endpoint = office.add(URL)
+    for account in (1, 2, 3):
+        office.tell(account)
+    office.relay()
+    for statement in (
+        "UPDATE tokenfleet.outbox SET created_at = now() - account_id * interval '1 day'",
+        "UPDATE tokenfleet.webhook_deliveries SET state = 'failed', next_attempt_at = NULL, finished_at = now()",
+        "UPDATE tokenfleet.webhook_endpoints SET failing_since = now() - interval '60 hours'",
+        "UPDATE tokenfleet.webhook_endpoints SET disabled_at = now(), disabled_reason = 'failing'",
+    ):
+        office.execute(statement)
+
+    with office.engine.begin() as connection:
+        assert outbox.catch_up(connection, endpoint) == (2, None), "not what was given up before"
+
+
+def test_what_is_being_replayed_is_not_replayed_twice(office: Office) -> None:
+    with Receiver() as receiver, office.worker() as worker:
+        office.add(receiver.url)
+        office.tell(1)
+        office.rounds(worker)
+        for expected in (1, 0):
+            with office.engine.begin() as connection:
+                assert outbox.replay(connection, [DeliveryId(1)]) == expected
+        office.rounds(worker)
+        with office.engine.begin() as connection:
+            assert outbox.replay(connection, [DeliveryId(1)]) == 1, "and again when that is done"
+
+        assert len(receiver.received) == 2
 
 
 def test_old_deliveries_their_log_and_their_events_are_forgotten_in_parts_and_nothing_else(

@@ -267,3 +267,42 @@ def test_a_fleet_at_work_makes_no_partition_of_a_day_that_may_begin_meanwhile(en
     with engine.begin() as connection:
         created = history.maintain_partitions(connection, today=TODAY, retention_days=30, soonest=2)
     assert created[0] == "created account_events_20260312"
+
+
+def test_the_rows_of_some_days_are_estimated_without_those_of_others(engine: Engine) -> None:
+    """What is usual is sampled from a day: the part that is read must not shrink with each day that is kept."""
+    maintain(engine)
+    for ahead, rows in enumerate((7, 5, 3)):
+        for _ in range(rows):
+            write(engine, TODAY + ahead * DAY)
+    noon = datetime(TODAY.year, TODAY.month, TODAY.day, 12, tzinfo=UTC)
+    with engine.begin() as connection:
+        assert history.estimated_rows(connection, noon, noon + 2 * DAY) == 0
+        connection.execute(text("ANALYZE tokenfleet.account_events"))
+        assert history.estimated_rows(connection, noon, noon) == 7
+        assert history.estimated_rows(connection, noon + DAY, noon + 2 * DAY) == 8
+
+
+def test_years_end_a_leap_day_and_weeks_without_a_scheduler_leave_what_is_kept_and_nothing_else(
+    engine: Engine,
+) -> None:
+    def names(first: date, count: int) -> set[str]:
+        return {f"account_events_{first + n * DAY:%Y%m%d}" for n in range(count)}
+
+    default = {"account_events_default"}
+    before_new_year, leap = date(2027, 12, 28), date(2028, 2, 27)
+    maintain(engine, before_new_year)
+    assert partitions(engine) == names(before_new_year, 8) | default
+    maintain(engine, date(2028, 1, 3), retention_days=5)
+    assert partitions(engine) == names(date(2027, 12, 29), 13) | default
+    # Nobody keeps house for seven weeks; the fleet goes on.
+    for day in (date(2028, 1, 20), date(2028, 2, 26), leap + DAY, leap + 2 * DAY):
+        write(engine, day)
+    maintain(engine, leap, retention_days=30)
+    # The two days that have rows stay in the default partition.
+    assert partitions(engine) == names(leap, 8) - names(leap + DAY, 2) | default
+    days = "SELECT CAST(at AS date) FROM tokenfleet.account_events ORDER BY at"
+    assert column(engine, days) == [date(2028, 2, 26), date(2028, 2, 28), date(2028, 2, 29)]
+    maintain(engine, date(2028, 3, 31), retention_days=31)
+    assert partitions(engine) == names(date(2028, 3, 1), 5) | names(date(2028, 3, 31), 8) | default
+    assert column(engine, days) == [date(2028, 2, 29)]

@@ -540,7 +540,7 @@ def test_a_late_word_on_the_old_tokens_changes_nothing_of_the_new_ones(desk: Des
 def test_a_paused_account_gets_its_tokens_and_stays_paused(desk: Desk) -> None:
     desk.bring(whole())
     desk.pause()
-    assert desk.bring(whole(refresh_token="second")).tally == Tally(reauthenticated=1)
+    assert desk.bring(whole(refresh_token="second")).tally == Tally(reauthenticated=1, paused=1)
     state = desk.state()
     assert (state.status, state.refresh_token, state.next_refresh_at) == (
         AccountStatus.PAUSED,

@@ -22,14 +22,17 @@ from store import (
     incidents,
     migrate,
     parking,
+    provider_health,
     rejections,
     revocations,
     schedule,
     settlement,
+    story,
     transitions,
 )
 from store.answers import Part
 from store.coming_hour import Shift
+from store.details import details
 from store.incidents import Resolution
 from store.keys import Vault
 from store.schedule import Allowance
@@ -272,6 +275,17 @@ def read_history(connection: Connection, big: Big) -> None:
     assert history.of_account(connection, AccountId(7), limit=20)
 
 
+def read_the_story_of_a_lost_grant(connection: Connection, big: Big) -> None:
+    lost = big.ids[0]
+    transitions.apply(connection, Trigger.GRANT_REJECTED, [lost], actor=ACTOR, reason="invalid_grant")
+    assert story.read_story(connection, details(connection, {lost})[lost], limit=10_000).beside == 0
+
+
+def read_the_health_of_all(connection: Connection, big: Big) -> None:
+    _, found = provider_health.read_health(connection, window=timedelta(minutes=10), provider=None)
+    assert sum(each.accounts for each in found) == ACCOUNTS
+
+
 def let_some_be_due_sooner(connection: Connection, big: Big) -> None:
     start = connection.execute(text("SELECT now()")).scalar_one()
     shifts = [Shift(180, 0, 3, 20), Shift(180, 0, 7, 20), Shift(200, 0, 7, 20)]
@@ -306,6 +320,7 @@ CALLS: Final[tuple[Callable[[Connection, Big], None], ...]] = (
     defer,
     pause_and_resume,
     read_history,
+    read_the_story_of_a_lost_grant,
     let_some_be_due_sooner,
     let_some_be_due_sooner_within_a_window,
 )
@@ -318,6 +333,30 @@ def test_no_statement_reads_a_whole_table(big: Big, call: Callable[[Connection, 
             scanned = {node.get("Relation Name") for node in nodes(plan) if node["Node Type"] == "Seq Scan"}
             assert scanned & BIG_TABLES == set(), statement
             assert scanned & FULL_PARTITIONS == set(), statement
+
+
+def test_the_health_of_all_apps_is_read_by_indexes(big: Big) -> None:
+    """The history under the planner's settings that it sets for itself, the accounts without them."""
+    with big.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM (ANALYZE) tokenfleet.accounts"))
+    used: set[str] = set()
+    for statement, sent in sent_by(big, read_the_health_of_all):
+        parameters = {**sent}
+        with big.engine.connect() as connection:
+            if "account_events" in statement:
+                connection.execute(provider_health.PLANNING)
+                # Ten minutes of a day that has rows.
+                ago = datetime.now(UTC) - datetime(TODAY.year, TODAY.month, TODAY.day, 12, tzinfo=UTC)
+                parameters |= {"begin": ago, "end": ago - timedelta(minutes=10)}
+            [plan] = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
+        for node in nodes(plan["Plan"]):
+            table = node.get("Relation Name")
+            assert node["Node Type"] != "Seq Scan" or table not in BIG_TABLES | FULL_PARTITIONS, statement
+            # By when it was, not by account: rows of ten minutes are scattered over an index of accounts.
+            assert table not in FULL_PARTITIONS or "Index" not in node["Node Type"], statement
+            used.add(node.get("Index Name", node["Node Type"]))
+    assert {"ix_accounts_app_id", "ix_accounts_troubled", "ix_refresh_schedule_due"} <= used
+    assert any(name.startswith("account_events_2026") and name.endswith("_at_idx") for name in used)
 
 
 def test_a_claim_finds_due_accounts_by_the_index_for_it(big: Big) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, LargeBinary, text
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event, text
 
 from store import app_certificates, app_secrets, apps, data_keys, endpoints, keys, settlement
 from store.endpoints import secret_binding
 from store.keys import Vault
 from store.resealing import reseal_batch
 from store.sealed_places import SEALED_TABLES, uses
-from store.tables import METADATA
 from tests.support.builders import (
     ACTOR,
     answer,
@@ -20,13 +24,41 @@ from tests.support.builders import (
     make_app,
     state_of,
 )
+from tests.support.racing import race
+from tokenfleet.key_rings import KeyRing
 from tokenfleet.settings import Settings
-from tokenfleet_client.envelope import key_id_of
+from tokenfleet_client.envelope import KeyEncryptionKey, Ring, access_token_binding, key_id_of
 from tokenfleet_client.secret import Secret
 
 TOKEN_SETS = next(table for table in SEALED_TABLES if table.name == "token_sets")
-NO_ENVELOPES = {"data_keys.wrapped"}
-"""``bytea`` columns that hold something else than a sealed value."""
+NO_ENVELOPES = {"data_keys.wrapped", "accounts.imported_fingerprints"}
+"""Columns of bytes that hold something else than sealed values: wrapped keys, and hashes of imported credentials."""
+SHIPPED = (
+    "cli",
+    "conformance",
+    "embedded",
+    "providers",
+    "sandbox",
+    "scheduler",
+    "store",
+    "tokenfleet",
+    "workers",
+)
+TOKENS = "token_sets.access_token token_sets.refresh_token"
+ANSWERS = f"{TOKENS} token_candidates.access_token token_candidates.refresh_token journal"
+WHO_SEALS = {
+    "store/app_certificates.py": "oauth_apps.client_certificate",
+    "store/apps.py": "oauth_apps.client_secret app_secrets.client_secret",
+    "store/endpoints.py": "webhook_secrets.secret",
+    "store/import_creation.py": TOKENS,
+    "store/import_renewal.py": TOKENS,
+    "store/resealing.py": "",
+    "workers/attempt.py": ANSWERS,
+    "workers/candidates.py": TOKENS,
+    "workers/sealing.py": ANSWERS,
+    "workers/steps.py": ANSWERS,
+}
+"""Every module that seals something, and where that goes: ``store.sealed_places`` knows the same places."""
 
 
 def new_primaries(engine: Engine, settings: Settings, vault: Vault) -> Vault:
@@ -75,15 +107,34 @@ def keys_in_use(engine: Engine) -> set[int]:
         return {use.data_key_id for use in uses(connection)}
 
 
-def test_every_column_that_can_hold_a_sealed_value_is_known() -> None:
+def test_every_column_of_the_database_that_holds_bytes_is_known(engine: Engine) -> None:
     known = {f"{table.name}.{each.name}" for table in SEALED_TABLES for each in table.columns}
-    stored = {
-        f"{table.name}.{each.name}"
-        for table in METADATA.tables.values()
-        for each in table.columns
-        if isinstance(each.type, LargeBinary)
+    stored = column(
+        engine,
+        """
+        SELECT c.relname || '.' || a.attname FROM pg_attribute a
+        JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname NOT LIKE 'pg!_%' ESCAPE '!' AND n.nspname <> 'information_schema'
+          AND c.relkind IN ('r', 'p', 'm', 'f') AND NOT c.relispartition
+          AND a.attnum > 0 AND a.atttypid IN ('bytea'::regtype, 'bytea[]'::regtype)
+        """,
+    )
+    assert set(stored) - known == NO_ENVELOPES
+    assert known <= set(stored)
+
+
+def test_every_place_that_seals_is_known() -> None:
+    """So nothing sealed ever goes to a column of text, a message or a payload: those few write to the columns above."""
+    root = Path(__file__).parents[2]
+    sealing = {
+        path.relative_to(root).as_posix()
+        for folder in SHIPPED
+        for path in (root / folder).rglob("*.py")
+        if ".seal(" in path.read_text()
     }
-    assert stored - known == NO_ENVELOPES
+    assert sealing == WHO_SEALS.keys()
+    known = {f"{table.name}.{each.name}" for table in SEALED_TABLES for each in table.columns}
+    assert {place for places in WHO_SEALS.values() for place in places.split()} == known | {"journal"}
 
 
 def test_tokens_secrets_certificates_and_webhook_secrets_come_under_the_new_keys_and_open_as_before(
@@ -223,3 +274,112 @@ def test_a_value_that_does_not_open_stays_as_it_is_and_is_counted(
         engine, "SELECT refresh_token FROM tokenfleet.token_sets WHERE account_id = :id", id=damaged
     )
     assert bytes(kept) == b"\x01"
+
+
+def test_nothing_is_locked_while_what_is_left_is_looked_for(
+    engine: Engine, settings: Settings, vault: Vault
+) -> None:
+    """Two of a million rows: the first must not stay locked until the second is found."""
+    app_id = make_app(engine, vault)
+    make_accounts(engine, vault, app_id, 2)
+    new = new_primaries(engine, settings, vault)
+    plans: list[str] = []
+    with engine.begin() as connection:
+
+        @event.listens_for(connection, "before_cursor_execute", retval=True)
+        def explain(_: object, cursor: Any, statement: str, parameters: Any, *__: object) -> tuple[str, Any]:
+            if "FROM tokenfleet.token_sets" in statement:
+                cursor.execute(f"EXPLAIN {statement}", parameters)
+                plans.append(" ".join(row[0] for row in cursor.fetchall()))
+            return statement, parameters
+
+        assert reseal_batch(connection, new, TOKEN_SETS, None).rows == 2
+    looking, locking = plans
+    assert "LockRows" not in looking
+    assert "LockRows" in locking
+
+
+def test_a_value_under_the_newest_key_is_not_written_when_its_neighbour_is(
+    engine: Engine, settings: Settings, vault: Vault
+) -> None:
+    """A long one lies out of line, and would be copied and left dead each time."""
+    [account] = make_accounts(engine, vault, make_app(engine, vault), 1)
+    with engine.begin() as connection:
+        sealed = vault.access.seal("a" * 5000, access_token_binding(account, 1))
+        connection.execute(
+            text("UPDATE tokenfleet.token_sets SET access_token = :sealed"), {"sealed": sealed}
+        )
+    key_id = data_keys.announce(engine, settings.refresh_ring)
+    with engine.begin() as connection:
+        assert data_keys.promote(connection, Ring.REFRESH, key_id)
+        new = keys.open_vault(connection, settings)
+    toasted = """
+        SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE oid = 'tokenfleet.token_sets'::regclass
+    """
+    before = column(engine, toasted)
+    assert reseal_all(engine, new) == 2
+    assert column(engine, toasted) == before
+    assert state_of(engine, new, account).access_token == "a" * 5000
+
+
+def test_an_answer_in_a_journal_under_a_former_key_is_replayed_and_opens_after_the_rotation(
+    engine: Engine, settings: Settings, vault: Vault
+) -> None:
+    """Its machine was off while everything else came under new keys, of both kinds."""
+    app_id = make_app(engine, vault)
+    account = make_account(engine, vault, app_id)
+    attempt = begin_attempt(engine, app_id, account)
+    late = answer(vault, account, epoch=attempt.epoch, generation=attempt.generation)
+    newest = KeyEncryptionKey.generate("new")
+    rings = [
+        KeyRing.of(ring.ring, [newest, *ring.keys.values()])
+        for ring in (settings.access_ring, settings.refresh_ring)
+    ]
+    for ring in rings:
+        data_keys.rewrap(engine, ring)
+    new = new_primaries(engine, replace(settings, access_ring=rings[0], refresh_ring=rings[1]), vault)
+    reseal_all(engine, new)
+    moved = replace(
+        settings,
+        access_ring=KeyRing.of(Ring.ACCESS, [newest]),
+        refresh_ring=KeyRing.of(Ring.REFRESH, [newest]),
+    )
+    with engine.begin() as connection:
+        assert settlement.save_refreshed(connection, [late], actor=ACTOR).saved == {account}
+        woken = keys.open_vault(connection, moved)
+    assert state_of(engine, woken, account).refresh_token == "refresh-2"
+    assert reseal_all(engine, woken) == 2
+    assert keys_in_use(engine) == {new.access.primary_id, new.refresh.primary_id}
+
+
+def test_a_refresh_that_is_saved_between_looking_and_locking_is_sealed_anew_as_what_it_is_now(
+    engine: Engine, settings: Settings, vault: Vault
+) -> None:
+    app_id = make_app(engine, vault)
+    account = make_account(engine, vault, app_id)
+    attempt = begin_attempt(engine, app_id, account)
+    new = new_primaries(engine, settings, vault)
+    late = answer(vault, account, epoch=attempt.epoch, generation=attempt.generation)
+    with engine.begin() as resealing:
+
+        @event.listens_for(resealing, "before_cursor_execute")
+        def save_first(_: object, __: object, statement: str, *___: object) -> None:
+            if "SKIP LOCKED" in statement:
+                with engine.begin() as connection:
+                    assert settlement.save_refreshed(connection, [late], actor=ACTOR).saved == {account}
+
+        batch = reseal_batch(resealing, new, TOKEN_SETS, None)
+    assert (batch.values, batch.unreadable) == (2, 0)
+    state = state_of(engine, without_former(new), account)
+    assert (state.generation, state.refresh_token) == (2, "refresh-2")
+
+
+def test_two_rotations_at_once_share_the_work_and_seal_nothing_twice(
+    engine: Engine, settings: Settings, vault: Vault
+) -> None:
+    accounts = make_accounts(engine, vault, make_app(engine, vault), 40)
+    new = new_primaries(engine, settings, vault)
+    done = race([partial(reseal_all, engine, new) for _ in range(2)])
+    # Two tokens each, and the client secret. What one had locked the other has passed over.
+    assert sum(done) == 2 * len(accounts) + 1
+    assert keys_in_use(engine) == {new.access.primary_id, new.refresh.primary_id}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 from collections import Counter
 from datetime import timedelta
 from functools import partial
@@ -673,6 +674,17 @@ class Walk:
         return (attempt.account_id, attempt.epoch) in self.excused
 
 
+_FLICKER: Final = text("""
+    DO $$ BEGIN
+        FOR i IN 1..1000 LOOP
+            UPDATE tokenfleet.refresh_schedule SET next_refresh_at = CASE WHEN i % 2 = 0 THEN now() END
+            WHERE account_id = (SELECT min(account_id) + (i / 2) % 40 FROM tokenfleet.refresh_schedule);
+            COMMIT;
+        END LOOP;
+    END $$
+""")
+"""Takes accounts off the schedule and puts them back, one after the other, a thousand times."""
+
 STEPS: Final = (
     "claim claim claim claim deliver deliver deliver deliver deliver save save defer reject expire release "
     "release postpone pause resume resume request request request"
@@ -687,3 +699,28 @@ def test_no_order_of_events_puts_two_requests_for_an_account_on_the_way(
     walk = Walk(engine, vault)
     for _ in range(150):
         walk.step(chance.choice(STEPS), chance.randrange(30))
+
+
+def test_an_account_that_is_paused_while_a_scheduler_looks_is_not_claimed(
+    engine: Engine, vault: Vault
+) -> None:
+    """The list of who is due is older than the lock on the row: whoever left the schedule in between has no moment."""
+    app_id = make_app(engine, vault)
+    make_accounts(engine, vault, app_id, 40)
+    over = threading.Event()
+
+    def pause_and_resume() -> None:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            while not over.is_set():
+                connection.execute(_FLICKER)
+
+    flickering = in_background(pause_and_resume)
+    claims: list[Claim] = []
+    try:
+        for _ in range(80):
+            claims += claim(engine, app_id, lasting=timedelta(0))
+    finally:
+        over.set()
+    flickering.result()
+    assert claims
+    assert None not in {each.due_at for each in claims}

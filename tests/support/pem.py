@@ -42,9 +42,14 @@ def private_pem(key: SigningKey, *, passphrase: str | None = None) -> str:
 
 
 def certificate_pem(
-    key: SigningKey, *, subject: str = LOOPBACK, issuer: SigningKey | None = None, days: int = 1
+    key: SigningKey,
+    *,
+    subject: str = LOOPBACK,
+    issuer: SigningKey | None = None,
+    days: int = 1,
+    host: str | None = None,
 ) -> str:
-    """Return a certificate of ``key`` for loopback that is valid for ``days`` from now.
+    """Return a certificate of ``key`` for loopback, or for ``host``, that is valid for ``days`` from now.
 
     It is signed by ``issuer``, the authority called :data:`AUTHORITY`, or by itself.
     """
@@ -60,7 +65,10 @@ def certificate_pem(
         .not_valid_before(min(now, end) - timedelta(days=1))
         .not_valid_after(end)
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(LOOPBACK))]), critical=False
+            x509.SubjectAlternativeName(
+                [x509.DNSName(host) if host else x509.IPAddress(ipaddress.ip_address(LOOPBACK))]
+            ),
+            critical=False,
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(issuer or key, hashes.SHA256())

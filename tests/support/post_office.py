@@ -114,8 +114,8 @@ class Office:
     def pass_time(self) -> None:
         """Let every retry be due and every rest be over."""
         self.execute(
-            "UPDATE tokenfleet.webhook_deliveries SET next_attempt_at = now() - interval '1 s' "
-            "WHERE next_attempt_at > now()"
+            "UPDATE tokenfleet.webhook_deliveries SET next_attempt_at = now() - interval '1 s', "
+            "created_at = created_at - (next_attempt_at - now()) WHERE next_attempt_at > now()"
         )
         self.execute(
             "UPDATE tokenfleet.webhook_endpoints SET retry_at = now() - interval '1 s' WHERE retry_at > now()"

@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from sandbox.config import SandboxConfig
+from tests.support.builders import values
 from tests.support.fleet import Fleet, eventually
 from tests.support.processes import SCHEDULER, SHORT_LADDER, WORKER, Processes
 from tokenfleet.jobs import REFRESH_QUEUE
@@ -52,6 +53,14 @@ def test_two_schedulers_and_two_workers_keep_every_account_fresh_and_present_no_
     assert shortest > 0
     workers = members[2:]
     assert all(member.events("job.started") for member in workers), "both workers had their share"
+    with fleet.engine.connect() as connection:
+        opened = values(
+            connection, "SELECT sum(opened) FROM tokenfleet.unsealings WHERE purpose = 'refresh'"
+        )[0]
+        callers = values(connection, "SELECT count(DISTINCT caller) FROM tokenfleet.unsealings")[0]
+    # Each refresh opened one token and it is on record, also what was opened since the last look before the stop.
+    assert ledger.refreshes <= opened <= ledger.refreshes + len(ACCOUNTS)
+    assert callers == 2
 
 
 def test_a_wiped_redis_costs_a_moment_and_no_token(fleet: Fleet, run: Processes, redis_url: str) -> None:

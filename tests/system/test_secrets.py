@@ -37,6 +37,7 @@ from tests.support.builders import answer
 from tests.support.fleet import Fleet, eventually
 from tests.support.post_office import Office
 from tests.support.processes import SCHEDULER, SHORT_LADDER, WORKER, Processes
+from tests.support.sentinels import leaks
 from tests.support.webhook_receiver import Answer, Receiver
 from tokenfleet.jobs import REFRESH_QUEUE, REFRESH_TASK, AccountId
 from tokenfleet_client.secret import Secret
@@ -60,30 +61,6 @@ FAULTS = (
 @pytest.fixture
 def sandbox_config() -> SandboxConfig:
     return SandboxConfig(client_secret=Secret(CLIENT_SECRET))
-
-
-def spellings(sentinel: str) -> Iterator[bytes]:
-    """Yield the ways in which ``sentinel`` may stand somewhere inside of something else."""
-    raw = sentinel.encode()
-    yield raw
-    yield quote(sentinel, safe="").encode()
-    yield raw.hex().encode()
-    yield raw.hex().upper().encode()
-    for offset in range(3):
-        # What precedes shifts the letters of base64, and the last ones depend on what follows.
-        letters = base64.b64encode(bytes(offset) + raw)[offset + (offset > 0) : -4]
-        yield letters
-        yield letters.replace(b"+", b"-").replace(b"/", b"_")
-
-
-def leaks(sentinels: dict[str, str], found: dict[str, bytes]) -> list[str]:
-    """Return which sentinel stands where."""
-    return [
-        f"{name} in {place}"
-        for name, sentinel in sentinels.items()
-        for place, content in found.items()
-        if any(spelling in content for spelling in spellings(sentinel))
-    ]
 
 
 @contextmanager

@@ -18,11 +18,15 @@ replies = st.builds(
 )
 
 
-@given(reply=replies, attempts=st.integers(1, 20), jitter=st.floats(0, 1))
+ages = st.timedeltas(timedelta(0), timedelta(days=30))
+LONG_AGO = timedelta(days=30)
+
+
+@given(reply=replies, attempts=st.integers(1, 20), age=ages, jitter=st.floats(0, 1))
 def test_every_answer_ends_a_delivery_or_has_a_next_moment(
-    reply: Reply, attempts: int, jitter: float
+    reply: Reply, attempts: int, age: timedelta, jitter: float
 ) -> None:
-    verdict = judge(reply, attempts=attempts, jitter=jitter)
+    verdict = judge(reply, attempts=attempts, age=age, jitter=jitter)
 
     succeeded = reply.status is not None and 200 <= reply.status < 300
     assert (verdict.state is DeliveryState.DELIVERED) == succeeded
@@ -30,9 +34,8 @@ def test_every_answer_ends_a_delivery_or_has_a_next_moment(
     assert (verdict.wait is not None) == (verdict.state is DeliveryState.PENDING)
     assert verdict.is_gone == (reply.status == 410)
     if verdict.wait is not None:
-        assert attempts <= len(RETRY_DELAYS)
-        delay = RETRY_DELAYS[attempts - 1]
-        assert verdict.wait >= delay * (1 - JITTER) - timedelta(microseconds=1)
+        delay = RETRY_DELAYS[min(attempts, len(RETRY_DELAYS)) - 1]
+        assert verdict.wait >= RETRY_DELAYS[0] * (1 - JITTER) - timedelta(microseconds=1)
         assert verdict.wait <= max(delay * (1 + JITTER), LONGEST_PAUSE) + timedelta(microseconds=1)
     if verdict.pause is not None:
         assert reply.status in {429, 503}
@@ -47,6 +50,28 @@ def test_the_retries_begin_after_five_seconds_and_end_after_about_three_days() -
 
 @pytest.mark.parametrize("status", [301, 302, 307, 404, 500, 502, 504])
 def test_anything_else_is_a_failure_that_is_tried_again(status: int) -> None:
-    assert judge(Reply(status), attempts=1, jitter=0.5).error == f"http_{status}"
-    assert judge(Reply(status), attempts=1, jitter=0.5).wait == timedelta(seconds=5)
-    assert judge(Reply(status), attempts=len(RETRY_DELAYS) + 1, jitter=0.5).state is DeliveryState.FAILED
+    first = judge(Reply(status), attempts=1, age=timedelta(0), jitter=0.5)
+    assert (first.error, first.wait) == (f"http_{status}", timedelta(seconds=5))
+    last = judge(Reply(status), attempts=len(RETRY_DELAYS) + 1, age=LONG_AGO, jitter=0.5)
+    assert last.state is DeliveryState.FAILED
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
+def test_the_plan_is_ten_attempts_each_as_late_as_it_says(jitter: float) -> None:
+    age, waits = timedelta(0), list[timedelta]()
+    for attempts in range(1, len(RETRY_DELAYS) + 1):
+        verdict = judge(Reply(500), attempts=attempts, age=age, jitter=jitter)
+        assert verdict.wait is not None
+        waits.append(verdict.wait)
+        age += verdict.wait
+    assert waits == [delay * (1 - JITTER + 2 * JITTER * jitter) for delay in RETRY_DELAYS]
+    assert judge(Reply(500), attempts=10, age=age, jitter=jitter).state is DeliveryState.FAILED
+
+
+@pytest.mark.parametrize("attempts", [2, 10, 1000])
+def test_attempts_that_came_early_shorten_nothing(attempts: int) -> None:
+    """An endpoint that comes and goes brings what was put off forward, again and again."""
+    young = judge(Reply(500), attempts=attempts, age=timedelta(seconds=3), jitter=0.5)
+    assert young.wait == RETRY_DELAYS[0]
+    later = judge(Reply(500), attempts=max(attempts, 4), age=timedelta(minutes=50), jitter=0.5)
+    assert later.wait == RETRY_DELAYS[3]

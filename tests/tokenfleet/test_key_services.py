@@ -103,6 +103,11 @@ def test_a_vault_that_cannot_answer_is_away_and_nothing_is_called_damaged(vault_
     vault_server.token = "another"
     with pytest.raises(KeyServiceUnavailable, match="policy"):
         key.unwrap(wrapped, Ring.ACCESS, 1)
+    vault_server.token = TOKEN
+    material = vault_server.keys.pop("one")
+    with pytest.raises(KeyServiceUnavailable, match="knows no key 'one'"):
+        key.unwrap(wrapped, Ring.ACCESS, 1)
+    vault_server.keys["one"] = material
     vault_server.go()
     with pytest.raises(KeyServiceUnavailable, match="does not answer"):
         key.unwrap(wrapped, Ring.ACCESS, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from random import Random
 from typing import Final
 
 import pytest
@@ -33,8 +35,45 @@ def test_what_is_few_or_chance_is_no_spike(now: Answers) -> None:
     assert spikes(now, noisy) == []
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize(("attempts", "before"), [(100, 30), (1_000, 30), (1_000, 100), (5_000, 1_000)])
+def test_what_a_small_past_has_not_shown_is_no_spike(rate: float, attempts: int, before: int) -> None:
+    """The same share of failures, now and then: what chance makes of it is called a spike once in a thousand."""
+    dice = Random(4711)
+
+    def drawn(of: int) -> list[Answers]:
+        """A thousand binomial draws."""
+        logs = (math.lgamma(of + 1) - math.lgamma(n + 1) - math.lgamma(of - n + 1) for n in range(of + 1))
+        weights = [
+            math.exp(log + n * math.log(rate) + (of - n) * math.log(1 - rate)) for n, log in enumerate(logs)
+        ]
+        return [Answers(of - n, {OUTAGE: n}) for n in dice.choices(range(of + 1), weights, k=1_000)]
+
+    pairs = zip(drawn(attempts), drawn(before), strict=True)
+    assert sum(bool(spikes(now, usual)) for now, usual in pairs) <= 1
+
+
+def test_ten_times_the_usual_is_found_in_a_few_hundred_attempts() -> None:
+    usual = Answers(990, {OUTAGE: 10})
+    assert spikes(Answers(270, {OUTAGE: 30}), usual)
+    assert spikes(Answers(0, {OUTAGE: 10}), usual)
+
+
+def test_what_two_accounts_suffer_from_is_not_called_their_providers() -> None:
+    [few] = spikes(Answers(10, {OUTAGE: 96}, accounts={OUTAGE: 2}), CALM)
+    assert (few.accounts, "not their provider" in few.probably) == (2, True)
+    [many] = spikes(Answers(10, {OUTAGE: 96}, accounts={OUTAGE: 3}), CALM)
+    assert many.probably == "an outage at the provider"
+
+
+def test_counts_of_a_sample_are_told_of_the_whole() -> None:
+    [spike] = spikes(Answers(800, {OUTAGE: 200}, sampled=0.1), CALM)
+    assert (spike.failures, spike.share) == (2_000, 0.2)
+
+
 def test_an_app_without_a_past_is_not_without_spikes() -> None:
-    assert [each.code for each in spikes(Answers(10, {OUTAGE: 90}), Answers())] == ["http_503"]
+    [spike] = spikes(Answers(10, {OUTAGE: 90}), Answers())
+    assert (spike.code, spike.usual) == ("http_503", None)
     assert spikes(Answers(190, {OUTAGE: 10}), Answers()) == []
 
 
@@ -64,6 +103,11 @@ def test_three_providers_out_of_reach_at_once_are_our_network() -> None:
     down = spikes(Answers(0, {OUTAGE: 50}), CALM)
     assert is_our_network({"a": cut, "b": cut, "c": cut})
     assert not is_our_network({"a": cut, "b": cut, "c": down})
+    assert not is_our_network({"a": cut, "b": cut, "c": []})
+    # All there are.
+    assert is_our_network({"a": cut, "b": cut})
+    assert not is_our_network({"a": cut})
+    assert not is_our_network({})
 
 
 def test_slow_is_three_times_usual_and_half_a_second() -> None:

@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from store import data_keys, keys
+from store import data_keys, key_holders, keys
 from store.data_keys import ANNOUNCED_FOR, MAX_AGE, RingState
 from store.engine import make_async_engine
 from store.keys import KeysAway, Vault
+from tests.support.builders import column
 from tests.support.vault_server import TOKEN, VaultServer
 from tokenfleet.key_rings import KeyRing
 from tokenfleet.key_services.vault_transit import VaultAccess, VaultTransitKey
@@ -85,7 +86,9 @@ def test_a_worn_key_is_replaced_by_itself_and_every_worker_has_the_new_one_befor
         ours.access.seal("access-1", PLACE)
 
     async def scene(database: AsyncEngine) -> None:
-        watches = [KeyWatch(database, settings, vault) for vault in (ours, sibling)]
+        watches = [
+            KeyWatch(database, settings, vault, process=f"worker-{id(vault)}") for vault in (ours, sibling)
+        ]
         for watch in watches:
             await watch.look()
         announced = state(engine).announced
@@ -116,7 +119,7 @@ def test_a_key_service_that_is_away_stops_nothing_and_a_rotation_waits_for_it(
     service.go()
 
     async def scene(database: AsyncEngine) -> None:
-        watch = KeyWatch(database, in_vault, vault)
+        watch = KeyWatch(database, in_vault, vault, process="worker")
         for _ in range(3):
             sealed = vault.access.seal("access-1", PLACE)
             with pytest.raises(Exception, match="does not answer"):
@@ -145,9 +148,9 @@ def test_rows_under_a_key_that_a_service_keeps_to_itself_wait_and_are_not_called
         renewal = KeyRenewal(database, in_vault, vault)
         assert await renewal.renew() == RENEWAL_SECONDS
         with pytest.raises(KeysAway):
-            await KeyWatch(database, in_vault, vault).look()
+            await KeyWatch(database, in_vault, vault, process="worker").look()
         service.come()
-        await KeyWatch(database, in_vault, vault).look()
+        await KeyWatch(database, in_vault, vault, process="worker").look()
         assert vault.access.primary_id == key_id
 
     run(in_vault, scene)
@@ -162,9 +165,84 @@ def test_a_machine_that_was_given_a_new_key_first_wraps_nothing_with_it(
     let_pass(engine, MAX_AGE)
 
     async def scene(database: AsyncEngine) -> None:
-        await KeyWatch(database, ahead, open_vault(engine, ahead)).look()
+        await KeyWatch(database, ahead, open_vault(engine, ahead), process="worker").look()
 
     run(settings, scene)
     announced = state(engine).announced
     assert announced is not None
     assert announced.wrapped.kek_id == former.key_id
+
+
+def test_no_key_seals_before_every_living_worker_can_open_it(
+    engine: Engine, in_vault: Settings, service: VaultServer
+) -> None:
+    """One of two cannot reach its key service just now: whoever could would seal what the other cannot open."""
+    ours, sibling = open_vault(engine, in_vault), open_vault(engine, in_vault)
+    former = ours.access.primary_id
+    let_pass(engine, MAX_AGE)
+
+    async def scene(database: AsyncEngine) -> None:
+        watch = KeyWatch(database, in_vault, ours, process="ours")
+        cut_off = KeyWatch(database, in_vault, sibling, process="sibling")
+        await cut_off.look()
+        await watch.look()
+        announced = state(engine).announced
+        assert announced is not None
+        new = announced.wrapped.data_key_id
+        let_pass(engine, ANNOUNCED_FOR)
+        service.go()
+        with pytest.raises(KeysAway):
+            await cut_off.look()
+        service.come()
+        await watch.look()
+        assert new in ours.access.key_ids
+        assert state(engine).primary.wrapped.data_key_id == former
+        # It looks again and has it; or it would be gone.
+        await cut_off.look()
+        await watch.look()
+        assert state(engine).primary.wrapped.data_key_id == new
+
+    run(in_vault, scene)
+
+
+def test_a_worker_that_is_gone_holds_no_rotation_up(engine: Engine, settings: Settings) -> None:
+    vault = open_vault(engine, settings)
+    new = data_keys.announce(engine, settings.access_ring)
+    let_pass(engine, ANNOUNCED_FOR)
+    with engine.begin() as connection:
+        key_holders.tell(connection, "gone", (settings.access_ring,), {vault.access.primary_id}, ())
+        connection.execute(
+            text("UPDATE tokenfleet.key_holders SET seen_at = seen_at - CAST(:ago AS interval)"),
+            {"ago": key_holders.ALIVE_FOR},
+        )
+
+    async def scene(database: AsyncEngine) -> None:
+        await KeyWatch(database, settings, vault, process="worker").look()
+
+    run(settings, scene)
+    assert state(engine).primary.wrapped.data_key_id == new
+
+
+def test_a_worker_with_a_former_key_list_promotes_nothing_makes_nothing_and_says_so(
+    engine: Engine, settings: Settings, in_vault: Settings
+) -> None:
+    vault = open_vault(engine, settings)
+    former = vault.access.primary_id
+    [new], [old] = in_vault.access_ring.keys.values(), settings.access_ring.keys.values()
+    ring = KeyRing.of(Ring.ACCESS, [new, old])
+    data_keys.rewrap(engine, ring)
+    let_pass(engine, MAX_AGE)
+
+    async def scene(database: AsyncEngine) -> None:
+        watch = KeyWatch(database, settings, vault, process="behind")
+        await watch.look()
+        assert state(engine).announced is None
+        data_keys.announce(engine, ring)
+        let_pass(engine, ANNOUNCED_FOR)
+        await watch._look_safely()
+        assert watch.trouble is not None
+        assert "'in-vault' in this machine's key list?" in watch.trouble
+
+    run(settings, scene)
+    assert state(engine).primary.wrapped.data_key_id == former
+    assert column(engine, "SELECT kek_id FROM tokenfleet.data_keys WHERE ring = 'access'") == ["in-vault"] * 2

@@ -7,16 +7,21 @@ believed. Names are resolved by the tests; loopback is all that is contacted.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
+import ssl
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.providers.raw_server import Exchange, RawServer, response
+from tests.support import pem
 from workers import receivers
 from workers.receivers import MAX_BODY_BYTES, Lookup, Receivers, Sent
 
@@ -53,6 +58,14 @@ class Names:
         self.asked += 1
         found = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return [(socket.AF_INET6 if ":" in each else socket.AF_INET, each) for each in found]
+
+
+def spelled(host: str, port: int) -> list[Address]:
+    """Resolve what the C library takes for an address, and ask no name server."""
+    if host == "localhost":
+        return [(socket.AF_INET, "127.0.0.1")]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return [(family, str(address[0])) for family, _, _, _, address in found]
 
 
 def send(
@@ -114,13 +127,16 @@ def test_a_name_that_resolves_to_a_place_of_our_own_is_refused_before_a_packet_l
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "[::]", "169.254.169.254", "10.0.0.1", "100.64.0.1",
-     "127.1", "2130706433", "0x7f000001", "017700000001", "0x7f.1", "localhost"],
+     "127.1", "127.0.1", "2130706433", "0x7f000001", "017700000001", "0x7f.1", "0177.0.0.1", "0", "127.0.0.1.",
+     "%31%32%37.0.0.1", "\uff11\uff12\uff17.0.0.1", "127\u30020.0.1", "public.example@127.0.0.1",
+     "[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[2001:0:7f00:1::]", "[::7f00:1]", "[fe80::1%25lo]",
+     "localhost"],
 )  # fmt: skip
 def test_no_way_of_writing_such_an_address_into_the_url_helps(connected: list[Any], host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.05)
         connected.clear()
-        [sent] = send(f"http://{host}:{listening.getsockname()[1]}/hook")
+        [sent] = send(f"http://{host}:{listening.getsockname()[1]}/hook", lookup=spelled)
         with pytest.raises(TimeoutError):
             listening.accept()
     assert sent.reply.error in {"not_public", "unusable_url", "dns_failed"}
@@ -170,6 +186,85 @@ def test_the_last_look_is_at_the_socket_whatever_resolved_the_name(
     assert connected == []
 
 
+@pytest.mark.parametrize("private", [False, True], ids=["a receiver", "a place of our own"])
+def test_no_proxy_and_no_netrc_of_this_machine_is_for_receivers(
+    connected: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, private: bool
+) -> None:
+    """A proxy would connect to whatever it is told, from inside; a netrc would tell receivers our passwords."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login planted password planted-password\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+
+    async def serve(exchange: Exchange) -> None:
+        await exchange.request()
+        await exchange.send(response(b"ok"))
+
+    async def run() -> tuple[RawServer, RawServer, Sent]:
+        async with RawServer(serve) as proxy, RawServer(serve) as server:
+            for name in ("http_proxy", "https_proxy", "all_proxy"):
+                monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+                monkeypatch.setenv(name.upper(), f"http://127.0.0.1:{proxy.port}")
+            client = Receivers(timeout_seconds=5, allow_private=not private, max_connections=4)
+            try:
+                return proxy, server, await client.send(server.url, {}, b"{}")
+            finally:
+                await client.aclose()
+
+    proxy, server, sent = asyncio.run(run())
+
+    assert proxy.connections == 0
+    if private:
+        assert (sent.reply.error, connected) == ("not_public", [])
+    else:
+        assert (sent.reply.status, connected) == (200, [("127.0.0.1", server.port)])
+        assert b"authorization" not in server.requests[0].lower()
+
+
+@pytest.mark.parametrize(("host", "word"), [("receiver.example", None), ("other.example", "tls_failed")])
+def test_the_address_is_pinned_and_the_certificate_is_asked_for_by_name(
+    tmp_path: Path, host: str, word: str | None
+) -> None:
+    key, authority = pem.ec_key(1), pem.ec_key(2)
+    (tmp_path / "server.pem").write_text(
+        pem.private_pem(key) + pem.certificate_pem(key, issuer=authority, host="receiver.example")
+    )
+    (tmp_path / "authority.pem").write_text(pem.certificate_pem(authority, subject=pem.AUTHORITY))
+    asked_for: list[str | None] = []
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(tmp_path / "server.pem")
+    ours.sni_callback = lambda _socket, name, _context: asked_for.append(name)
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(response(b"ok"))
+        await writer.drain()
+        writer.close()
+
+    async def run() -> tuple[int, Sent]:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ours)
+        port = int(listening.sockets[0].getsockname()[1])
+        client = Receivers(
+            timeout_seconds=5,
+            allow_private=True,
+            max_connections=4,
+            lookup=Names(["127.0.0.1"]),
+            tls=ssl.create_default_context(cafile=str(tmp_path / "authority.pem")),
+        )
+        try:
+            return port, await client.send(f"https://{host}:{port}/hook", {}, b"{}")
+        finally:
+            await client.aclose()
+            listening.close()
+
+    port, sent = asyncio.run(run())
+
+    assert asked_for == [host]
+    assert (sent.reply.status, sent.reply.error) == ((None, word) if word else (200, None))
+    assert [f"Host: {host}:{port}".encode() in head for head in heads] == ([] if word else [True])
+
+
 def test_a_redirect_is_an_answer_and_is_not_followed(connected: list[Any]) -> None:
     async def redirect(exchange: Exchange) -> None:
         await exchange.request()
@@ -192,6 +287,42 @@ def test_a_receiver_that_drips_is_given_up_when_its_time_is_over() -> None:
     assert (sent.reply.status, sent.reply.error) == (None, "timeout")
     assert sent.duration_ms >= 400
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        pytest.param(b"", None, id="nothing at all"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n", None, id="wait a moment"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", 200, id="half a body"),
+    ],
+)
+def test_a_receiver_that_keeps_the_connection_open_is_given_up(said: bytes, status: int | None) -> None:
+    async def hold(exchange: Exchange) -> None:
+        await exchange.request()
+        await exchange.send(said)
+        await asyncio.sleep(60)
+
+    _, [sent] = talk(hold, timeout_seconds=0.3)
+    assert (sent.reply.status, sent.reply.error) == (status, None if status else "timeout")
+
+
+def test_what_is_packed_stays_packed() -> None:
+    """Sixteen kilobytes may become sixteen megabytes."""
+    packed = gzip.compress(bytes(8 * 1024 * 1024))
+
+    async def bomb(exchange: Exchange) -> None:
+        await exchange.request()
+        await exchange.send(response(packed, headers="Content-Encoding: gzip\r\n"))
+
+    tracemalloc.start()
+    try:
+        _, [sent] = talk(bomb)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (sent.reply.status, sent.reply.error) == (200, None)
+    assert most < 4 * 1024 * 1024
 
 
 def test_a_body_without_end_is_not_read_and_its_status_counts() -> None:

@@ -18,7 +18,7 @@ def test_an_event_is_delivered_signed_under_the_id_of_its_outbox_row(
     office: Office, receiver: Receiver
 ) -> None:
     endpoint = office.add(receiver.url)
-    event_id = office.tell(7, tenant="blue")
+    event_id = office.tell(7, tenant='bl\u00fc "e"\n')
 
     with office.worker() as worker:
         office.rounds(worker)
@@ -29,7 +29,7 @@ def test_an_event_is_delivered_signed_under_the_id_of_its_outbox_row(
     message = verify(secret, received.headers, received.body)
     assert (message.webhook_id, message.event_type) == (event_id, ERROR)
     assert message.payload == {
-        "id": 7, "tenant": "blue", "environment": "production", "external_id": "customer",
+        "id": 7, "tenant": 'bl\u00fc "e"\n', "environment": "production", "external_id": "customer",
         "integration_name": "acme", "status": "needs_reauth", "last_error": "invalid_grant",
     }  # fmt: skip
     assert abs(datetime.fromisoformat(message.timestamp) - datetime.now(UTC)).total_seconds() < 60
@@ -148,6 +148,7 @@ def test_ten_attempts_over_three_days_and_then_the_next_event_has_its_turn(
     assert office.states(endpoint) == ["failed", "delivered"]
     assert receiver.of(1) == [ERROR] * 10 + [WELL]
     assert len({each.webhook_id for each in receiver.received}) == 2, "one id, however often it is sent"
+    assert len({each.body for each in receiver.received}) == 2, "and the same bytes"
     timestamps = {each.headers["webhook-timestamp"] for each in receiver.received}
     assert timestamps, "each attempt is signed for its own moment"
     # Each is jittered, so that neighbours may change places: a wait is held against its own delay.
@@ -262,6 +263,76 @@ def test_lasting_failure_disables_with_notice_and_enabling_resumes(
         office.rounds(worker)
 
     assert office.states(endpoint) == ["delivered"] * 5
+
+
+def test_an_endpoint_that_is_enabled_gets_at_once_what_was_put_off_for_hours(
+    office: Office, receiver: Receiver
+) -> None:
+    from store import endpoints
+
+    endpoint = office.add(receiver.url)
+    receiver.answer = lambda _: Answer(500)
+    office.tell(1)
+    with office.worker() as worker:
+        office.round(worker)
+        office.execute(
+            "UPDATE tokenfleet.webhook_deliveries SET next_attempt_at = now() + interval '20 hours'"
+        )
+        with office.engine.begin() as connection:
+            assert endpoints.disable(connection, endpoint, DisabledReason.OPERATOR)
+        receiver.answer = lambda _: Answer(204)
+        with office.engine.begin() as connection:
+            assert endpoints.enable(connection, endpoint)
+        office.rounds(worker)
+
+    assert office.states(endpoint) == ["delivered"]
+
+
+def test_what_an_endpoint_missed_while_it_was_disabled_comes_before_what_happens_then(
+    office: Office, receiver: Receiver
+) -> None:
+    from store import endpoints, outbox
+
+    endpoint = office.add(receiver.url)
+    office.tell(1, tenant="0")
+    with office.worker() as worker:
+        office.rounds(worker)
+        receiver.gate.clear()
+        office.tell(1, tenant="1")
+        office.relay()
+        with office.engine.begin() as connection:
+            endpoints.disable(connection, endpoint, DisabledReason.OPERATOR)
+        receiver.gate.set()
+        for number in range(2, 6):
+            office.tell(1, tenant=str(number))
+        office.relay()
+        office.tell(1, tenant="6")
+        with office.engine.begin() as connection:
+            assert outbox.catch_up(connection, endpoint) == (4, None)
+            assert endpoints.enable(connection, endpoint)
+        office.tell(1, tenant="7")
+        office.rounds(worker)
+
+    came = [each.document["payload"]["tenant"] for each in receiver.received]
+    assert came == [str(number) for number in range(8)]
+
+
+def test_an_endpoint_that_comes_and_goes_uses_up_no_attempts(office: Office, receiver: Receiver) -> None:
+    """Each time it came back, what was put off was tried early; that says nothing about the three days."""
+    endpoint = office.add(receiver.url)
+    receiver.answer = lambda _: Answer(500)
+    office.tell(1)
+    office.relay()
+    office.execute("UPDATE tokenfleet.webhook_deliveries SET attempts = 40")
+
+    with office.worker() as worker:
+        office.round(worker)
+
+    assert office.states(endpoint) == ["pending"]
+    [wait] = office.column(
+        "SELECT extract(epoch FROM next_attempt_at - now()) FROM tokenfleet.webhook_deliveries"
+    )
+    assert float(wait) < 10, "as after the first attempt"
 
 
 def test_a_receiver_that_asks_us_to_wait_is_left_alone_for_so_long(

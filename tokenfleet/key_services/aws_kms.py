@@ -1,6 +1,7 @@
 """A key-encryption key in AWS KMS, asked with boto3 (extra ``aws``).
 
-Written ``id:aws-kms://region/key`` in the key list; ``key`` is a key id, ``alias/name``, or an ARN. The credentials are
+Written ``id:aws-kms://region/key`` in the key list; ``key`` is a key id, ``alias/name``, or an ARN. KMS is told at each
+unwrapping which key it has to be, so an alias that is moved to another key opens nothing more. The credentials are
 boto3's own business: a role of the machine or pod, a profile, variables. What is wrapped is KMS's ciphertext, bound to
 ring and data key id by its encryption context, which CloudTrail shows.
 
@@ -70,7 +71,9 @@ class AwsKmsKey:
         from botocore.exceptions import BotoCoreError, ClientError
 
         config = Config(
-            connect_timeout=TIMEOUT_SECONDS, read_timeout=TIMEOUT_SECONDS, retries={"max_attempts": 2}
+            connect_timeout=TIMEOUT_SECONDS,
+            read_timeout=TIMEOUT_SECONDS,
+            retries={"total_max_attempts": 2, "mode": "standard"},
         )
         try:
             client = boto3.session.Session(region_name=self.region).client("kms", config=config)

@@ -11,7 +11,6 @@ refused) is :class:`KeyServiceUnavailable` in one sentence; no sentence repeats 
 from __future__ import annotations
 
 import base64
-import binascii
 import ipaddress
 import re
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from tokenfleet_client.secret import Secret
 SCHEMES: Final = ("vault", "vault+http")
 TIMEOUT_SECONDS: Final = 5.0
 _PATH: Final = re.compile(r"/(?P<mount>[A-Za-z0-9._/-]+)/(?P<key>[A-Za-z0-9._-]+)")
+_NO_SUCH_KEY: Final = "encryption key not found"
+"""How Vault and OpenBao say so, with status 400 and nothing else to tell it by."""
 _CIPHERTEXT: Final = re.compile(r"vault:v(?P<version>[0-9]+):[A-Za-z0-9+/=]+")
 
 
@@ -99,7 +100,7 @@ class VaultTransitKey:
             raise not_wrapped_by(self.key_id, ring, data_key_id)
         try:
             return base64.b64decode(answer["plaintext"], validate=True)
-        except (KeyError, TypeError, binascii.Error):
+        except (KeyError, TypeError, ValueError):
             raise self._unavailable("answered without the data key") from None
 
     def is_outdated(self, wrapped: bytes) -> bool:
@@ -136,6 +137,9 @@ class VaultTransitKey:
         except ValueError as error:
             raise self._unavailable("answers with something other than JSON: is there a Vault?") from error
         if answer.status_code == 400:
+            if isinstance(content, dict) and _NO_SUCH_KEY in (content.get("errors") or ()):
+                # Deleted, or another Vault: nothing was said of the ciphertext.
+                raise self._unavailable(f"knows no key {self.name!r} below {self.mount!r}")
             return None
         if answer.status_code == 403:
             if may_be_forbidden:

@@ -12,6 +12,7 @@ from typing import Final
 
 from tokenfleet_client.envelope import DataKeys, KeyEncryptionKey, KeyWrapper, Ring, WrappedKey, unwrap_ring
 from tokenfleet_client.errors import EnvelopeError, KeyMaterialError
+from tokenfleet_client.unsealings import Openings
 
 KEYS_VARIABLE: Final = "TOKENFLEET_ACCESS_KEYS"
 FILE_VARIABLE: Final = "TOKENFLEET_KEYS_FILE"
@@ -65,6 +66,11 @@ class AccessKeys:
 
     def __repr__(self) -> str:
         return f"AccessKeys({self._ring!r})"
+
+    def start_anew(self) -> None:
+        """Count openings anew, as a forked child does."""
+        if self._ring is not None:
+            self._ring.openings = Openings()
 
     def can_open(self, envelope: bytes) -> bool:
         """Answer whether loading the keys again would not help: the key is held, or the value is no envelope."""

@@ -103,8 +103,7 @@ class TokenClient:
         """Forget what belongs to the parent of this process. Called after a fork."""
         # Their sockets are the parent's. Nothing may be sent on them, not even a farewell, so they are not closed.
         _inherited.append((self._database, self._listener))
-        self._reader.cache.forget_locks()
-        self._reader.unsealings.start_anew()
+        self._reader.begin_anew_in_child()
         self._begin()
 
     def __enter__(self) -> Self:

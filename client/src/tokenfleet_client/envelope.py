@@ -37,6 +37,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tokenfleet_client.errors import EnvelopeError, KeyMaterialError, UnknownKey
+from tokenfleet_client.unsealings import Openings, Purpose
 
 FORMAT_VERSION: Final = 1
 KEY_BYTES: Final = 32
@@ -89,10 +90,11 @@ def refresh_token_binding(account_id: int, generation: int) -> Binding:
 class DataKeys:
     """The unwrapped data keys of one ring. Seals with the primary one, opens with any it holds.
 
-    ``sealings`` counts by key id what was sealed here; whoever adds it up elsewhere takes it from there.
+    ``sealings`` counts by key id what was sealed here, and ``openings`` by purpose what was opened; whoever adds them
+    up elsewhere takes them from there.
     """
 
-    __slots__ = ("_ciphers", "_header", "primary_id", "ring", "sealings")
+    __slots__ = ("_ciphers", "_header", "openings", "primary_id", "ring", "sealings")
 
     def __init__(self, ring: Ring, keys: Mapping[int, bytes], primary_id: int) -> None:
         """Hold ``keys`` (id to 32 bytes) of ``ring`` and seal with ``primary_id``.
@@ -101,6 +103,7 @@ class DataKeys:
         """
         self._hold(ring, _ciphers_of(keys), primary_id)
         self.sealings: Counter[int] = Counter()
+        self.openings = Openings()
 
     def _hold(self, ring: Ring, ciphers: dict[int, AESGCM], primary_id: int) -> None:
         if primary_id not in ciphers:
@@ -120,8 +123,8 @@ class DataKeys:
         body = self._ciphers[self.primary_id].encrypt(nonce, plaintext.encode(), binding.associated_data())
         return self._header + nonce + body
 
-    def open(self, envelope: bytes, binding: Binding) -> str:
-        """Return the plaintext of ``envelope``.
+    def open(self, envelope: bytes, binding: Binding, purpose: Purpose = Purpose.READ) -> str:
+        """Return the plaintext of ``envelope``, and count that it was opened for ``purpose``.
 
         Raises :class:`UnknownKey` when its key is not held, :class:`EnvelopeError` when it is malformed,
         altered, or stands somewhere other than ``binding``.
@@ -138,6 +141,7 @@ class DataKeys:
                 f"the sealed {binding.field} of {binding.subject}, generation {binding.generation}, was "
                 "altered, or was sealed for another place"
             ) from None
+        self.openings.count(purpose)
         return plaintext.decode()
 
     @property
@@ -154,6 +158,7 @@ class DataKeys:
         renewed = DataKeys.__new__(DataKeys)
         renewed._hold(self.ring, held | _ciphers_of(keys), primary_id)  # noqa: SLF001 - one of our own kind
         renewed.sealings = self.sealings
+        renewed.openings = self.openings
         return renewed
 
     def holds_key_of(self, envelope: bytes) -> bool:
@@ -278,8 +283,8 @@ def unwrap_ring(
     """Return the usable keys of ``ring``. What ``held`` holds already is taken from there and not unwrapped again.
 
     Raises :class:`EnvelopeError` when ``rows`` hold no primary key for the ring, or the primary's
-    key-encryption key is not among ``keks``, and :class:`KeyServiceUnavailable`. An older data key whose
-    key-encryption key is missing is left out: values under it raise :class:`UnknownKey` when opened.
+    key-encryption key is not among ``keks`` or did not wrap it, and :class:`KeyServiceUnavailable`. Another data key
+    of which that is true is left out: values under it raise :class:`UnknownKey` when opened.
     """
     keys: dict[int, bytes] = {}
     kept: set[int] = set()
@@ -294,7 +299,12 @@ def unwrap_ring(
             continue
         kek = keks.get(row.kek_id)
         if kek is not None:
-            keys[row.data_key_id] = kek.unwrap(row.wrapped, ring, row.data_key_id)
+            try:
+                keys[row.data_key_id] = kek.unwrap(row.wrapped, ring, row.data_key_id)
+            except EnvelopeError:
+                # One damaged row of years ago must not keep every process from starting.
+                if row.is_primary:
+                    raise
         elif row.is_primary:
             raise EnvelopeError(
                 f"the {ring.value} ring is wrapped by key-encryption key {row.kek_id!r}, which is not "

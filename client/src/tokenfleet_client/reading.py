@@ -38,11 +38,11 @@ from tokenfleet_client.secret import Secret
 from tokenfleet_client.token_cache import TokenCache
 from tokenfleet_client.tokens import Account, AccountRef, Token
 from tokenfleet_client.unsealing_reports import UnsealingReports
+from tokenfleet_client.unsealings import Purpose
 
 MIN_VALIDITY: Final = timedelta(seconds=30)
 TIMEOUT: Final = timedelta(seconds=10)
 PAGE: Final = 500
-PURPOSE: Final = "read"
 
 HOLDERS_PATIENCE_SECONDS: Final = 1.0
 """Who holds a token that is still valid does not wait longer than this for a database that is away."""
@@ -77,6 +77,12 @@ class Reader:
         self._keys = AccessKeys(keys)
         self._clock = clock
         self._away_until = -math.inf
+
+    def begin_anew_in_child(self) -> None:
+        """After a fork: forget locks that the parent's threads may hold, and what the parent is going to tell."""
+        self.cache.forget_locks()
+        self.unsealings.start_anew()
+        self._keys.start_anew()
 
     def held(self, account: AccountRef, min_validity: timedelta, newer_than: int = 0) -> Token | None:
         """Return a token from memory, or None when the database has to be asked."""
@@ -131,10 +137,10 @@ class Reader:
         if not opened:
             return
         try:
-            said = (self.unsealings.caller, PURPOSE, opened)
+            said = (self.unsealings.caller, Purpose.READ.value, opened)
             yield Query(queries.SAY_OPENED, said, self._clock() + SAY_SECONDS)
         except AWAY:
-            self.unsealings.count(opened)
+            self.unsealings.put_back(opened)
         except psycopg.Error:
             self.unsealings.refused(self._clock())
 
@@ -209,8 +215,9 @@ class Reader:
         envelope = bytes(row.access_token)
         if not self._keys.can_open(envelope):
             yield from self._load_keys(envelope, deadline)
-        value = self._keys.ring.open(envelope, access_token_binding(row.account_id, row.generation))
-        self.unsealings.count(1)
+        ring = self._keys.ring
+        value = ring.open(envelope, access_token_binding(row.account_id, row.generation), Purpose.READ)
+        self.unsealings.count(ring.openings)
         return Token(
             value=Secret(value),
             token_type=row.token_type,

@@ -9,6 +9,8 @@ import re
 import threading
 from typing import Final
 
+from tokenfleet_client.unsealings import Openings
+
 REPORT_SECONDS: Final = 15.0
 REPORT_COUNT: Final = 1000
 REFUSED_SECONDS: Final = 600.0
@@ -36,8 +38,12 @@ class UnsealingReports:
         """How many were opened and not told of."""
         return self._opened
 
-    def count(self, opened: int) -> None:
-        """Add what was opened now."""
+    def count(self, openings: Openings) -> None:
+        """Take what was opened since the last time."""
+        self.put_back(sum(openings.take().values()))
+
+    def put_back(self, opened: int) -> None:
+        """Add what could not be told."""
         with self._lock:
             self._opened += opened
 

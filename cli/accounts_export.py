@@ -1,0 +1,349 @@
+"""``tokenfleet accounts export``: what accounts are, for anybody; or their tokens, for one recipient.
+
+Promise: without ``--to`` nothing is unsealed. What is sealed is written whole or not at all, and never to a terminal;
+memory does not grow with the fleet. Who is paused here and why somebody stayed is told on standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import click
+
+from cli.output import counted, progress, reason_option, shown
+from tokenfleet_client.contract import AccountStatus
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from store.export import Exporter, LeftOut
+    from store.export_selection import ExportFilter
+    from tokenfleet.jobs import AccountId
+    from tokenfleet.sealed_files import Recipient
+    from tokenfleet.settings import Settings
+
+SHOWN: Final = 20
+"""Accounts that stayed and are told one by one."""
+POLL_SECONDS: Final = 0.5
+
+_WHY: Final = {
+    "ended": "has no token that works: it comes back with the customer's next sign-in, wherever that is",
+    "started": "its provider is being asked just now: run the same command again",
+    "unsure": "an answer of its provider is missing: run the same command again after its next refresh",
+    "parked": "an incident has set it apart: rule on that first ('tokenfleet incidents list')",
+    "elsewhere": "it was exported to another recipient: 'tokenfleet accounts show' says to whom",
+    "unreadable": "our keys do not open its tokens: 'tokenfleet keys status' shows which are missing",
+}
+KEPT_RUNNING: Final = (
+    "These accounts keep running here. Whoever refreshes them elsewhere as well presents tokens that this fleet has "
+    "spent, or spends those that it has: a provider that rotates then ends the grant, and the customer has to sign in "
+    "again. Use the file as a backup, or for providers that never replace what is presented to them."
+)
+
+
+@click.command()
+@click.argument("accounts", metavar="[ACCOUNT]...", nargs=-1)
+@click.option("--provider", help="Only accounts at this provider.")
+@click.option(
+    "--environment", help="Only this environment; PROVIDER/EXTERNAL_ID is looked up in it, or in production."
+)
+@click.option("--tenant", help="Only accounts of this tenant.")
+@click.option("--app", help="Only accounts of the apps with this name.")
+@click.option("--status", type=click.Choice([status.value for status in AccountStatus]), help="Only these.")
+@click.option("--all", "everything", is_flag=True, help="With --to: all accounts of this fleet.")
+@click.option("--masked", is_flag=True, help="Show everything but tokens. The default.")
+@click.option(
+    "--to",
+    "recipient_text",
+    metavar="RECIPIENT",
+    help="Seal the accounts with their tokens to this public key (age1...), and pause them here.",
+)
+@click.option(
+    "--keep-running",
+    is_flag=True,
+    help="With --to: do not pause them. Only for a backup, or providers that never rotate.",
+)
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --to: wait for refreshes that are under way.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write, which must not exist [default: standard output].",
+)
+@reason_option
+@click.pass_context
+def export(
+    ctx: click.Context,
+    accounts: tuple[str, ...],
+    provider: str | None,
+    environment: str | None,
+    tenant: str | None,
+    app: str | None,
+    status: str | None,
+    everything: bool,
+    masked: bool,
+    recipient_text: str | None,
+    keep_running: bool,
+    wait_seconds: float,
+    output: Path | None,
+    reason: str | None,
+) -> None:
+    """Write accounts as JSON Lines: masked, or sealed with their tokens for another fleet.
+
+    Masked, which is the default, each line says what an account is and when things expire, and holds no token.
+
+    With --to, each line is what 'accounts import' takes, tokens and all that this fleet has learned, and the whole is
+    sealed to the RECIPIENT: the public key that 'tokenfleet keys recipient' prints at the other fleet. The accounts are
+    paused here in the transaction in which their tokens are read, because a refresh token may be presented by one
+    fleet only; readers here keep their last access token until it expires. One that is being refreshed is waited for.
+    If the file gets lost, run the same command again. 'accounts import' brings accounts back that were away.
+
+    Each ACCOUNT is an id or PROVIDER/EXTERNAL_ID; - reads them from standard input, one a line.
+
+    \b
+    Examples:
+      tokenfleet accounts export --tenant t-204 > t-204.jsonl
+      tokenfleet accounts export --tenant t-204 --to age1... --output t-204.jsonl.age
+      tokenfleet accounts export acme/customer-17 --to age1... | ssh there tokenfleet accounts import - --identity ...
+    """
+    from cli.session import database, load_settings
+    from store.export_selection import ExportFilter
+    from tokenfleet.sealed_files import Recipient
+
+    wanted = ExportFilter(provider, environment, tenant, app, AccountStatus(status) if status else None)
+    if accounts and ExportFilter(provider, None, tenant, app, wanted.status):
+        raise click.UsageError("Name accounts, or say which ones by options: not both.")
+    if recipient_text is None:
+        if keep_running:
+            raise click.UsageError("--keep-running goes with --to: a masked export changes nothing.")
+    elif masked:
+        raise click.UsageError("--masked and --to exclude each other: what is sealed is whole.")
+    elif not (accounts or wanted or everything):
+        raise click.UsageError(
+            "--to takes accounts away from this fleet: name them, choose by --provider, --tenant and the like, or say "
+            "--all."
+        )
+    elif output is None and sys.stdout.isatty():
+        raise click.UsageError("What is sealed is no text for a terminal: give --output FILE, or pipe it on.")
+    # Before anything is connected to: a typing mistake is told at once.
+    recipient = None if recipient_text is None else Recipient.parse(recipient_text)
+    settings = load_settings()
+    with database(settings) as engine:
+        choice = _Choice(engine, accounts, environment, wanted)
+        if recipient is None:
+            failed = _export_masked(choice, output)
+        else:
+            failed = _export_sealed(
+                choice,
+                settings,
+                recipient,
+                output,
+                keep_running=keep_running,
+                wait_seconds=wait_seconds,
+                reason=reason,
+            )
+    if failed:
+        ctx.exit(1)
+
+
+@dataclass(slots=True)
+class _Choice:
+    """The accounts that were asked for, a page at a time; says which of those that were named do not exist."""
+
+    engine: Engine
+    texts: Sequence[str]
+    environment: str | None
+    wanted: ExportFilter
+    missing: int = 0
+
+    def pages(self) -> Iterator[list[AccountId]]:
+        from store import export_selection
+
+        if not self.texts:
+            yield from export_selection.pages(self.engine, self.wanted)
+            return
+        yield from self._named()
+
+    def total(self) -> int | None:
+        from store import export_selection
+
+        return None if self.texts else export_selection.count(self.engine, self.wanted)
+
+    def _named(self) -> Iterator[list[AccountId]]:
+        from cli.references import find, missing, parse_all
+        from store.export_selection import PAGE
+
+        references = parse_all(self.texts, environment=self.environment or "production")
+        for start in range(0, len(references), PAGE):
+            batch = references[start : start + PAGE]
+            with self.engine.connect() as connection:
+                found = find(connection, batch)
+            for reference in batch:
+                if reference not in found:
+                    self.missing += 1
+                    click.echo(shown(f"tokenfleet: {reference.text}: {missing(reference)}"), err=True)
+            if found:
+                yield sorted({account.account_id for account in found.values()})
+
+
+def _export_masked(choice: _Choice, output: Path | None) -> bool:
+    import msgspec
+
+    from store import export_selection
+
+    count = 0
+    with ExitStack() as stack:
+        writer = _writer(stack, output)
+        advance = stack.enter_context(progress("Writing", total=choice.total()))
+        for ids in choice.pages():
+            with choice.engine.connect() as connection:
+                found = export_selection.masked(connection, ids)
+            writer.write(b"".join(msgspec.json.encode(account) + b"\n" for account in found))
+            count += len(found)
+            advance(len(ids))
+        writer.flush()
+    click.echo(f"{counted(count, 'account')} written, masked: no token is in it.", err=True)
+    return bool(choice.missing)
+
+
+def _export_sealed(
+    choice: _Choice,
+    settings: Settings,
+    recipient: Recipient,
+    output: Path | None,
+    *,
+    keep_running: bool,
+    wait_seconds: float,
+    reason: str | None,
+) -> bool:
+    from cli.accounts_import import compose_rules
+    from cli.session import load_providers, on_record
+    from store import keys
+    from store.export import Exporter
+    from tokenfleet.sealed_files import seal
+
+    registry = load_providers(settings)
+    rules_of = compose_rules(registry)
+    with choice.engine.begin() as connection:
+        vault = keys.open_vault(connection, settings)
+    exporter = Exporter(
+        choice.engine,
+        vault,
+        lambda name: name not in registry or rules_of(name).credential == "refresh_token",
+        recipient=recipient.text,
+        by=on_record(),
+        reason=reason,
+        keep_running=keep_running,
+    )
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress("Sealing", total=choice.total()))
+        departures = _Departures(exporter, choice.pages(), advance, wait_seconds)
+        try:
+            lines = iter(departures)
+            # Without a line there is no file: nobody should carry an empty one to the other fleet.
+            if (first := next(lines, None)) is not None:
+                writer = _writer(stack, output)
+                seal(chain((first,), lines), writer, recipient)
+                writer.flush()
+            stack.close()
+        except BaseException:
+            if departures.gone and not keep_running:
+                click.echo(
+                    f"No file was finished, and {counted(departures.gone, 'account')} paused here already: run the "
+                    "same command again, to the same recipient.",
+                    err=True,
+                )
+            raise
+    return _tell(departures, choice, recipient, output, keep_running=keep_running)
+
+
+def _writer(stack: ExitStack, output: Path | None) -> BinaryIO:
+    from cli.new_file import new_file
+
+    return sys.stdout.buffer if output is None else stack.enter_context(new_file(output))
+
+
+@dataclass(slots=True)
+class _Departures:
+    """The lines of all accounts that go. Those that were being refreshed come last, if they can within the time."""
+
+    exporter: Exporter
+    pages: Iterable[list[AccountId]]
+    advance: Callable[[int], None]
+    wait_seconds: float
+    gone: int = 0
+    left_out: Counter[LeftOut] = field(default_factory=Counter)
+    examples: list[tuple[AccountId, LeftOut]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[bytes]:
+        from store.export import LeftOut
+        from store.export_selection import PAGE
+
+        started: list[AccountId] = []
+        for page in self.pages:
+            yield from self._take(page, started)
+            self.advance(len(page))
+        deadline = time.monotonic() + self.wait_seconds
+        while started and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            again, started = started, []
+            for begin in range(0, len(again), PAGE):
+                yield from self._take(again[begin : begin + PAGE], started)
+        for account_id in started:
+            self._note(account_id, LeftOut.STARTED)
+
+    def _take(self, page: list[AccountId], started: list[AccountId]) -> Iterator[bytes]:
+        from store.export import LeftOut
+
+        departure = self.exporter.take(page)
+        self.gone += len(departure.lines)
+        for account_id, why in departure.left_out.items():
+            if why is LeftOut.STARTED:
+                started.append(account_id)
+            else:
+                self._note(account_id, why)
+        if departure.lines:
+            yield b"".join(departure.lines)
+
+    def _note(self, account_id: AccountId, why: LeftOut) -> None:
+        self.left_out[why] += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append((account_id, why))
+
+
+def _tell(
+    departures: _Departures, choice: _Choice, recipient: Recipient, output: Path | None, *, keep_running: bool
+) -> bool:
+    """Say what went and who stayed and why; answer whether somebody stayed who should not have."""
+    from store.export import LeftOut
+
+    where = "" if output is None else f" in {output}"
+    paused = "" if keep_running or not departures.gone else ", and paused here"
+    click.echo(f"{counted(departures.gone, 'account')} sealed to {recipient}{where}{paused}.", err=True)
+    if keep_running and departures.gone:
+        click.echo(KEPT_RUNNING, err=True)
+    for account_id, why in departures.examples:
+        click.echo(f"account {account_id} stays: {_WHY[why.value]}", err=True)
+    for why, count in departures.left_out.items():
+        told = sum(each is why for _, each in departures.examples)
+        if count > told:
+            click.echo(f"{counted(count - told, 'more account')} stay: {_WHY[why.value]}", err=True)
+    # Who has nothing to bring is not missed, unless somebody named it.
+    stayed = departures.left_out.total() - (0 if choice.texts else departures.left_out[LeftOut.ENDED])
+    return bool(stayed or choice.missing)

@@ -1,0 +1,43 @@
+"""A file that appears whole or not at all, readable by its owner only."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from tokenfleet.errors import UserError
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write, beside ``path``; when the block ends well it is on the disk, and gets that name.
+
+    Else it is removed. What bears the name already is never replaced. Raises :class:`UserError` when the file exists
+    or cannot be written.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists and is never overwritten: give another file, or move it away")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another file") from error
+    try:
+        with os.fdopen(descriptor, "wb", buffering=1024 * 1024) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            beside.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
