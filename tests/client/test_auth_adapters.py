@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from store.keys import Vault
 from tests.support.api_server import Api
 from tests.support.builders import make_account, make_app
-from tests.support.readers import renew
+from tests.support.readers import renew, requested
 from tokenfleet.jobs import AccountId
 from tokenfleet_client import AsyncTokenClient, KeyEncryptionKey, NeedsReauth, TokenClient
 from tokenfleet_client.contract import AccountStatus
@@ -178,6 +178,7 @@ def test_a_redirect_to_another_host_goes_without_the_token_and_its_401_is_not_ou
         assert caller.post(f"{server.url}/to/{foreign.port}") == 401
     assert server.tokens == ["Bearer access-2"]
     assert foreign.tokens == [None]
+    assert requested(engine) == []
 
 
 def test_an_account_that_needs_reauth_is_refused_before_anything_is_sent(

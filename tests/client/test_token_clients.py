@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.engine import make_url
 
+from embedded.binaries import find_postgres
 from store import data_keys
 from store import keys as vault_keys
 from store.keys import Vault
@@ -248,6 +253,41 @@ def test_a_reader_without_the_right_key_says_so(
 
     with pytest.raises(UnknownKey, match="99"):
         make_reader(readable).get_token(account)
+
+
+@pytest.fixture
+def tenants_reader(engine: Engine, database_url: str) -> Iterator[str]:
+    """A connection string of a role that ``deploy/postgres/reader.sql`` made for the tenant ``t-1``."""
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    script = Path(__file__).resolve().parent.parent.parent / "deploy" / "postgres" / "reader.sql"
+    words = [libpq(database_url), "-qX", "-v", f"reader={role}", "-v", "tenant=t-1", "-f", str(script)]
+    subprocess.run([str(find_postgres().bin_dir / "psql"), *words], check=True)
+    set_aside(engine, f"ALTER ROLE {role} PASSWORD 'reader'")
+    url = make_url(libpq(database_url)).set(username=role, password="reader")
+    yield url.render_as_string(hide_password=False)
+    set_aside(engine, f"DROP OWNED BY {role}")
+    set_aside(engine, f"DROP ROLE {role}")
+
+
+def test_a_tenants_reader_reads_asks_reports_and_tells_with_the_roles_grants(
+    engine: Engine, vault: Vault, tenants_reader: str, make_reader: MakeReader
+) -> None:
+    app = make_app(engine, vault)
+    expired = make_account(engine, vault, app, tenant="t-1", expires_in=SHORT)
+    foreign = make_account(engine, vault, app, tenant="t-2", external_id="foreign")
+    reader = make_reader(tenants_reader)
+
+    with obliging(engine, vault):
+        token = reader.get_token(expired)
+        assert reader.report_unauthorized(token).generation == 3
+    assert reader.hears is True
+    assert [token.account_id for token in reader.current_tokens()] == [expired]
+    for other in (foreign, Account("acme", "foreign")):
+        with pytest.raises(UnknownAccount):
+            reader.get_token(other)
+    reader.close()
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT sum(opened) FROM tokenfleet.unsealings")).scalar_one() == 3
 
 
 def test_current_tokens_come_page_by_page_and_only_those_that_can_be_used(
