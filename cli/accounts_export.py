@@ -37,7 +37,8 @@ POLL_SECONDS: Final = 0.5
 _WHY: Final = {
     "ended": "has no token that works: it comes back with the customer's next sign-in, wherever that is",
     "started": "its provider is being asked just now: run the same command again",
-    "unsure": "an answer of its provider is missing: run the same command again after its next refresh",
+    "unsure": "an answer of its provider is missing: run the same command again after its next refresh, for which one "
+    "that is paused has to be resumed",
     "parked": "an incident has set it apart: rule on that first ('tokenfleet incidents list')",
     "elsewhere": "it was exported to another recipient: 'tokenfleet accounts show' says to whom",
     "unreadable": "our keys do not open its tokens: 'tokenfleet keys status' shows which are missing",

@@ -178,6 +178,7 @@ class Planner:
             next_visit=visit,
             returns=verdict.returns,
             stays_paused=line.status == AccountStatus.PAUSED.value,
+            brought=tuple(map(bytes.fromhex, line.fingerprints or ())),
         )
 
     def _first_visit(

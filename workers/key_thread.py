@@ -1,7 +1,7 @@
 """A thread for a key service that may hang: nobody waits for it, not even a process that stops.
 
-Not one of the loop's own threads, on which the journal's disk is waited for; and not one of a pool, because Python joins
-the threads of all pools at its exit.
+Not one of the loop's own threads, on which the journal's disk is waited for; and not one of a pool, because Python
+joins the threads of all pools at its exit.
 """
 
 from __future__ import annotations
