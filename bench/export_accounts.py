@@ -87,7 +87,7 @@ def main() -> None:
                 environ,
             ),
         ]
-        with psycopg.connect(environ["TOKENFLEET_DATABASE_URL"]) as connection:
+        with psycopg.connect(environ["TOKENFLEET_DATABASE_URL"].replace("+psycopg", "")) as connection:
             connection.execute("TRUNCATE tokenfleet.accounts CASCADE")
         rows.append(
             run(
