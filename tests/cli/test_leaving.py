@@ -153,7 +153,7 @@ def test_an_account_whose_answer_is_on_its_way_is_waited_for(
             held.close()
             asking.result(20)
 
-        monkeypatch.setattr("cli.accounts_export.time.sleep", answer_meanwhile)
+        monkeypatch.setattr("cli.departures.time.sleep", answer_meanwhile)
         assert shell(*words, "-o", second).exit_code == 0
     identity = str(Path(there_shell.environ["TOKENFLEET_HOME"], "identity.txt"))
     assert "1 created" in there_shell("accounts", "import", second, "--identity", identity).stdout
