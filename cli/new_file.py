@@ -12,6 +12,20 @@ from typing import BinaryIO
 from tokenfleet.errors import UserError
 
 
+def _name(beside: Path, path: Path) -> None:
+    """Give ``beside`` the name ``path``, unless somebody was faster."""
+    try:
+        # A rename would replace what has come there meanwhile: an identity, say, that a file is being sealed to.
+        os.link(beside, path)
+    except FileExistsError:
+        raise UserError(f"{path} was made by somebody else meanwhile, and is never overwritten") from None
+    except OSError:
+        # No links on this file system.
+        beside.rename(path)
+    else:
+        beside.unlink()
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write, beside ``path``; when the block ends well it is on the disk, and gets that name.
@@ -31,7 +45,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.rename(path)
+        _name(beside, path)
     except BaseException:
         with suppress(FileNotFoundError):
             beside.unlink()
