@@ -21,8 +21,13 @@ def test_a_file_has_its_name_when_it_is_whole_and_is_its_owners(tmp_path: Path) 
 
 def test_what_somebody_else_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "identity.txt"
-    with pytest.raises(UserError, match="never overwritten"), new_file(path) as file:
-        file.write(b"ours")
-        path.write_bytes(b"theirs")
+
+    def write() -> None:
+        with new_file(path) as file:
+            file.write(b"ours")
+            path.write_bytes(b"theirs")
+
+    with pytest.raises(UserError, match="never overwritten"):
+        write()
     assert path.read_bytes() == b"theirs"
     assert list(tmp_path.iterdir()) == [path]
