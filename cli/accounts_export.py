@@ -235,10 +235,11 @@ def _export_sealed(
         advance = stack.enter_context(progress("Sealing", total=choice.total()))
         departures = Departures(exporter, choice.pages(), advance, wait_seconds)
         try:
+            # Before anybody is paused: a file that cannot be written is a mistake that changes nothing.
+            writer = _writer(stack, output, empty=False)
             lines = iter(departures)
             # Without a line there is no file: nobody should carry an empty one to the other fleet.
             if (first := next(lines, None)) is not None:
-                writer = _writer(stack, output)
                 seal(chain((first,), lines), writer, recipient)
                 writer.flush()
             stack.close()
@@ -254,7 +255,7 @@ def _export_sealed(
     return stayed or bool(choice.missing)
 
 
-def _writer(stack: ExitStack, output: Path | None) -> BinaryIO:
+def _writer(stack: ExitStack, output: Path | None, *, empty: bool = True) -> BinaryIO:
     from cli.new_file import new_file
 
-    return sys.stdout.buffer if output is None else stack.enter_context(new_file(output))
+    return sys.stdout.buffer if output is None else stack.enter_context(new_file(output, empty=empty))

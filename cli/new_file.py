@@ -27,11 +27,11 @@ def _name(beside: Path, path: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, empty: bool = True) -> Iterator[BinaryIO]:
     """Yield a file to write, beside ``path``; when the block ends well it is on the disk, and gets that name.
 
-    Else it is removed. What bears the name already is never replaced. Raises :class:`UserError` when the file exists
-    or cannot be written.
+    Else it is removed, and so it is without ``empty`` when nothing was written. What bears the name already is never
+    replaced. Raises :class:`UserError` when the file exists or cannot be written.
     """
     if os.path.lexists(path):
         raise UserError(f"{path} exists and is never overwritten: give another file, or move it away")
@@ -45,6 +45,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            is_wanted = empty or file.tell() > 0
+        if not is_wanted:
+            beside.unlink()
+            return
         _name(beside, path)
     except BaseException:
         with suppress(FileNotFoundError):
