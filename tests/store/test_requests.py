@@ -602,5 +602,5 @@ def test_no_scheduled_refresh_touches_the_index_of_requests_and_claims_stay_heap
         before = connection.execute(updates).scalar_one()
         made = schedule.claim_due(connection, [Allowance(app, 100, 100)], claim=CLAIM)[app]
         assert connection.execute(updates).scalar_one() - before == len(made) == len(accounts)
-    ask(engine, accounts[0], 2 * HOUR)
+    report(engine, accounts[0], 4)
     assert column(engine, size) == [2]
