@@ -4,18 +4,18 @@ Any number of schedulers may run; they share nothing but rows that ``SKIP LOCKED
 that dies leaves claims that expire by themselves. Invariants kept here:
 
 * Claims are committed before anything is sent; what cannot be sent is given back at once.
-* No app has more outstanding than its window.
+* No app has more outstanding than its window, and a share of it for accounts that readers wait for.
 * A held app gets one account at a time; a paused app gets none, nor does one whose circuit is open; one that is only
   sampled (``store.guard``) gets a few, beside the samples of its incident (``scheduler.incidents``).
 
-The pace itself is kept where requests are sent (``workers.pacing``). The window of a paced app is what a few seconds of
-its rate can take, so that what is claimed is asked about before its claim ends, and the most urgent go first.
+The pace itself is kept where requests are sent (``workers.pacing``); windows: ``scheduler.windows``. Between ticks,
+requests of readers are claimed by ``scheduler.on_demand``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -24,11 +24,13 @@ import psycopg
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from providers import Provider, Registry
+from providers import Registry
 from scheduler import incidents
+from scheduler.on_demand import OpenApp, requested_app
 from scheduler.publisher import Publisher, make_jobs
 from scheduler.sweeping import ExpirySweep, RevocationSweep, gated_apps
-from store import apps, candidates, history, schedule
+from scheduler.windows import traits_of, window_of
+from store import apps, candidates, history, schedule, traits
 from store.apps import App
 from store.circuits import CircuitView
 from store.engine import database_now, is_outage, postmaster_start
@@ -39,7 +41,6 @@ from tokenfleet.errors import UserError
 from tokenfleet.guard import SAMPLES
 from tokenfleet.health import Health
 from tokenfleet.jobs import AppId, RefreshJob
-from tokenfleet.pace import claim_window, ramp
 from tokenfleet.settings import Tunables, process_name
 from tokenfleet.telemetry import Event
 
@@ -96,6 +97,8 @@ class Scheduler:
         self._tick_began: float | None = None
         self._waiting_jobs = 0
         self._unknown_providers: set[str] = set()
+        self._described: frozenset[AppId] = frozenset()
+        self._open_apps: Mapping[AppId, OpenApp] = {}
         self._sweep = ExpirySweep(owner=process_name())
         self._revocations = RevocationSweep(owner=process_name())
 
@@ -112,6 +115,10 @@ class Scheduler:
     def stop(self) -> None:
         """End after the current tick. Safe to call from a signal handler."""
         self._stopping = True
+
+    def open_apps(self) -> Mapping[AppId, OpenApp]:
+        """Return the apps that requests may be claimed for between ticks, as the last tick saw them. Of any thread."""
+        return self._open_apps
 
     def health(self) -> Health:
         """Return what is wrong now."""
@@ -156,16 +163,24 @@ class Scheduler:
                 candidates.prune(connection)
                 self._next_housekeeping = now + HOUSEKEEPING_EVERY
             if self._waiting_jobs > MAX_WAITING_JOBS:
+                self._open_apps = {}
                 return TickResult(0, 0, False)
             probes = apps.take_probes(connection, spacing=PROBE_SPACING)
             known = [app for app in apps.all_apps(connection) if self._is_known(app)]
             turns = incidents.take_turns(connection)
+            self._describe(connection, known)
         if turns:
             with self._engine.begin() as connection:
                 incidents.give_back(connection, turns)
         held = [app for app in known if app.held_since is not None]
         sampled = incidents.sampled(turns, but={app.app_id for app in held})
         allowances = self._allow(known, probes, now, sampled.keys())
+        allowed_of = {each.app_id: each for each in allowances}
+        self._open_apps = {
+            app.app_id: OpenApp(app.provider, allowed_of[app.app_id])
+            for app in known
+            if app.app_id in allowed_of and app.held_since is None and not app.is_sampled
+        }
         gated = gated_apps(known, now, circuits_open=self._open_circuits())
         if self._sweep.is_due(now) and (gated or any(app.in_incident for app in known)):
             self._sweep.run_aside(self._engine, gated, now)
@@ -175,10 +190,9 @@ class Scheduler:
         take_over = self._may_take_over(now - started)
         with self._engine.begin() as connection:
             claims = schedule.claim_due(connection, allowances, claim=self._claim, take_over=take_over)
-        allowed = {each.app_id for each in allowances}
-        unprobed = [app.app_id for app in held if app.app_id in allowed and not claims.get(app.app_id)]
+        unprobed = [app.app_id for app in held if app.app_id in allowed_of and not claims.get(app.app_id)]
         if sampled or unprobed:
-            of_allowed = {app_id: each for app_id, each in sampled.items() if app_id in allowed}
+            of_allowed = {app_id: each for app_id, each in sampled.items() if app_id in allowed_of}
             with self._engine.begin() as connection:
                 samples = incidents.claim_samples(
                     connection, of_allowed, claim=self._claim, take_over=take_over
@@ -214,15 +228,25 @@ class Scheduler:
         ends = time.monotonic() + seconds
         while not self._stopping:
             rest = max(ends - time.monotonic(), 0.0)
-            if any(True for _ in driver.notifies(timeout=min(rest, STOP_NOTICED_SECONDS), stop_after=1)):
-                return
-            if rest <= STOP_NOTICED_SECONDS:
+            heard = driver.notifies(timeout=min(rest, STOP_NOTICED_SECONDS), stop_after=1)
+            # What a reader asks for is claimed beside the ticks (scheduler.on_demand).
+            if any(requested_app(each.payload) is None for each in heard) or time.monotonic() >= ends:
                 return
 
     def _open_circuits(self) -> frozenset[AppId]:
         """Return whose circuits were not closed when this process last looked."""
         standings = (self._standings or {}).items()
         return frozenset(app_id for app_id, each in standings if each.state is not CircuitState.CLOSED)
+
+    def _describe(self, connection: Connection, known: Sequence[App]) -> None:
+        """Write down what the definitions say of apps that are new to this process."""
+        ids = frozenset(app.app_id for app in known)
+        if ids - self._described:
+            providers = {app.provider for app in known if app.app_id not in self._described}
+            traits.describe(
+                connection, {each: traits_of(self._registry.get(each)) for each in sorted(providers)}
+            )
+        self._described = ids
 
     def _is_known(self, app: App) -> bool:
         """An app whose definition is gone is left alone and reported once; its accounts stay as they are."""
@@ -249,7 +273,7 @@ class Scheduler:
             if app.is_sampled and app.held_since is None and app.app_id not in sampled:
                 continue
             standing = (self._standings or {}).get(app.app_id, Standing())
-            window = _window(app, self._registry.get(app.provider), standing, now)
+            window = window_of(app, self._registry.get(app.provider), standing, now)
             if window > 0:
                 count = 1 if app.held_since is not None else min(CLAIMS_PER_TICK, window)
                 if app.is_sampled:
@@ -297,20 +321,3 @@ class Scheduler:
         if self._trouble != trouble:
             telemetry.logger().error(Event.TICK_FAILED.value, reason=trouble, sqlstate=state)
         self._trouble = trouble
-
-
-def _window(app: App, provider: Provider, standing: Standing, now: datetime) -> int:
-    """Return how many claims of an app may be out at once."""
-    window = claim_window(provider.rate_per_second, provider.burst, provider.max_outstanding)
-    match standing.state:
-        case CircuitState.OPEN:
-            return 0
-        case CircuitState.HALF_OPEN:
-            # The trial. While it is out there is nobody else.
-            return 1
-    if standing.closed_for_ms is not None:
-        window = min(window, ramp(standing.closed_for_ms / 1000))
-    if app.paused_until is not None and provider.rate_per_second is None:
-        # Nobody said how fast it may go on.
-        window = min(window, ramp((now - app.paused_until).total_seconds()))
-    return window

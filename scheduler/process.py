@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from datetime import timedelta
 from types import FrameType
 from typing import Final
@@ -12,6 +13,7 @@ from redis import Redis
 from providers import load_registry
 from scheduler.coming_hour import ComingHour
 from scheduler.loop import Scheduler
+from scheduler.on_demand import OnDemand
 from scheduler.publisher import Publisher
 from scheduler.relay import Relay
 from scheduler.unsealing_watch import UnsealingWatch
@@ -34,7 +36,8 @@ from tokenfleet.telemetry import Event
 BROKER_EXCHANGES: Final = 3
 """What a tick says to the broker: how long is the queue, a job, the job again on a new connection."""
 RELAY_STOP_SECONDS: Final = 2
-"""How long the relay's round is waited for after that. What it has claimed and not sent is due again by itself."""
+"""How long the rounds of the relay and of requests are waited for after that. What they have claimed and not sent is
+due again by itself."""
 REDIS_TIMEOUT_SECONDS: Final = 1.0
 LONGEST_STOP_SECONDS: Final = (
     BROKER_EXCHANGES * BROKER_SOCKET_SECONDS
@@ -79,6 +82,20 @@ def serve(settings: Settings) -> None:
     )
     circuits = CircuitView(redis, prefix=tunables.redis_prefix)
     scheduler = Scheduler(engine, registry, circuits, publisher, tunables)
+    on_demand = OnDemand(
+        make_engine(
+            settings.database_url,
+            application_name=f"tokenfleet on-demand {name}",
+            idle_in_transaction_ms=IDLE_IN_TRANSACTION_MS,
+        ),
+        Publisher(
+            make_celery(settings),
+            claim=timedelta(seconds=tunables.claim_seconds),
+            max_clock_skew=timedelta(seconds=tunables.max_clock_skew_seconds),
+        ),
+        scheduler.open_apps,
+        claim=timedelta(seconds=tunables.claim_seconds),
+    )
     watch = Watch(
         engine,
         ComingHour(engine, registry),
@@ -103,11 +120,13 @@ def serve(settings: Settings) -> None:
 
     def health() -> Health:
         found = scheduler.health()
-        beside = (problem for problem in (watch.problem(), relay.trouble()) if problem is not None)
+        problems = (watch.problem(), relay.trouble(), on_demand.trouble())
+        beside = (problem for problem in problems if problem is not None)
         return Health(found.fatal, (*found.hampering, *beside))
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         scheduler.stop()
+        on_demand.stop()
         relay.stop()
 
     signal.signal(signal.SIGTERM, stop)
@@ -118,9 +137,13 @@ def serve(settings: Settings) -> None:
     watch.start()
     telemetry.logger().info(Event.PROCESS_STARTED.value, role="scheduler", name=name)
     relay.start()
+    on_demand.start()
     scheduler.run()
+    on_demand.stop()
     relay.stop()
-    relay.join(RELAY_STOP_SECONDS)
+    ends = time.monotonic() + RELAY_STOP_SECONDS
+    for part in (relay, on_demand):
+        part.join(max(ends - time.monotonic(), 0.0))
     watch.stop()
     publisher.close()
     if server is not None:

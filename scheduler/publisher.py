@@ -25,13 +25,17 @@ MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
 def make_jobs(app_id: AppId, claims: Sequence[Claim]) -> Iterator[RefreshJob]:
     """Cut one app's claims into jobs, the most urgent first.
 
-    Jobs are of equal size rather than full and a rest, so that one tick's work spreads over the workers.
+    Jobs are of equal size rather than full and a rest, so that one tick's work spreads over the workers. Accounts that
+    readers wait for are sent on demand, but once: who was not taken there goes the ordinary way, where workers of the
+    release before find him too.
     """
-    count = -(-len(claims) // MAX_BATCH)
-    for index in range(count):
-        part = claims[len(claims) * index // count : len(claims) * (index + 1) // count]
-        pairs = tuple((claim.account_id, claim.epoch) for claim in part)
-        yield RefreshJob(str(uuid.uuid4()), app_id, pairs)
+    for is_requested in (True, False):
+        kind = [claim for claim in claims if (claim.is_requested and not claim.is_untaken) is is_requested]
+        count = -(-len(kind) // MAX_BATCH)
+        for index in range(count):
+            part = kind[len(kind) * index // count : len(kind) * (index + 1) // count]
+            pairs = tuple((claim.account_id, claim.epoch) for claim in part)
+            yield RefreshJob(str(uuid.uuid4()), app_id, pairs, is_requested)
 
 
 class Publisher:

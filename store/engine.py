@@ -28,7 +28,7 @@ IDLE_IN_TRANSACTION_MS: Final = 5_000
 """After so long Postgres ends the session of a scheduler or worker that was frozen in the middle of a transaction:
 the rows it has locked would be out of everybody's reach for as long as it sleeps. Not for commands, which may page
 through a result at a person's pace."""
-SCHEMA_REVISION: Final = "0009"
+SCHEMA_REVISION: Final = "0010"
 """What this release needs; a test compares it with the newest migration. Workers read it here, because loading
 Alembic for it would cost each of them 5 MB. Revisions are numbers of four digits, so they compare as text."""
 

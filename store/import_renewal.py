@@ -25,6 +25,7 @@ from store.import_creation import Stamp
 from store.import_judgement import KnownAccount
 from store.import_line import FINGERPRINTS_KEPT
 from store.keys import Vault
+from store.requests import ANSWERED, told
 from tokenfleet.account import EXPORTED, Trigger
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.lifetimes import Visit
@@ -71,16 +72,21 @@ _DESCRIBE = text(f"""
     RETURNING a.id, a.status
 """)
 
-_RESCHEDULE = text("""
-    UPDATE tokenfleet.refresh_schedule s
-    SET app_id = COALESCE(i.app_id, s.app_id), next_refresh_at = i.next_refresh_at,
-        claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0, unanswered = 0,
-        failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL,
-        probing = i.probing, expiry_told = false, alive_at = NULL
-    FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]),
-                CAST(:probing AS boolean[]))
-        AS i (account_id, app_id, next_refresh_at, probing)
-    WHERE s.account_id = i.account_id
+_RESCHEDULE = text(f"""
+    WITH rescheduled AS (
+        UPDATE tokenfleet.refresh_schedule s
+        SET app_id = COALESCE(i.app_id, s.app_id), next_refresh_at = i.next_refresh_at,
+            claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0, unanswered = 0,
+            failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL,
+            probing = i.probing, expiry_told = false, alive_at = NULL, retry_from = NULL, {ANSWERED}
+        FROM unnest(CAST(:account_ids AS bigint[]), CAST(:app_ids AS bigint[]), CAST(:moments AS timestamptz[]),
+                    CAST(:probing AS boolean[]))
+            AS i (account_id, app_id, next_refresh_at, probing)
+        WHERE s.account_id = i.account_id
+        RETURNING s.account_id, s.answered_request
+    )
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM rescheduled JOIN tokenfleet.token_sets USING (account_id) WHERE answered_request IS NOT NULL
 """)
 
 _REPLACE_TOKENS = text("""

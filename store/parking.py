@@ -23,6 +23,7 @@ from store import incidents, transitions
 from store.answers import lists
 from store.incidents import Incident, Resolution
 from store.rejection import Rejection
+from store.requests import ANSWERED, told
 from store.schedule import CLAIMED, Claim
 from store.transitions import Move
 from tokenfleet.account import Trigger
@@ -33,7 +34,7 @@ GIVEN_BACK_AT_ONCE: Final = 2000
 URGENT: Final = timedelta(seconds=60)
 """An account that is given back is due this long before its token expires, or now: the most urgent is asked first."""
 
-_PARK = text("""
+_PARK = text(f"""
     WITH i AS MATERIALIZED (
         SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:incident_id AS bigint[]),
             CAST(:epoch AS bigint[]), CAST(:generation AS bigint[]), CAST(:reason AS text[]),
@@ -42,17 +43,20 @@ _PARK = text("""
     ), parked AS (
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = NULL, incident_id = i.incident_id, last_error = i.reason,
-            failing_since = COALESCE(s.failing_since, now()), attempts = s.attempts + 1, probing = false
+            failing_since = COALESCE(s.failing_since, now()), attempts = s.attempts + 1, probing = false, {ANSWERED}
         FROM i WHERE s.account_id = i.account_id
           -- Not one that is set apart already and was not asked again: this is written for the second time.
           AND (s.incident_id IS NULL OR s.next_refresh_at IS NOT NULL)
-        RETURNING s.account_id
+        RETURNING s.account_id, s.answered_request
+    ), history AS (
+        INSERT INTO tokenfleet.account_events
+            (account_id, kind, code, generation, epoch, job_id, duration_ms, actor, detail)
+        SELECT i.account_id, 'refresh.grant_rejected', i.code, i.generation, i.epoch, i.job_id, i.duration_ms,
+               CAST(:actor AS text), jsonb_build_object('incident', i.incident_id, 'reason', i.reason)
+        FROM i JOIN parked USING (account_id)
     )
-    INSERT INTO tokenfleet.account_events
-        (account_id, kind, code, generation, epoch, job_id, duration_ms, actor, detail)
-    SELECT i.account_id, 'refresh.grant_rejected', i.code, i.generation, i.epoch, i.job_id, i.duration_ms,
-           CAST(:actor AS text), jsonb_build_object('incident', i.incident_id, 'reason', i.reason)
-    FROM i JOIN parked USING (account_id)
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM parked JOIN i USING (account_id) WHERE answered_request IS NOT NULL
 """)
 
 _ADOPT_FLIPPED = text("""

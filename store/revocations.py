@@ -29,6 +29,7 @@ from sqlalchemy import Connection, text
 
 from store import transitions
 from store.answers import lists
+from store.requests import ANSWERED, told
 from store.schedule import WAKE_CHANNEL
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
@@ -43,7 +44,7 @@ _HOLDING = text("""
       AND (t.refresh_token IS NOT NULL OR t.access_token IS NOT NULL)
 """)
 
-_ASK = text("""
+_ASK = text(f"""
     WITH standing AS (
         SELECT s.account_id, s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch AS is_started,
                s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch
@@ -52,18 +53,23 @@ _ASK = text("""
         -- In the order in which workers lock them, or an operator who revokes many takes jobs down with him.
         ORDER BY s.account_id
         FOR UPDATE
+    ), asked AS (
+        UPDATE tokenfleet.refresh_schedule s
+        SET -- Somebody is asking now: whoever ends that, or the sweep, makes it due. An answer of anybody before is
+            -- late, and makes it due again (store.settlement).
+            next_refresh_at = CASE WHEN i.is_asking THEN NULL ELSE now() END,
+            claim_epoch = s.claim_epoch + CASE WHEN i.is_asking THEN 0 ELSE 1 END,
+            claimed_until = CASE WHEN i.is_asking THEN s.claimed_until END,
+            -- So that journals are looked into first.
+            last_error = CASE WHEN i.is_started OR s.last_error = CAST(:unsettled AS text)
+                              THEN CAST(:unsettled AS text) END,
+            failing_since = now(), attempts = 0, doubts = 0, quarantined = false, incident_id = NULL, probing = true,
+            {ANSWERED}
+        FROM standing i WHERE s.account_id = i.account_id
+        RETURNING s.account_id, s.answered_request
     )
-    UPDATE tokenfleet.refresh_schedule s
-    SET -- Somebody is asking now: whoever ends that, or the sweep, makes it due. An answer of anybody before is late,
-        -- and makes it due again (store.settlement).
-        next_refresh_at = CASE WHEN i.is_asking THEN NULL ELSE now() END,
-        claim_epoch = s.claim_epoch + CASE WHEN i.is_asking THEN 0 ELSE 1 END,
-        claimed_until = CASE WHEN i.is_asking THEN s.claimed_until END,
-        -- So that journals are looked into first.
-        last_error = CASE WHEN i.is_started OR s.last_error = CAST(:unsettled AS text)
-                          THEN CAST(:unsettled AS text) END,
-        failing_since = now(), attempts = 0, doubts = 0, quarantined = false, incident_id = NULL, probing = true
-    FROM standing i WHERE s.account_id = i.account_id
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM asked JOIN tokenfleet.token_sets USING (account_id) WHERE answered_request IS NOT NULL
 """)
 
 _WITHHOLD = text("""
@@ -97,12 +103,17 @@ _FORGET_CANDIDATES = text("""
     DELETE FROM tokenfleet.token_candidates WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
 """)
 
-_END = text("""
-    UPDATE tokenfleet.refresh_schedule s
-    SET next_refresh_at = NULL, claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0,
-        unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL,
-        probing = false, alive_at = NULL
-    WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
+_END = text(f"""
+    WITH ended AS (
+        UPDATE tokenfleet.refresh_schedule s
+        SET next_refresh_at = NULL, claim_epoch = s.claim_epoch + 1, claimed_until = NULL, attempts = 0, doubts = 0,
+            unanswered = 0, failing_since = NULL, last_error = NULL, quarantined = false, incident_id = NULL,
+            probing = false, alive_at = NULL, {ANSWERED}
+        WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
+        RETURNING s.account_id, s.answered_request
+    )
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM ended JOIN tokenfleet.token_sets USING (account_id) WHERE answered_request IS NOT NULL
 """)
 
 _POSTPONE = text("""

@@ -40,33 +40,48 @@ CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
 """What a claim sets: shared with ``store.parking``, which claims samples. A visit that was to probe only counts too:
 a worker of the release before presents the refresh token at any."""
 
+UNTAKEN: Final = "(s.claimed_until IS NOT NULL AND s.started_epoch < s.claim_epoch)"
+"""Says of an account that is claimed now that its last claim ended without anybody's having started it."""
+
+REQUESTED_SHARE: Final = 4
+"""One in so many of an app's claims may be for accounts that readers wait for, where others are due as well."""
+
 _CLAIM = text(f"""
     WITH allowance AS (
-        SELECT * FROM unnest(CAST(:app_ids AS bigint[]), CAST(:counts AS int[]), CAST(:windows AS int[]))
-            AS allowance (app_id, count, outstanding)
+        SELECT * FROM unnest(CAST(:app_ids AS bigint[]), CAST(:counts AS int[]), CAST(:windows AS int[]),
+                             CAST(:requested AS int[]))
+            AS allowance (app_id, count, outstanding, requested)
     ), picked AS (
-        SELECT due.account_id
+        SELECT due.*
         FROM allowance CROSS JOIN LATERAL (
-            SELECT s.account_id
+            SELECT s.account_id, {UNTAKEN} AS is_untaken
             FROM tokenfleet.refresh_schedule s
             WHERE s.account_id = ANY (ARRAY(
                     -- The most urgent due accounts, claimed or not: the window is the cap on what one app
                     -- can have outstanding, so a provider that hangs never occupies the fleet.
-                    -- Probes take what refreshes leave of it, however long they have waited (G1).
+                    -- First whom a reader waits for, but in a share of it. Probes take what refreshes leave, however
+                    -- long they have waited (G1).
                     SELECT urgent.account_id FROM (
                         (SELECT w.account_id FROM tokenfleet.refresh_schedule w
+                         WHERE w.app_id = allowance.app_id AND w.requested_at IS NOT NULL
+                           AND w.next_refresh_at <= now()
+                         ORDER BY w.next_refresh_at LIMIT allowance.requested)
+                        UNION ALL
+                        (SELECT w.account_id FROM tokenfleet.refresh_schedule w
                          WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now() AND NOT w.probing
+                           AND w.requested_at IS NULL
                          ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
                         UNION ALL
                         (SELECT w.account_id FROM tokenfleet.refresh_schedule w
                          WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now() AND w.probing
+                           AND w.requested_at IS NULL
                          ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
                     ) urgent LIMIT allowance.outstanding))
                 -- Asked of the row that is locked: since the list was made it may have been paused, or given up.
                 AND s.next_refresh_at <= now()
                 AND (s.claimed_until IS NULL OR (s.claimed_until <= now()
                     AND (CAST(:take_over AS boolean) OR s.started_epoch < s.claim_epoch)))
-            ORDER BY s.probing, s.next_refresh_at
+            ORDER BY s.requested_at IS NULL, s.probing, s.next_refresh_at
             LIMIT allowance.count
             FOR UPDATE SKIP LOCKED
         ) due
@@ -74,7 +89,8 @@ _CLAIM = text(f"""
     UPDATE tokenfleet.refresh_schedule s
     SET {CLAIMED}
     FROM picked WHERE s.account_id = picked.account_id
-    RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at, s.probing
+    RETURNING s.app_id, s.account_id, s.claim_epoch, s.next_refresh_at, s.probing,
+              s.requested_at IS NOT NULL AS is_requested, picked.is_untaken
 """)
 
 _START = text("""
@@ -85,7 +101,7 @@ _START = text("""
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
     RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error,
-              s.probing, s.alive_at, s.failing_since
+              s.probing, s.alive_at, s.failing_since, s.requested_at IS NOT NULL AS is_requested
 """)
 
 _READ = text("""
@@ -161,6 +177,11 @@ class Allowance:
     count: int
     outstanding: int
 
+    @property
+    def requested(self) -> int:
+        """How many of the window may be accounts that readers wait for."""
+        return max(1, self.outstanding // REQUESTED_SHARE)
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -169,6 +190,10 @@ class Claim:
     account_id: AccountId
     epoch: Epoch
     due_at: datetime
+    is_requested: bool = False
+    """A reader waits for it."""
+    is_untaken: bool = False
+    """Its last claim ended without anybody's having started it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +230,8 @@ class Attempt:
     reauth_told: bool = False
     """The end of this grant was announced."""
     learned_lifetime: timedelta | None = None
+    is_requested: bool = False
+    """A reader waits for it."""
     failing_since: datetime | None = None
     """When the first of the failures happened that no success has followed."""
 
@@ -227,6 +254,7 @@ def claim_due(
             "app_ids": [allowance.app_id for allowance in allowances],
             "counts": [allowance.count for allowance in allowances],
             "windows": [allowance.outstanding for allowance in allowances],
+            "requested": [allowance.requested for allowance in allowances],
             "claim": claim,
             "take_over": take_over,
             "unsettled": UNSETTLED,
@@ -234,10 +262,15 @@ def claim_due(
     )
     claims: dict[AppId, list[Claim]] = defaultdict(list)
     # Probes last, also in the jobs that are made of this.
-    for app_id, account_id, epoch, due_at, _ in sorted(
-        rows, key=lambda row: (row.probing, row.next_refresh_at)
-    ):
-        claims[AppId(app_id)].append(Claim(AccountId(account_id), Epoch(epoch), due_at))
+    for row in sorted(rows, key=lambda row: (not row.is_requested, row.probing, row.next_refresh_at)):
+        claim_made = Claim(
+            AccountId(row.account_id),
+            Epoch(row.claim_epoch),
+            row.next_refresh_at,
+            row.is_requested,
+            row.is_untaken,
+        )
+        claims[AppId(row.app_id)].append(claim_made)
     return dict(claims)
 
 
@@ -296,6 +329,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 reauth_told=row.reauth_told_at is not None,
                 learned_lifetime=row.learned_lifetime,
                 failing_since=schedule.failing_since,
+                is_requested=schedule.is_requested,
             )
         )
     if none_missing:

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, text
 from store import announcements, parking, transitions
 from store.answers import COLUMNS, Part, SavedTokens, columns, lists
 from store.incidents import Incident
+from store.requests import ANSWERED, RETRY_AFTER, told
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
 from tokenfleet.policy import QUARANTINE_DELAY, UNSETTLED
@@ -40,7 +41,7 @@ SAVE = text(f"""
         FROM i WHERE t.account_id = i.account_id AND t.generation = i.generation
             -- The second part of a result only over its own first part: another answer may have that generation.
             AND (i.part <> 2 OR t.epoch = i.epoch)
-        RETURNING t.account_id
+        RETURNING t.account_id, t.generation AS saved_generation
     ), scheduled AS (
         UPDATE tokenfleet.refresh_schedule s
         SET next_refresh_at = CASE WHEN s.next_refresh_at IS NULL THEN NULL ELSE i.next_refresh_at END,
@@ -50,10 +51,12 @@ SAVE = text(f"""
             failing_since = CASE WHEN i.part <> 1 THEN NULL ELSE s.failing_since END,
             last_error = CASE WHEN i.part <> 1 THEN NULL ELSE s.last_error END,
             quarantined = s.quarantined AND i.part = 1, probing = i.probing,
-            expiry_told = s.expiry_told AND i.part = 1
+            expiry_told = s.expiry_told AND i.part = 1,
+            requested_at = CASE WHEN i.part = 1 THEN s.requested_at END,
+            answered_request = CASE WHEN i.part <> 1 THEN s.requested_at END
         FROM i JOIN saved USING (account_id) WHERE s.account_id = i.account_id
         RETURNING s.account_id, s.next_refresh_at IS NULL AS unscheduled, s.incident_id,
-                  s.claim_epoch = i.epoch AS is_newest
+                  s.claim_epoch = i.epoch AS is_newest, s.answered_request, saved_generation
     ), history AS (
         INSERT INTO tokenfleet.account_events
             (account_id, kind, generation, epoch, job_id, duration_ms, actor)
@@ -61,7 +64,9 @@ SAVE = text(f"""
                i.generation + 1, i.epoch, i.job_id, i.duration_ms, CAST(:actor AS text)
         FROM i JOIN saved USING (account_id)
     )
-    SELECT account_id, unscheduled, incident_id, is_newest FROM scheduled
+    SELECT account_id, unscheduled, incident_id, is_newest,
+           {told("account_id", "saved_generation", "answered_request")} AS told
+    FROM scheduled
 """)
 
 _NOT_STARTED_SINCE = text("""
@@ -105,7 +110,7 @@ _CANDIDATE = text(f"""
     RETURNING account_id, kind
 """)
 
-_DEFER = text("""
+_DEFER = text(f"""
     WITH i AS MATERIALIZED (
         SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]),
             CAST(:generation AS bigint[]), CAST(:next_refresh_at AS timestamptz[]), CAST(:code AS text[]),
@@ -131,28 +136,40 @@ _DEFER = text("""
             last_error = CASE
                 WHEN s.incident_id IS NOT NULL AND NOT i.answer_lost AND s.last_error <> CAST(:unsettled AS text)
                 THEN s.last_error ELSE i.code END,
-            quarantined = i.quarantined
+            quarantined = i.quarantined,
+            -- Only where trying again is all that helps: what a provider has put off, or nobody understands, is not
+            -- brought forward.
+            retry_from = CASE WHEN i.kind = 'refresh.unavailable' AND i.counts
+                              THEN clock_timestamp() + CAST(:retry_after AS interval) END,
+            {ANSWERED}
         FROM i WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch AND s.claimed_until IS NOT NULL
-        RETURNING s.account_id
+        RETURNING s.account_id, s.answered_request
+    ), history AS (
+        INSERT INTO tokenfleet.account_events
+            (account_id, kind, code, generation, epoch, job_id, duration_ms, actor, detail)
+        SELECT i.account_id, i.kind, i.code, i.generation, i.epoch, i.job_id, i.duration_ms,
+               CAST(:actor AS text), i.detail
+        FROM i JOIN deferred USING (account_id)
     )
-    INSERT INTO tokenfleet.account_events
-        (account_id, kind, code, generation, epoch, job_id, duration_ms, actor, detail)
-    SELECT i.account_id, i.kind, i.code, i.generation, i.epoch, i.job_id, i.duration_ms,
-           CAST(:actor AS text), i.detail
-    FROM i JOIN deferred USING (account_id)
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM deferred JOIN i USING (account_id) WHERE answered_request IS NOT NULL
 """)
 
-_QUARANTINE = text("""
+_QUARANTINE = text(f"""
     WITH quarantined AS (
         UPDATE tokenfleet.refresh_schedule s
         SET quarantined = true, last_error = CAST(:code AS text), next_refresh_at = now() + CAST(:wait AS interval),
-            failing_since = COALESCE(s.failing_since, now()), attempts = s.attempts + 1, probing = false
+            failing_since = COALESCE(s.failing_since, now()), attempts = s.attempts + 1, probing = false,
+            {ANSWERED}
         WHERE s.account_id = :account_id AND s.next_refresh_at IS NOT NULL
-        RETURNING s.account_id
+        RETURNING s.account_id, s.answered_request
+    ), history AS (
+        INSERT INTO tokenfleet.account_events (account_id, kind, code, epoch, actor)
+        SELECT account_id, 'refresh.our_fault', CAST(:code AS text), CAST(:epoch AS bigint), CAST(:actor AS text)
+        FROM quarantined
     )
-    INSERT INTO tokenfleet.account_events (account_id, kind, code, epoch, actor)
-    SELECT account_id, 'refresh.our_fault', CAST(:code AS text), CAST(:epoch AS bigint), CAST(:actor AS text)
-    FROM quarantined
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM quarantined JOIN tokenfleet.token_sets USING (account_id)
 """)
 
 
@@ -281,7 +298,8 @@ def defer(connection: Connection, deferrals: Sequence[Deferral], *, actor: str) 
     if expired := [deferral.account_id for deferral in deferrals if deferral.expired]:
         # Before their schedule, in everybody's order: what is told of them may come between no move and its commit.
         transitions.lock(connection, expired)
-    connection.execute(_DEFER, lists(deferrals, names) | {"actor": actor, "unsettled": UNSETTLED})
+    beside = {"actor": actor, "unsettled": UNSETTLED, "retry_after": RETRY_AFTER}
+    connection.execute(_DEFER, lists(deferrals, names) | beside)
     if expired:
         announcements.tell_refresh_failing(connection, expired, actor=actor)
 

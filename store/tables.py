@@ -120,6 +120,11 @@ oauth_apps = Table(
     # For which generation the certificate is sealed: it stays when a new secret makes a new one.
     Column("client_certificate", LargeBinary),
     Column("certificate_generation", BigInteger),
+    # What the provider's definition says, for the functions of readers: store.traits.
+    Column("renews", Boolean),
+    Column("probes", Boolean),
+    Column("earliest_refresh", Interval),
+    Column("minimum_age", Interval),
     UniqueConstraint("provider", "environment", "name"),
     CheckConstraint("(held_since IS NULL) = (held_code IS NULL)", name="hold"),
     CheckConstraint("(client_certificate IS NULL) = (certificate_generation IS NULL)", name="certificate"),
@@ -242,12 +247,26 @@ refresh_schedule = Table(
     Column("doubts", Integer, nullable=False, server_default=text("0")),
     # Whether anybody was told that the token has expired while the provider does not answer.
     Column("expiry_told", Boolean, nullable=False, server_default=text("false")),
+    # A reader waits for it, since when; and when what the last attempt answered was asked: store.requests.
+    Column("requested_at", _MOMENT),
+    Column("answered_request", _MOMENT),
+    # From when on a reader may have a failed attempt made again, though it would be due later.
+    Column("retry_from", _MOMENT),
+    # When a reader's word that an API refuses the token was last heeded, and how often within a day each.
+    Column("reported_at", _MOMENT),
+    Column("reports", Integer),
     CheckConstraint("started_epoch <= claim_epoch", name="epochs"),
     Index(
         "ix_refresh_schedule_due",
         "app_id",
         "next_refresh_at",
         postgresql_where=text("next_refresh_at IS NOT NULL"),
+    ),
+    Index(
+        "ix_refresh_schedule_requested",
+        "app_id",
+        "next_refresh_at",
+        postgresql_where=text("requested_at IS NOT NULL"),
     ),
     Index("ix_refresh_schedule_failing", "account_id", postgresql_where=text("failing_since IS NOT NULL")),
     Index(
@@ -256,6 +275,15 @@ refresh_schedule = Table(
         "account_id",
         postgresql_where=text("incident_id IS NOT NULL"),
     ),
+)
+
+readers = Table(
+    "readers",
+    METADATA,
+    # A role of the database that may read by the contract, and of which tenant; NULL is all of them.
+    Column("reader", Text, nullable=False),
+    Column("tenant", Text),
+    UniqueConstraint("reader", "tenant", postgresql_nulls_not_distinct=True),
 )
 
 token_candidates = Table(

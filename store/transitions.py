@@ -18,6 +18,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from store.answers import lists
+from store.requests import ANSWERED, told
 from store.schedule import WAKE_CHANNEL
 from tokenfleet.account import EXPORTED, TRANSITIONS, Trigger
 from tokenfleet.jobs import AccountId, Epoch
@@ -67,9 +68,14 @@ _RESCHEDULE = text("""
     WHERE s.account_id = i.account_id
 """)
 
-_UNSCHEDULE = text("""
-    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = NULL, incident_id = NULL
-    WHERE account_id = ANY (CAST(:account_ids AS bigint[]))
+_UNSCHEDULE = text(f"""
+    WITH unscheduled AS (
+        UPDATE tokenfleet.refresh_schedule s SET next_refresh_at = NULL, incident_id = NULL, {ANSWERED}
+        WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
+        RETURNING s.account_id, s.answered_request
+    )
+    SELECT {told("account_id", "generation", "answered_request")}
+    FROM unscheduled JOIN tokenfleet.token_sets USING (account_id) WHERE answered_request IS NOT NULL
 """)
 
 _VERIFY = text("""

@@ -23,9 +23,10 @@ from sqlalchemy import Connection, text
 from store import announcements, parking, transitions
 from store.answers import lists
 from store.incidents import Incident
+from store.requests import told
 from tokenfleet.jobs import AccountId, Epoch
 
-_SETTLE = text("""
+_SETTLE = text(f"""
     WITH i AS MATERIALIZED (
         SELECT * FROM unnest(CAST(:account_id AS bigint[]), CAST(:epoch AS bigint[]),
             CAST(:generation AS bigint[]), CAST(:next_refresh_at AS timestamptz[]), CAST(:probing AS boolean[]),
@@ -50,17 +51,21 @@ _SETTLE = text("""
             failing_since = CASE WHEN i.clears THEN NULL ELSE s.failing_since END,
             last_error = CASE WHEN i.clears THEN NULL ELSE s.last_error END,
             quarantined = s.quarantined AND NOT i.clears,
-            claimed_until = NULL
+            claimed_until = NULL,
+            -- What was asked for meanwhile is still to come.
+            requested_at = CASE WHEN s.probing <> i.was_probing THEN s.requested_at END,
+            answered_request = CASE WHEN s.probing = i.was_probing THEN s.requested_at END
         FROM i JOIN tokenfleet.token_sets t ON t.account_id = i.account_id
         WHERE s.account_id = i.account_id AND s.claim_epoch = i.epoch AND s.claimed_until IS NOT NULL
-        RETURNING s.account_id, s.incident_id
+        RETURNING s.account_id, s.incident_id, s.answered_request, t.generation AS now_generation
     ), history AS (
         INSERT INTO tokenfleet.account_events (account_id, kind, code, generation, epoch, job_id, duration_ms, actor)
         SELECT i.account_id, i.kind, i.code, i.generation, i.epoch, i.job_id, i.duration_ms, CAST(:actor AS text)
         FROM i JOIN settled USING (account_id) WHERE i.kind IS NOT NULL
     )
-    SELECT account_id, incident_id FROM settled JOIN i USING (account_id)
-    WHERE incident_id IS NOT NULL AND i.clears
+    SELECT account_id, incident_id, i.clears, {told("account_id", "now_generation", "answered_request")}
+    FROM settled JOIN i USING (account_id)
+    WHERE (incident_id IS NOT NULL AND i.clears) OR answered_request IS NOT NULL
 """)
 
 _TURN = text("""
@@ -124,7 +129,11 @@ def settle(connection: Connection, visits: Sequence[Visited], *, actor: str) -> 
     if ends:
         announcements.tell_reauth_upcoming(connection, ends, actor=actor)
     rows = connection.execute(_SETTLE, lists(visits, names) | {"actor": actor})
-    samples = {AccountId(row.account_id): row.incident_id for row in rows}
+    samples = {
+        AccountId(row.account_id): row.incident_id
+        for row in rows
+        if row.incident_id is not None and row.clears
+    }
     return parking.end_samples(connection, samples, proving=frozenset(samples), actor=actor)
 
 

@@ -6,6 +6,8 @@ Choices that surprise:
   message to a named exchange vanishes without an error until somebody declares the queue again (kombu 5.7).
   Publishing straight to the queue name has no such state, so the broker may be wiped at any moment (G7).
   RabbitMQ treats it alike.
+* Jobs that a reader waits for have a queue of their own, which is looked into first (:class:`OnDemandFirst`). A message
+  priority would do in Redis, but not in RabbitMQ, whose queues have to be declared for it once and for all.
 * No results, no retries, no ``eta``, no time limits by Celery: waiting is a column in Postgres, a second try
   is a new claim, and every provider call is bounded by its own deadline.
 * ``threads``: one process holds one event loop, and the pool's threads only wait for it.
@@ -17,8 +19,9 @@ from typing import Final
 
 from celery import Celery
 from kombu.entity import Exchange, Queue
+from kombu.utils.scheduling import round_robin_cycle
 
-from tokenfleet.jobs import QUEUES
+from tokenfleet.jobs import ON_DEMAND_QUEUE, QUEUES, REFRESH_QUEUE
 from tokenfleet.settings import Settings
 
 APP_NAME: Final = "tokenfleet"
@@ -35,9 +38,9 @@ def make_celery(settings: Settings) -> Celery:
             Queue(name, anonymous, routing_key=name)  # type: ignore[no-untyped-call]
             for name in QUEUES
         ],
-        task_default_queue=QUEUES[0],
+        task_default_queue=REFRESH_QUEUE,
         task_default_exchange=ANONYMOUS_EXCHANGE,
-        task_default_routing_key=QUEUES[0],
+        task_default_routing_key=REFRESH_QUEUE,
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -60,6 +63,15 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
+class OnDemandFirst(round_robin_cycle):
+    """The order in which a worker looks into its queues in Redis: on demand first, the others in turns."""
+
+    def consume(self, n: int) -> list[str]:
+        """Return ``n`` queues, that of requests first."""
+        names: list[str] = super().consume(n)  # type: ignore[no-untyped-call]
+        return sorted(names, key=lambda name: name != ON_DEMAND_QUEUE)
+
+
 _AT_ONCE: Final = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 """Whoever publishes and finds no broker is told now. By default kombu tries for 12 s, in which a scheduler
 holds claims that nobody hears of, and no SIGTERM."""
@@ -70,6 +82,7 @@ def _transport_options(settings: Settings) -> dict[str, object]:
         return dict(_AT_ONCE)
     return _AT_ONCE | {
         "visibility_timeout": settings.tunables.visibility_timeout_seconds,
+        "queue_order_strategy": f"{__name__}:{OnDemandFirst.__name__}",
         "socket_timeout": BROKER_SOCKET_SECONDS,
         "socket_connect_timeout": BROKER_SOCKET_SECONDS,
         "socket_keepalive": True,

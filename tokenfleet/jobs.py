@@ -19,9 +19,12 @@ DeliveryId = NewType("DeliveryId", int)
 
 REFRESH_TASK: Final = "tokenfleet.refresh"
 REFRESH_QUEUE: Final = "refresh"
+REQUESTED_TASK: Final = "tokenfleet.refresh_requested"
+ON_DEMAND_QUEUE: Final = "on_demand"
+"""Of the same refreshes, those that a reader waits for: workers that take from ``refresh`` take from this one first."""
 DELIVER_TASK: Final = "tokenfleet.deliver_webhooks"
 WEBHOOK_QUEUE: Final = "webhooks"
-QUEUES: Final = (REFRESH_QUEUE, WEBHOOK_QUEUE)
+QUEUES: Final = (ON_DEMAND_QUEUE, REFRESH_QUEUE, WEBHOOK_QUEUE)
 
 MAX_BATCH: Final = 100
 """Accounts or deliveries per job: enough to make the broker's cost vanish, few enough to spread over workers."""
@@ -33,14 +36,25 @@ class MalformedJob(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RefreshJob:
-    """Refresh these accounts of one provider app. ``accounts`` pairs each id with its claim epoch."""
+    """Refresh these accounts of one provider app. ``accounts`` pairs each id with its claim epoch.
 
-    task: ClassVar[str] = REFRESH_TASK
-    queue: ClassVar[str] = REFRESH_QUEUE
+    ``is_requested`` says that readers wait for them: the task's name says so, the payload is the same.
+    """
 
     job_id: str
     app_id: AppId
     accounts: tuple[tuple[AccountId, Epoch], ...]
+    is_requested: bool = False
+
+    @property
+    def task(self) -> str:
+        """The name under which workers know it."""
+        return REQUESTED_TASK if self.is_requested else REFRESH_TASK
+
+    @property
+    def queue(self) -> str:
+        """The queue it is sent to."""
+        return ON_DEMAND_QUEUE if self.is_requested else REFRESH_QUEUE
 
     def payload(self) -> list[object]:
         """Return the JSON-ready arguments of the task."""
@@ -52,7 +66,7 @@ class RefreshJob:
         ]
 
     @classmethod
-    def parse(cls, arguments: Sequence[object]) -> RefreshJob:
+    def parse(cls, arguments: Sequence[object], *, is_requested: bool = False) -> RefreshJob:
         """Read the arguments of the task. Raises :class:`MalformedJob` on anything else than a job."""
         match arguments:
             case [str(job_id), int(app_id), list(ids), list(epochs)] if len(ids) == len(epochs) <= MAX_BATCH:
@@ -60,7 +74,7 @@ class RefreshJob:
                 if all(type(number) is int for number in (app_id, *ids, *epochs)) and _is_uuid(job_id):
                     pairs = zip(ids, epochs, strict=True)
                     accounts = tuple((AccountId(i), Epoch(e)) for i, e in pairs)
-                    return cls(job_id, AppId(app_id), accounts)
+                    return cls(job_id, AppId(app_id), accounts, is_requested)
         raise MalformedJob(f"task {REFRESH_TASK} takes [job id, app id, [ids], [epochs]]")
 
 

@@ -17,6 +17,7 @@ from celery.worker import state
 from tokenfleet import telemetry
 from tokenfleet.broker import make_celery
 from tokenfleet.errors import UserError
+from tokenfleet.jobs import ON_DEMAND_QUEUE, REFRESH_QUEUE
 from tokenfleet.settings import Settings
 from tokenfleet.telemetry import Event
 from workers.bootstrap import Process
@@ -39,8 +40,12 @@ def make_worker(settings: Settings) -> tuple[Celery, Process]:
 
     def on_init(**_: Any) -> None:
         try:
-            # By now Celery has chosen the queues, whichever command line named them.
-            process.start(tuple(app.amqp.queues.consume_from))
+            # By now Celery has chosen the queues, whichever command line named them. Who takes refreshes takes those
+            # that somebody waits for as well: a command line of the release before does not name their queue.
+            queues = app.amqp.queues
+            if REFRESH_QUEUE in queues.consume_from and ON_DEMAND_QUEUE not in queues.consume_from:
+                queues.select_add(queues[ON_DEMAND_QUEUE])
+            process.start(tuple(queues.consume_from))
         except UserError as error:
             sys.stderr.write(f"tokenfleet worker: {error}\n")
             raise SystemExit(1) from None

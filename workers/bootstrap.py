@@ -19,7 +19,7 @@ from store.engine import check_ready, make_engine
 from tokenfleet import telemetry
 from tokenfleet.errors import UserError
 from tokenfleet.health import Health, HealthServer
-from tokenfleet.jobs import QUEUES, REFRESH_QUEUE
+from tokenfleet.jobs import ON_DEMAND_QUEUE, QUEUES, REFRESH_QUEUE
 from tokenfleet.settings import Settings, redact_url
 from tokenfleet.telemetry import Event
 from workers.engine import Engine
@@ -102,7 +102,7 @@ class Process:
         """Check, build and replay what ``queues`` need; returns when jobs may run. Raises :class:`UserError`."""
         preflight(self.settings)
         _allow_many_files()
-        if REFRESH_QUEUE in queues:
+        if REFRESH_QUEUE in queues or ON_DEMAND_QUEUE in queues:
             engine = Engine(self.settings, self.registry())
             engine.start()
             self._engine = engine

@@ -88,8 +88,13 @@ class Governor:
             limits, clock=clock, paused_seconds=self._paused_seconds, on_pause=self._note_pause
         )
 
-    async def foresee(self, app_id: AppId, provider: Provider, count: int) -> tuple[int, NotNow]:
-        """Return how many of a job's ``count`` accounts can be asked about soon, and when the others can."""
+    async def foresee(
+        self, app_id: AppId, provider: Provider, count: int, *, is_requested: bool = False
+    ) -> tuple[int, NotNow]:
+        """Return how many of a job's ``count`` accounts can be asked about soon, and when the others can.
+
+        ``is_requested`` says that readers wait for them.
+        """
         standing = await self._breaker.look(app_id)
         barred = self._barred(app_id, standing, again=False, urgent=False)
         if barred is not None:
@@ -98,7 +103,8 @@ class Governor:
             return min(count, 1), NotNow(POSTPONE_SECONDS)
         if provider.rate_per_second is None:
             return count, NotNow(POSTPONE_SECONDS)
-        return self._pacer.expect(app_id, _rate(provider.rate_per_second, provider.burst), count)
+        rate = _rate(provider.rate_per_second, provider.burst)
+        return self._pacer.expect(app_id, rate, count, is_requested=is_requested)
 
     async def send(
         self,
@@ -174,8 +180,15 @@ class Governor:
         permit = _ANY_TIME
         if provider.rate_per_second is not None:
             rate = _rate(provider.rate_per_second, provider.burst)
-            urgency = attempt.due_at.timestamp() if attempt.due_at is not None else 0.0
-            moment = await self._pacer.slot(app_id, rate, urgency=urgency, by=asking.send_before)
+            due_at = attempt.due_at
+            moment = await self._pacer.slot(
+                app_id,
+                rate,
+                urgency=due_at.timestamp() if due_at is not None else 0.0,
+                by=asking.send_before,
+                is_requested=attempt.is_requested,
+                overdue_seconds=(asking.now(attempt) - due_at).total_seconds() if due_at is not None else 0.0,
+            )
             if isinstance(moment, NotNow):
                 return moment
             if strict:

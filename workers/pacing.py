@@ -2,7 +2,7 @@
 
 Invariants kept here:
 
-* Nobody leaves before his slot, and the most urgent of those who wait here takes the next one.
+* Nobody leaves before his slot, and the most urgent of those who wait here takes the next one (``workers.lines``).
 * Slots are taken for about a tenth of a second at a time, by one call for all who wait; so a pause, or somebody more
   urgent, waits for no more than that.
 * Who would have to wait for too long is told so at once, and holds up nobody.
@@ -11,7 +11,6 @@ Invariants kept here:
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,9 @@ from typing import Final
 from store.limits import Limits, Rate, Taken
 from tokenfleet.jobs import AppId
 from tokenfleet.pace import SECOND_US
+from workers.lines import LATE_SECONDS, Line, NotNow, Waiter
+
+__all__ = ["LONGEST_WAIT_SECONDS", "POSTPONE_SECONDS", "NotNow", "Pacer"]
 
 LONGEST_WAIT_SECONDS: Final = 5.0
 """An account whose slot is further away is given back: its claim is running."""
@@ -34,27 +36,12 @@ MOST_SLOW_ANSWERS: Final = 2
 """In a row; where Redis always takes that long, everybody is late by the same."""
 
 
-@dataclass(frozen=True, slots=True)
-class NotNow:
-    """Nobody may be sent now; it is worth another try in ``seconds``."""
-
-    seconds: float
-
-
-@dataclass(slots=True, order=True)
-class _Waiter:
-    urgency: float
-    number: int
-    by: float = field(compare=False)
-    slot: asyncio.Future[float | NotNow] = field(compare=False)
-
-
 @dataclass(slots=True)
-class _Line:
-    """Those who wait for one app's slots. ``free_at`` is when the next slot is free, as far as we know."""
+class _Slots:
+    """One app's slots and who waits for them. ``free_at`` is when the next one is free, as far as we know."""
 
     rate: Rate
-    waiting: list[_Waiter] = field(default_factory=list)
+    waiting: Line = field(default_factory=Line)
     free_at: float = 0.0
     slow_answers: int = 0
     serving: asyncio.Task[None] | None = None
@@ -66,6 +53,10 @@ class _Line:
     def begins(self, now: float) -> float:
         """Return from when on slots follow one another; before now where some of the burst is left."""
         return max(self.free_at, now - self.rate.pace.tolerance_us / SECOND_US)
+
+    def expected(self, now: float, *, is_requested: bool) -> float:
+        """Return when somebody who joins now can expect a slot."""
+        return self.begins(now) + self.waiting.ahead_of(is_requested=is_requested) * self.interval
 
 
 class Pacer:
@@ -86,23 +77,35 @@ class Pacer:
         self._clock = clock
         self._paused_seconds = paused_seconds
         self._on_pause = on_pause
-        self._lines: dict[AppId, _Line] = {}
+        self._lines: dict[AppId, _Slots] = {}
         self._numbers = itertools.count()
         self._telling: set[asyncio.Task[Taken]] = set()
 
-    async def slot(self, app_id: AppId, rate: Rate, *, urgency: float, by: float) -> float | NotNow:
+    async def slot(
+        self,
+        app_id: AppId,
+        rate: Rate,
+        *,
+        urgency: float,
+        by: float,
+        is_requested: bool = False,
+        overdue_seconds: float = 0.0,
+    ) -> float | NotNow:
         """Wait for a slot and return its moment, which has come; or how long there will be none.
 
-        The least ``urgency`` goes first. ``by`` is the moment after which a slot is of no use.
+        The least ``urgency`` goes first. ``by`` is the moment after which a slot is of no use. ``is_requested`` says
+        that a reader waits for it.
         """
         line = self._line(app_id, rate)
         by = min(by, self._clock() + LONGEST_WAIT_SECONDS)
         now = self._clock()
-        expected = line.begins(now) + len(line.waiting) * line.interval
+        expected = line.expected(now, is_requested=is_requested)
         if expected > by:
             return NotNow(expected - now)
-        waiter = _Waiter(urgency, next(self._numbers), by, asyncio.get_running_loop().create_future())
-        heapq.heappush(line.waiting, waiter)
+        slot: asyncio.Future[float | NotNow] = asyncio.get_running_loop().create_future()
+        late_from = now + LATE_SECONDS - overdue_seconds
+        waiter = Waiter(urgency, next(self._numbers), by, slot, is_requested, late_from)
+        line.waiting.add(waiter)
         if line.serving is None:
             line.serving = asyncio.create_task(self._serve(app_id, line))
         moment = await waiter.slot
@@ -112,22 +115,24 @@ class Pacer:
                 await asyncio.sleep(left)
         return moment
 
-    def expect(self, app_id: AppId, rate: Rate, count: int) -> tuple[int, NotNow]:
+    def expect(
+        self, app_id: AppId, rate: Rate, count: int, *, is_requested: bool = False
+    ) -> tuple[int, NotNow]:
         """Return how many of ``count`` more can hope for a slot in time, and when the others should come again."""
         line, now = self._line(app_id, rate), self._clock()
-        first = line.begins(now) + len(line.waiting) * line.interval
-        hopeful = int((now + LONGEST_WAIT_SECONDS - first) / line.interval) + 1
+        first = line.expected(now, is_requested=is_requested)
+        interval = line.interval * line.waiting.slots_for_each(is_requested=is_requested)
+        hopeful = int((now + LONGEST_WAIT_SECONDS - first) / interval) + 1
         hopeful = min(max(hopeful, 0), count)
         # They are claimed, sent and started once more meanwhile, so they come a little early.
-        wait = first + hopeful * line.interval - now - LONGEST_WAIT_SECONDS / 2
+        wait = first + hopeful * interval - now - LONGEST_WAIT_SECONDS / 2
         return hopeful, NotNow(max(wait, LONGEST_WAIT_SECONDS / 2))
 
     def refuse(self, app_id: AppId, seconds: float) -> None:
         """Send everybody away who waits for a slot of this app."""
         line = self._lines.get(app_id)
         if line is not None:
-            waiting, line.waiting = line.waiting, []
-            for waiter in waiting:
+            for waiter in line.waiting.clear():
                 _tell(waiter, NotNow(seconds))
 
     def refuse_all(self) -> None:
@@ -143,14 +148,14 @@ class Pacer:
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 
-    def _line(self, app_id: AppId, rate: Rate) -> _Line:
+    def _line(self, app_id: AppId, rate: Rate) -> _Slots:
         line = self._lines.get(app_id)
         if line is None or line.rate != rate:
-            line = self._lines.setdefault(app_id, _Line(rate))
+            line = self._lines.setdefault(app_id, _Slots(rate))
             line.rate = rate
         return line
 
-    async def _serve(self, app_id: AppId, line: _Line) -> None:
+    async def _serve(self, app_id: AppId, line: _Slots) -> None:
         try:
             while line.waiting:
                 pause = await self._serve_once(app_id, line)
@@ -159,7 +164,7 @@ class Pacer:
             line.serving = None
             self.refuse(app_id, POSTPONE_SECONDS)
 
-    async def _serve_once(self, app_id: AppId, line: _Line) -> float:
+    async def _serve_once(self, app_id: AppId, line: _Slots) -> float:
         """Take slots for those who wait; returns how long to wait before the next ones are taken."""
         asked_at = self._clock()
         taken = await self._limits.take(
@@ -178,20 +183,16 @@ class Pacer:
         for index in range(taken.slots.count):
             moment = taken.moment(index)
             while line.waiting:
-                waiter = heapq.heappop(line.waiting)
+                waiter = line.waiting.pop(self._clock())
                 if waiter.by >= moment:
                     _tell(waiter, moment)
                     break
                 _tell(waiter, NotNow(moment - self._clock()))
-        hopeless = [waiter for waiter in line.waiting if waiter.by < line.free_at]
-        if hopeless:
-            line.waiting = [waiter for waiter in line.waiting if waiter.by >= line.free_at]
-            heapq.heapify(line.waiting)
-        for waiter in hopeless:
+        for waiter in line.waiting.without_hope(line.free_at):
             _tell(waiter, NotNow(line.free_at - self._clock()))
         return max(line.free_at - LEAD_SECONDS - self._clock(), LEAST_SLEEP_SECONDS)
 
 
-def _tell(waiter: _Waiter, answer: float | NotNow) -> None:
+def _tell(waiter: Waiter, answer: float | NotNow) -> None:
     if not waiter.slot.done():
         waiter.slot.set_result(answer)

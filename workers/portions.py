@@ -7,6 +7,7 @@ answer was lost.
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -32,9 +33,9 @@ class Portions:
         """Return the ``count`` most urgent accounts of ``job``; the others are postponed for ``wait``."""
         if count >= len(job.accounts):
             return job
-        later = RefreshJob(job.job_id, job.app_id, job.accounts[count:])
+        later = replace(job, accounts=job.accounts[count:])
         await self._transactions.run(schedule.postpone, later, wait=wait)
-        return RefreshJob(job.job_id, job.app_id, job.accounts[:count])
+        return replace(job, accounts=job.accounts[:count])
 
     async def without(self, job: RefreshJob, busy: AbstractSet[AccountId]) -> RefreshJob:
         """Return ``job`` without ``busy`` accounts of this process, whose answer may be unsaved still."""
@@ -62,4 +63,4 @@ class Portions:
 
 def _part(job: RefreshJob, keep: AbstractSet[AccountId]) -> RefreshJob:
     accounts = tuple(pair for pair in job.accounts if pair[0] in keep)
-    return RefreshJob(job.job_id, job.app_id, accounts)
+    return replace(job, accounts=accounts)

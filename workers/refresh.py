@@ -184,7 +184,9 @@ class Refresher:
             await self._transactions.run(schedule.postpone, job, wait=timedelta(seconds=wait))
             return []
         provider, client = self._registry.get(app.provider), open_credentials(self._vault, app)
-        hopeful, later = await self._governor.foresee(job.app_id, provider, len(job.accounts))
+        hopeful, later = await self._governor.foresee(
+            job.app_id, provider, len(job.accounts), is_requested=job.is_requested
+        )
         job = await self._portions.first(job, hopeful, timedelta(seconds=later.seconds))
         leased = await self._portions.leased(await self._portions.without(job, self._busy))
         if not leased.accounts:

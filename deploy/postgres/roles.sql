@@ -24,6 +24,7 @@ ALTER SCHEMA tokenfleet OWNER TO :"owner";
 SELECT format('ALTER %s %s OWNER TO %I', CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass, :'owner')
 FROM pg_class c WHERE relnamespace IN ('tokenfleet'::regnamespace, 'tokenfleet_v1'::regnamespace)
   AND relkind IN ('r', 'p', 'v') \gexec
+-- Readers' functions run as whoever owns them: the owner too, and not the superuser that migrated.
 SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, :'owner')
 FROM pg_proc WHERE pronamespace IN ('tokenfleet'::regnamespace, 'tokenfleet_v1'::regnamespace) \gexec
 ALTER SCHEMA tokenfleet_v1 OWNER TO :"owner";
@@ -37,6 +38,7 @@ GRANT USAGE, CREATE ON SCHEMA tokenfleet TO :"app";
 GRANT USAGE ON SCHEMA tokenfleet_v1 TO :"app";
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tokenfleet TO :"app";
 GRANT SELECT ON ALL TABLES IN SCHEMA tokenfleet_v1 TO :"app";
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tokenfleet_v1 TO :"app";
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA tokenfleet TO :"app";
 -- The same for whatever later migrations make.
 ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" IN SCHEMA tokenfleet

@@ -35,6 +35,10 @@ ACCESS_TOKENS_COLUMNS = [
     ("expires_at", "timestamp with time zone"),
     ("generation", "bigint"),
     ("variables", "jsonb"),
+    ("data_key_id", "integer"),
+    ("status_reason", "text"),
+    ("failing_since", "timestamp with time zone"),
+    ("last_error", "text"),
 ]
 ACCESS_KEYS_COLUMNS = [
     ("data_key_id", "integer"),

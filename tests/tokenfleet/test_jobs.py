@@ -32,9 +32,11 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 def test_the_names_on_the_wire_are_these() -> None:
     assert jobs.REFRESH_TASK == "tokenfleet.refresh"
     assert jobs.REFRESH_QUEUE == "refresh"
+    assert jobs.REQUESTED_TASK == "tokenfleet.refresh_requested"
+    assert jobs.ON_DEMAND_QUEUE == "on_demand"
     assert jobs.DELIVER_TASK == "tokenfleet.deliver_webhooks"
     assert jobs.WEBHOOK_QUEUE == "webhooks"
-    assert jobs.QUEUES == ("refresh", "webhooks")
+    assert jobs.QUEUES == ("on_demand", "refresh", "webhooks")
 
 
 @given(job=refresh_jobs)
