@@ -6,9 +6,10 @@ Pure: the account carries the moment it was read at, by the database's clock.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cli.output import counted, dated, duration, relative
+from tokenfleet.account import EXPORTED
 from tokenfleet.app_levels import AppLevel
 from tokenfleet.policy import ROTATION_LOST, UNSETTLED
 from tokenfleet.revoking import KEPT_FOR
@@ -16,6 +17,9 @@ from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
     from store.details import AccountDetail
+
+BACK: Final = "An import of what that fleet has exported for this one brings it back (docs/leaving.md)."
+"""What to do about an account that was exported."""
 
 
 def why(account: AccountDetail) -> list[str]:
@@ -122,6 +126,8 @@ def _status(account: AccountDetail) -> Iterator[str]:
                 f"{_because(account)}. Importing new tokens makes it active."
             )
             yield from _ended(account)
+        case AccountStatus.PAUSED if (account.status_reason or "").startswith(EXPORTED):
+            yield f"It was {account.status_reason} at {since}: another fleet has it now. {BACK}"
         case AccountStatus.PAUSED:
             yield (
                 f"Paused by an operator since {since}{_because(account)}; 'tokenfleet accounts resume "

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Final
 
+from cli.explain import BACK
 from cli.output import clipped, counted, dated, duration
+from tokenfleet.account import EXPORTED
 from tokenfleet.policy import ROTATION_LOST
 from tokenfleet_client.contract import AccountStatus
 
@@ -290,6 +292,8 @@ def _to_do(account: AccountDetail, code: str | None) -> str:
     match account.status:
         case AccountStatus.NEEDS_REAUTH:
             return "The customer has to sign in again; 'tokenfleet accounts import' with new tokens makes it active."
+        case AccountStatus.PAUSED if (account.status_reason or "").startswith(EXPORTED):
+            return BACK
         case AccountStatus.PAUSED:
             return f"'tokenfleet accounts resume {number}' ends that."
         case AccountStatus.REVOKED:

@@ -36,6 +36,7 @@ from drills.transition_verdict import Verdict, judge, read
 from embedded.environment import Environment
 from store import apps, endpoints, keys
 from store.engine import make_engine
+from tokenfleet.errors import UserError
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.settings import Settings
 from tokenfleet_client.secret import Secret
@@ -75,7 +76,10 @@ class Storm:
 
 
 def prepare(settings: Settings, *, accounts: int, seed: int) -> Scene:
-    """Register the app and an endpoint for everything, and sign all customers in."""
+    """Register the app and an endpoint for everything, and sign all customers in.
+
+    Raises :class:`UserError` when some are there already.
+    """
     engine = make_engine(settings.database_url, application_name="storm")
     with engine.begin() as connection:
         vault = keys.open_vault(connection, settings)
@@ -92,7 +96,10 @@ def prepare(settings: Settings, *, accounts: int, seed: int) -> Scene:
         endpoints.add(connection, vault.refresh, url="https://receiver.example/", concurrency=1000)
     customers = tuple(f"customer-{number}" for number in range(accounts))
     tally = Operator(engine, vault, "operator", seed).sign_in(customers, ())
-    assert tally.created == accounts, "the database was not empty"
+    if tally.created != accounts:
+        raise UserError(
+            "TOKENFLEET_DATABASE_URL names a database with accounts in it: give the storm an empty one"
+        )
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT id, external_id FROM tokenfleet.accounts")).all()
     engine.dispose()
@@ -241,6 +248,11 @@ def lines(storm: Storm) -> Iterator[str]:
     yield "holds" if verdict.holds else "DOES NOT HOLD"
 
 
+def _cannot(error: UserError) -> int:
+    print(f"drills.transitions: {error}", file=sys.stderr)
+    return 2
+
+
 def main() -> int:
     """Run and print; returns the exit code."""
     parser = make_parser(
@@ -274,4 +286,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(_cannot(error))

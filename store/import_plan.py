@@ -111,9 +111,11 @@ class Planner:
             same = entry.credential is not None and entry.credential == self._held(tokens, verdict.rules)
             settled = settle(entry, account, verdict, same_as_stored=same)
             if isinstance(settled, Renew):
-                plan.renewals.append(self._renewal(named, account, tokens, settled, now))
+                renewal = self._renewal(named, account, tokens, settled, now)
+                plan.renewals.append(renewal)
                 plan.reactivated += account.status in ENDED
-                plan.paused += account.status is AccountStatus.PAUSED
+                comes_back = renewal.returns and not renewal.stays_paused
+                plan.paused += account.status is AccountStatus.PAUSED and not comes_back
             else:
                 self._add(plan, named, settled, now)
 

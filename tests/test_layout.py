@@ -163,7 +163,14 @@ def test_importing_the_client_brings_nothing_of_the_application_with_it() -> Non
 
 
 def test_the_client_needs_a_postgres_driver_and_a_crypto_library_and_nothing_else() -> None:
-    assert {requirement.name for requirement in declared(ROOT / "client")} == {"cryptography", "psycopg"}
+    table = project(ROOT / "client")["project"]
+    assert {Requirement(text).name for text in table["dependencies"]} == {"cryptography", "psycopg"}
+    # The adapters' libraries are there already, or their users would not want an adapter.
+    extras = {
+        name: [Requirement(text).name for text in texts]
+        for name, texts in table["optional-dependencies"].items()
+    }
+    assert extras == {"httpx": ["httpx"], "requests": ["requests"]}
 
 
 def test_both_distributions_carry_the_licence_and_only_the_client_may_be_uploaded() -> None:

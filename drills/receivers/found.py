@@ -51,7 +51,7 @@ class Endpoint:
     alarmed: bool
     """Whether an alarm named it."""
     strayed: int
-    """Connections to its port anywhere but at the public address: the worker's, and those that a sentinel saw."""
+    """Connections to its port anywhere but at the public address: as the worker or a sentinel saw them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,12 +42,14 @@ def gather(world: World, course: Course, ledger: dict[str, Any], ports: dict[str
     """Return what is to be judged."""
     seen = [line.rsplit(" ", 1) for line in course.connections.read_text().splitlines()]
     connections = Counter((address, int(port)) for address, port in seen)
-    strayed = Counter({name: int(count) for name, count in ledger["sentinels"].items()})
+    strayed = Counter[str]()
     kinds = {port: name for name, port in ports.items()}
     for (address, port), count in connections.items():
         if address != PUBLIC:
             # Whatever it was for, the worker had no business there.
             strayed[kinds.get(port, KINDS[0].name)] += count
+    # Of most connections both are witnesses.
+    strayed |= Counter({name: int(count) for name, count in ledger["sentinels"].items()})
     received = defaultdict[str, list[tuple[UUID, int, int]]](list)
     for came in ledger["came"]:
         received[came["receiver"]].append((UUID(came["webhook_id"]), came["account"], came["number"]))

@@ -319,6 +319,11 @@ def test_what_was_exported_is_neither_resumed_nor_revoked_by_mistake(
         1,
         True,
     )
+    for look in ("show", "history"):
+        seen = shell("accounts", look, "1").stdout
+        assert f"exported to {recipient}" in seen
+        assert "brings it back" in seen
+        assert "accounts resume" not in seen
     revoked = shell("accounts", "revoke", "1", "--yes")
     assert (revoked.exit_code, "ending its grant would end it there too" in revoked.stderr) == (1, True)
     assert statuses(fleet) == {"paused"}

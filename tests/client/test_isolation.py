@@ -13,14 +13,13 @@ from pathlib import Path
 
 import tokenfleet_client
 
-LIBRARIES = (
-    "aiohttp alembic celery click httpx kombu msgspec pydantic redis rich sqlalchemy structlog".split()
-)
+LIBRARIES = "aiohttp alembic celery click httpx kombu msgspec pydantic redis requests rich sqlalchemy structlog".split()
 APPLICATION = "tokenfleet cli workers scheduler providers store sandbox embedded".split()
 FORBIDDEN = (*LIBRARIES, *APPLICATION)
 
 PROGRAM = """
 import importlib, pkgutil, sys
+ADAPTERS = {"tokenfleet_client.httpx", "tokenfleet_client.requests"}
 
 class Refusal:
     def find_spec(self, name, path=None, target=None):
@@ -31,7 +30,13 @@ class Refusal:
 sys.meta_path.insert(0, Refusal())
 import tokenfleet_client
 for module in pkgutil.walk_packages(tokenfleet_client.__path__, "tokenfleet_client."):
-    importlib.import_module(module.name)
+    try:
+        importlib.import_module(module.name)
+    except ImportError as error:
+        # Each needs the library that it is for, and nothing else.
+        assert module.name in ADAPTERS and module.name.rpartition(".")[2] in str(error), error
+        ADAPTERS.remove(module.name)
+assert not ADAPTERS, "an adapter did without its library"
 
 from tokenfleet_client import Binding, DataKeys, Ring
 place = Binding(Ring.ACCESS, "account:1", "access_token", 1)
@@ -60,6 +65,17 @@ def test_the_client_imports_and_works_without_the_applications_libraries() -> No
     assert finished.stderr == ""
     assert finished.returncode == 0
     assert finished.stdout.split() == []
+
+
+def test_who_only_verifies_webhooks_needs_no_postgres_driver_that_works() -> None:
+    refused = "FORBIDDEN = ('psycopg',)\n" + PROGRAM.partition("import tokenfleet_client")[0]
+    finished = run_alone(
+        f"{refused}from tokenfleet_client import Token, TokenUnavailable, verify_webhook\n"
+        "print('imported')\n"
+        "from tokenfleet_client import TokenClient"
+    )
+    assert finished.stdout == "imported\n"
+    assert "must not import psycopg" in finished.stderr
 
 
 def test_the_refusal_in_that_check_does_refuse() -> None:
