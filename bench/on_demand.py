@@ -230,7 +230,7 @@ class Bench:
         """Return what a reader sees."""
         query = "SELECT generation FROM tokenfleet_v1.access_tokens WHERE account_id = %s"
         row = self.connect_once().execute(query, [account_id]).fetchone()
-        return int(row[0]) if row else 0
+        return int(str(row[0])) if row else 0
 
     def connect_once(self) -> psycopg.Connection[tuple[object, ...]]:
         """Return this thread's connection."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -235,24 +234,20 @@ def test_a_worker_that_seals_on_under_a_former_key_does_not_keep_a_rotation_from
 ) -> None:
     monkeypatch.setattr(resealing, "LAGGARDS_SECONDS", 0.3)
     [account, *_] = make_accounts(engine, vault, make_app(engine, vault), 5)
-    ended = threading.Event()
+    count = resealing.Resealing._left
 
-    def seal_on() -> None:
-        while not ended.wait(0.01):
-            sealed = vault.access.seal("access-1", access_token_binding(account, 1))
-            with engine.begin() as connection:
-                connection.execute(
-                    text("UPDATE tokenfleet.token_sets SET access_token = :sealed WHERE account_id = :id"),
-                    {"sealed": sealed, "id": account},
-                )
+    def seal_on(rotation: resealing.Resealing) -> int:
+        """What comes in between one round and the look at what is left."""
+        sealed = vault.access.seal("access-1", access_token_binding(account, 1))
+        with engine.begin() as connection:
+            connection.execute(
+                text("UPDATE tokenfleet.token_sets SET access_token = :sealed WHERE account_id = :id"),
+                {"sealed": sealed, "id": account},
+            )
+        return count(rotation)
 
-    laggard = threading.Thread(target=seal_on)
-    laggard.start()
-    try:
-        rotated = tokenfleet("keys", "rotate", "--data-keys", "--wait", "0")
-    finally:
-        ended.set()
-        laggard.join()
+    monkeypatch.setattr(resealing.Resealing, "_left", seal_on)
+    rotated = tokenfleet("keys", "rotate", "--data-keys", "--wait", "0")
     assert rotated.exit_code == 1
     assert rotated.stderr.startswith("not under the newest keys yet: 1 value;")
 

@@ -63,7 +63,11 @@ def ask(fleet: Fleet, *account_ids: AccountId, validity: str = "2 days") -> list
 
 
 def queued(redis: Redis, queue: str) -> int:
-    return int(redis.llen(queue))  # type: ignore[arg-type]
+    return int(redis.llen(queue))
+
+
+def wait_until_queued(redis: Redis, count: int) -> None:
+    eventually(lambda: queued(redis, ON_DEMAND_QUEUE) == count, within=10, what="it is published")
 
 
 def test_a_request_is_published_without_a_tick_on_the_queue_that_is_looked_into_first(
@@ -78,9 +82,7 @@ def test_a_request_is_published_without_a_tick_on_the_queue_that_is_looked_into_
         before = REGISTRY.get_sample_value(ticks)
         for number in range(1, 4):
             assert ask(fleet, account_id) == ["requested"]
-            eventually(
-                lambda n=number: queued(redis, ON_DEMAND_QUEUE) == n, within=10, what="it is published"
-            )
+            wait_until_queued(redis, number)
             execute(fleet, LATER + ", requested_at = NULL")
         assert on_demand.trouble() is None
         assert REGISTRY.get_sample_value(ticks) == before, "the ticks go on as they would"

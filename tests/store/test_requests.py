@@ -334,6 +334,28 @@ def test_every_answer_is_the_one_of_the_rules_and_only_a_request_is_written(
         assert version_of(engine, account) == written
 
 
+@pytest.mark.parametrize(
+    ("life", "most"),
+    [(HOUR, timedelta(minutes=59)), (MINUTE, timedelta(seconds=54)), (24 * HOUR, 24 * HOUR - MINUTE)],
+)
+def test_a_reader_can_ask_for_nearly_the_whole_life_of_a_token_and_for_no_more(
+    engine: Engine, account: AccountId, life: timedelta, most: timedelta
+) -> None:
+    execute(
+        engine,
+        "UPDATE tokenfleet.token_sets SET epoch = 1, obtained_at = now() - CAST(:life AS interval) + interval '1 s', "
+        "expires_at = now() + interval '1 s'",
+        life=life,
+    )
+    answers = [ask(engine, account, most + timedelta(milliseconds=each)) for each in (200, -200)]
+    assert [reply.answer for reply in answers if reply] == [Answer.UNREACHABLE, Answer.REQUESTED]
+    # Of an imported token only the rest is known.
+    execute(engine, "UPDATE tokenfleet.token_sets SET epoch = 0")
+    reply = ask(engine, account, 100 * life)
+    assert reply is not None
+    assert reply.answer is Answer.REQUESTED
+
+
 def test_there_is_no_answer_about_an_account_that_does_not_exist(engine: Engine, account: AccountId) -> None:
     assert ask(engine, account + 1) is None
     assert report(engine, account + 1, 1) is None
@@ -371,7 +393,8 @@ def test_of_callers_at_once_one_writes_and_all_are_told_that_it_is_on_its_way(
     engine: Engine, account: AccountId
 ) -> None:
     many = create_engine(engine.url, poolclass=NullPool)
-    barrier, replies = threading.Barrier(12), []
+    barrier = threading.Barrier(12)
+    replies: list[str] = []
 
     def call() -> None:
         with many.connect() as connection:
@@ -530,14 +553,11 @@ def test_a_reader_brings_a_failed_attempt_forward_and_no_further_than_ten_second
     with engine.begin() as connection:
         settlement.defer(connection, [deferral(attempt, wait=timedelta(minutes=5))], actor=ACTOR)
     failed_at = now()
-    for _ in range(5):
-        reply = ask(engine, account)
-        assert reply is not None
-        assert reply.retry_at is not None
-        assert reply.answer is Answer.WAITING
-        assert abs(reply.retry_at - failed_at - RETRY_AFTER) < timedelta(seconds=3)
+    replies = [reply for reply in (ask(engine, account) for _ in range(5)) if reply is not None]
+    assert [reply.answer for reply in replies] == [Answer.WAITING] * 5
     [due] = column(engine, "SELECT next_refresh_at FROM tokenfleet.refresh_schedule")
-    assert due == reply.retry_at
+    assert {reply.retry_at for reply in replies} == {due}
+    assert abs(due - failed_at - RETRY_AFTER) < timedelta(seconds=3)
 
 
 @pytest.mark.parametrize("kind", ["refresh.throttled", "refresh.undescribed", "refresh.unknown"])
@@ -599,9 +619,10 @@ def test_no_scheduled_refresh_touches_the_index_of_requests_and_claims_stay_heap
     size = "SELECT pg_relation_size('tokenfleet.ix_refresh_schedule_requested')::int / 8192"
     assert column(engine, size) == [1]
     execute(engine, "UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now() - interval '1 s'")
+    updates = text("SELECT n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'refresh_schedule'")
     with engine.connect() as connection:
+        before = connection.execute(updates).scalar_one()
         made = schedule.claim_due(connection, [Allowance(app, 100, 100)], claim=CLAIM)[app]
-        updates = "SELECT n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'refresh_schedule'"
-        assert connection.execute(text(updates)).scalar_one() == len(made) == len(accounts)
-    ask(engine, accounts[0], 2 * HOUR)
+        assert connection.execute(updates).scalar_one() - before == len(made) == len(accounts)
+    report(engine, accounts[0], 4)
     assert column(engine, size) == [2]
