@@ -32,7 +32,8 @@ WHY: Final = {
     "that is paused has to be resumed",
     "parked": "an incident has set it apart: rule on that first ('tokenfleet incidents list')",
     "elsewhere": "it was exported to another recipient: 'tokenfleet accounts show' says to whom",
-    "unreadable": "our keys do not open its tokens: 'tokenfleet keys status' shows which are missing",
+    "unreadable": "our keys do not open its tokens: if keys were rotated just now, run the same command again; "
+    "'tokenfleet keys status' shows which are missing",
 }
 KEPT_RUNNING: Final = (
     "These accounts keep running here. Whoever refreshes them elsewhere as well presents tokens that this fleet has "

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from store import rejections, settlement, transitions
+from store import data_keys, keys, rejections, settlement, transitions
 from store.audit import AuditFilter, Operator, read_newest
 from store.export import Exporter, LeftOut
 from store.export_selection import ExportFilter, masked, pages
@@ -43,6 +43,7 @@ from tests.support.builders import (
 )
 from tests.support.racing import in_background, wait_until_blocked
 from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.settings import Settings
 from tokenfleet.tokens import Margins
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.secret import Secret
@@ -448,6 +449,31 @@ def test_a_token_that_was_brought_once_and_is_spent_here_is_not_brought_again(de
     late = {**back, "exported_at": (now() + timedelta(minutes=1)).isoformat()}
     assert desk.bring(late) == (Tally(unchanged=1), [])
     assert desk.status(account_id) == GONE
+
+
+def test_an_import_that_keys_were_rotated_under_replaces_nothing_that_it_cannot_compare(
+    desk: Desk, settings: Settings
+) -> None:
+    account_id = account(desk, external_id="customer-1")
+    for ring in (settings.access_ring, settings.refresh_ring):
+        key_id = data_keys.announce(desk.engine, ring)
+        with desk.engine.begin() as connection:
+            data_keys.promote(connection, ring.ring, key_id)
+    with desk.engine.begin() as connection:
+        younger = Desk(desk.engine, keys.open_vault(connection, settings), desk.app)
+    refreshed(younger, account_id)
+    same = {"provider": "acme", "external_id": "customer-1", "refresh_token": "refresh-2"}
+    tally, [reason] = desk.bring(same)
+    assert (tally.bad, "keys were rotated since this import began" in reason) == (1, True)
+    assert younger.bring(same) == (Tally(unchanged=1), [])
+    # A key that is gone for good keeps nobody from a new sign-in.
+    with desk.engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE tokenfleet.token_sets SET refresh_token = overlay(refresh_token placing '\\x00000000' from 2)"
+            )
+        )
+    assert younger.bring({**same, "refresh_token": "refresh-9"}) == (Tally(reauthenticated=1), [])
 
 
 def test_tokens_of_another_client_are_refused(desk: Desk) -> None:
