@@ -49,7 +49,7 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from tokenfleet_client.unsealings import Purpose
 
-OVERTAKEN: Final = "keys were rotated since this import began, which cannot compare its token any more: run the same command again"
+OVERTAKEN: Final = "keys were rotated since this import began, so it cannot compare the account's token: run the same command again"
 
 
 @dataclass(slots=True)
