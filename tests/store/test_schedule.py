@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 from store import rejections, schedule, settlement, transitions
 from store.engine import make_engine
 from store.keys import Vault
+from store.request_claims import claim_requested
 from store.schedule import Allowance, Attempt, Claim
 from tests.support.builders import (
     ACTOR,
@@ -701,12 +702,16 @@ def test_no_order_of_events_puts_two_requests_for_an_account_on_the_way(
         walk.step(chance.choice(STEPS), chance.randrange(30))
 
 
+@pytest.mark.parametrize("is_requested", [False, True])
 def test_an_account_that_is_paused_while_a_scheduler_looks_is_not_claimed(
-    engine: Engine, vault: Vault
+    engine: Engine, vault: Vault, is_requested: bool
 ) -> None:
     """The list of who is due is older than the lock on the row: whoever left the schedule in between has no moment."""
     app_id = make_app(engine, vault)
     make_accounts(engine, vault, app_id, 40)
+    if is_requested:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE tokenfleet.refresh_schedule SET requested_at = now()"))
     over = threading.Event()
 
     def pause_and_resume() -> None:
@@ -718,7 +723,12 @@ def test_an_account_that_is_paused_while_a_scheduler_looks_is_not_claimed(
     claims: list[Claim] = []
     try:
         for _ in range(80):
-            claims += claim(engine, app_id, lasting=timedelta(0))
+            if not is_requested:
+                claims += claim(engine, app_id, lasting=timedelta(0))
+                continue
+            with engine.begin() as connection:
+                made = claim_requested(connection, [Allowance(app_id, 1000, 1000)], claim=timedelta(0))
+            claims += made.get(app_id, [])
     finally:
         over.set()
     flickering.result()
