@@ -46,6 +46,10 @@ UNTAKEN: Final = "(s.claimed_until IS NOT NULL AND s.started_epoch < s.claim_epo
 REQUESTED_SHARE: Final = 4
 """One in so many of an app's claims may be for accounts that readers wait for, where others are due as well."""
 
+_DUE_ANYWAY: Final = "(w.requested_at IS NULL OR w.requested_at > w.next_refresh_at)"
+"""Says that no reader has brought an account forward: of those, both moments are one. Who was due before he was asked
+for keeps his place among the others beside that among the requested; else being wanted would cost him his turn."""
+
 _CLAIM = text(f"""
     WITH allowance AS (
         SELECT * FROM unnest(CAST(:app_ids AS bigint[]), CAST(:counts AS int[]), CAST(:windows AS int[]),
@@ -59,8 +63,8 @@ _CLAIM = text(f"""
             WHERE s.account_id = ANY (ARRAY(
                     -- The most urgent due accounts, claimed or not: the window is the cap on what one app
                     -- can have outstanding, so a provider that hangs never occupies the fleet.
-                    -- First whom a reader waits for, but in a share of it. Probes take what refreshes leave, however
-                    -- long they have waited (G1).
+                    -- First whom a reader waits for, but in a share of it, which may be named twice; what is left over
+                    -- is theirs. Probes take what refreshes leave, however long they have waited (G1).
                     SELECT urgent.account_id FROM (
                         (SELECT w.account_id FROM tokenfleet.refresh_schedule w
                          WHERE w.app_id = allowance.app_id AND w.requested_at IS NOT NULL
@@ -69,13 +73,18 @@ _CLAIM = text(f"""
                         UNION ALL
                         (SELECT w.account_id FROM tokenfleet.refresh_schedule w
                          WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now() AND NOT w.probing
-                           AND w.requested_at IS NULL
+                           AND {_DUE_ANYWAY}
                          ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
                         UNION ALL
                         (SELECT w.account_id FROM tokenfleet.refresh_schedule w
                          WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now() AND w.probing
-                           AND w.requested_at IS NULL
+                           AND {_DUE_ANYWAY}
                          ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
+                        UNION ALL
+                        (SELECT w.account_id FROM tokenfleet.refresh_schedule w
+                         WHERE w.app_id = allowance.app_id AND w.requested_at IS NOT NULL
+                           AND w.next_refresh_at <= now()
+                         ORDER BY w.next_refresh_at LIMIT allowance.outstanding OFFSET allowance.requested)
                     ) urgent LIMIT allowance.outstanding))
                 -- Asked of the row that is locked: since the list was made it may have been paused, or given up.
                 AND s.next_refresh_at <= now()
@@ -171,16 +180,20 @@ _REQUEST = text("""
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one app may get in this tick: ``count`` new claims within a window of ``outstanding``."""
+    """What one app may get in this tick: ``count`` new claims within a window of ``outstanding``.
+
+    ``turn`` is the tick's number: of windows that do not divide, requests have the odd place in their share of ticks.
+    """
 
     app_id: AppId
     count: int
     outstanding: int
+    turn: int = 0
 
     @property
     def requested(self) -> int:
-        """How many of the window may be accounts that readers wait for."""
-        return max(1, self.outstanding // REQUESTED_SHARE)
+        """How many of the window may be accounts that readers wait for, where others are due as well."""
+        return (self.outstanding + self.turn % REQUESTED_SHARE) // REQUESTED_SHARE
 
 
 @dataclass(frozen=True, slots=True)
