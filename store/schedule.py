@@ -110,7 +110,8 @@ _START = text("""
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
     RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error,
-              s.probing, s.alive_at, s.failing_since, s.requested_at IS NOT NULL AS is_requested
+              s.probing, s.alive_at, s.failing_since, s.requested_at IS NOT NULL AS is_requested,
+              s.requested_at IS NULL OR s.requested_at > s.next_refresh_at AS was_due
 """)
 
 _READ = text("""
@@ -245,6 +246,8 @@ class Attempt:
     learned_lifetime: timedelta | None = None
     is_requested: bool = False
     """A reader waits for it."""
+    was_due: bool = True
+    """No reader's request has brought it forward."""
     failing_since: datetime | None = None
     """When the first of the failures happened that no success has followed."""
 
@@ -343,6 +346,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 learned_lifetime=row.learned_lifetime,
                 failing_since=schedule.failing_since,
                 is_requested=schedule.is_requested,
+                was_due=schedule.was_due,
             )
         )
     if none_missing:
