@@ -94,21 +94,22 @@ def measure(
     database = libpq(settings.database_url)
     app = make_app(engine, vault)
     accounts = [make_account(engine, vault, app) for _ in range(options.accounts)]
-    with TokenClient(database, keys=[primary]) as tokens:
-        tokens.get_token(accounts[0])
-        warm = rate(options.calls, lambda: tokens.get_token(accounts[0]))
-        cold = median_ms(tokens.get_token, accounts[1:])
+    key, nonce = AESGCM(bytes(32)), bytes(12)
+    sealed = key.encrypt(nonce, b"x" * 100, b"place")
     held = dict.fromkeys(accounts)
-    floor_warm = rate(options.calls, lambda: held[accounts[0]])
-    with psycopg.connect(database, autocommit=True, prepare_threshold=None) as connection:
-        key, nonce = AESGCM(bytes(32)), bytes(12)
-        sealed = key.encrypt(nonce, b"x" * 100, b"place")
+    with (
+        TokenClient(database, keys=[primary]) as tokens,
+        psycopg.connect(database, autocommit=True, prepare_threshold=None) as connection,
+    ):
 
         def select(account: int) -> None:
             connection.execute(SELECT, (account,), binary=True).fetchone()
             key.decrypt(nonce, sealed, b"place")
 
-        floor_cold = median_ms(select, accounts[1:])
+        tokens.get_token(accounts[0])
+        warm = rate(options.calls, lambda: tokens.get_token(accounts[0]))
+        floor_warm = rate(options.calls, lambda: held[accounts[0]])
+        cold, floor_cold = medians_ms(accounts[1:], tokens.get_token, select)
     warm_async, cold_async = asyncio.run(measure_async(database, primary, accounts, options.calls))
     return {
         "warm, a thread: calls/s": warm,
@@ -198,14 +199,15 @@ def rate(calls: int, call: Callable[[], object]) -> float:
     return calls / (time.perf_counter() - began)
 
 
-def median_ms(call: Callable[[int], object], accounts: Sequence[int]) -> float:
-    """Return how many milliseconds ``call`` takes for one account, in the middle."""
-    times = []
+def medians_ms(accounts: Sequence[int], *calls: Callable[[int], object]) -> list[float]:
+    """Return how many milliseconds each of ``calls`` takes for one account, in the middle; they take turns."""
+    times: list[list[float]] = [[] for _ in calls]
     for account in accounts:
-        began = time.perf_counter()
-        call(account)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) * 1000
+        for call, taken in zip(calls, times, strict=True):
+            began = time.perf_counter()
+            call(account)
+            taken.append(time.perf_counter() - began)
+    return [statistics.median(taken) * 1000 for taken in times]
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_the_python_block_reads_a_token_with_the_access_ring_alone(
     monkeypatch.setenv("DATABASE_URL", settings.database_url.replace("+psycopg", ""))
     found: dict[str, object] = {}
     exec(compile(python_block(), "README.md", "exec"), found)
-    assert found["token"] == "what the reader gets"
+    assert found["headers"] == {"Authorization": "Bearer what the reader gets"}
 
 
 def test_the_sql_block_runs_as_it_stands(engine: Engine, settings: Settings) -> None:

@@ -24,7 +24,7 @@ ON_DEMAND_QUEUE: Final = "on_demand"
 """Of the same refreshes, those that a reader waits for: workers that take from ``refresh`` take from this one first."""
 DELIVER_TASK: Final = "tokenfleet.deliver_webhooks"
 WEBHOOK_QUEUE: Final = "webhooks"
-QUEUES: Final = (ON_DEMAND_QUEUE, REFRESH_QUEUE, WEBHOOK_QUEUE)
+QUEUES: Final = (REFRESH_QUEUE, ON_DEMAND_QUEUE, WEBHOOK_QUEUE)
 
 MAX_BATCH: Final = 100
 """Accounts or deliveries per job: enough to make the broker's cost vanish, few enough to spread over workers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -77,6 +77,18 @@ def test_what_the_fleet_says_ends_a_pause(stage: Stage) -> None:
 
     assert stage.obtain() == "access-2"
     assert stage.now == pytest.approx(1005.0)
+
+
+def test_how_long_a_token_lives_is_the_databases_word_and_not_seen_by_the_readers_clock(stage: Stage) -> None:
+    stage.alter(expires_at=datetime(2000, 1, 1, tzinfo=UTC))
+    assert stage.obtain() == "access-1"
+    assert stage.reader.held(7, timedelta(minutes=4)) is not None
+
+    stage.hold(2, lives=10)
+    stage.alter(expires_at=datetime(2100, 1, 1, tzinfo=UTC))
+    stage.reader.cache.drop(7, 2)
+    with pytest.raises(StaleToken):
+        stage.obtain()
 
 
 @pytest.mark.parametrize(

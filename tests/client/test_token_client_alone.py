@@ -146,6 +146,22 @@ def test_a_caller_who_is_cancelled_takes_nothing_from_the_others(
     assert asyncio.run(read()) == 2
 
 
+def test_who_still_waits_when_the_client_is_closed_is_told_so(
+    engine: Engine, vault: Vault, readable: str, keys: list[KeyEncryptionKey]
+) -> None:
+    account = make_account(engine, vault, make_app(engine, vault), expires_in=timedelta(seconds=5))
+
+    async def read() -> None:
+        tokens = AsyncTokenClient(readable, keys=keys)
+        waits = asyncio.create_task(tokens.get_token(account))
+        await asyncio.to_thread(eventually, lambda: requested(engine) == [account])
+        await tokens.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await waits
+
+    asyncio.run(read())
+
+
 def test_a_client_of_tasks_belongs_to_one_event_loop(
     engine: Engine, vault: Vault, readable: str, keys: list[KeyEncryptionKey]
 ) -> None:

@@ -22,7 +22,7 @@ from tests.support.builders import make_account, make_app
 from tests.support.fleet import eventually
 from tests.support.pooler import Pooler
 from tests.support.proxy import Proxy
-from tests.support.readers import Reading, libpq, obliging, renew, requested
+from tests.support.readers import Reading, libpq, obliging, requested
 from tokenfleet.settings import Settings
 from tokenfleet_client import (
     Account,
@@ -337,20 +337,6 @@ def test_a_database_without_the_contract_is_an_operators_matter(
 
     with pytest.raises(ContractError, match="operator"):
         make_reader(readable).get_token(1)
-
-
-def test_a_wrong_clock_of_the_reader_changes_nothing(
-    engine: Engine, vault: Vault, readable: str, make_reader: MakeReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    account = make_account(engine, vault, make_app(engine, vault))
-    reader = make_reader(readable)
-    real = time.time
-    for skew in (-7200, 7200):
-        monkeypatch.setattr(time, "time", lambda skew=skew: real() + skew)
-        assert reader.get_token(account).generation == 1
-    renew(engine, vault, account)
-    with pytest.raises(StaleToken):
-        reader.get_token(account, timedelta(minutes=70), timeout=timedelta(seconds=0.2))
 
 
 def test_a_closed_reader_asks_nothing_more(

@@ -334,6 +334,28 @@ def test_every_answer_is_the_one_of_the_rules_and_only_a_request_is_written(
         assert version_of(engine, account) == written
 
 
+@pytest.mark.parametrize(
+    ("life", "most"),
+    [(HOUR, timedelta(minutes=59)), (MINUTE, timedelta(seconds=54)), (24 * HOUR, 24 * HOUR - MINUTE)],
+)
+def test_a_reader_can_ask_for_nearly_the_whole_life_of_a_token_and_for_no_more(
+    engine: Engine, account: AccountId, life: timedelta, most: timedelta
+) -> None:
+    execute(
+        engine,
+        "UPDATE tokenfleet.token_sets SET epoch = 1, obtained_at = now() - CAST(:life AS interval) + interval '1 s', "
+        "expires_at = now() + interval '1 s'",
+        life=life,
+    )
+    answers = [ask(engine, account, most + timedelta(milliseconds=each)) for each in (200, -200)]
+    assert [reply.answer for reply in answers if reply] == [Answer.UNREACHABLE, Answer.REQUESTED]
+    # Of an imported token only the rest is known.
+    execute(engine, "UPDATE tokenfleet.token_sets SET epoch = 0")
+    reply = ask(engine, account, 100 * life)
+    assert reply is not None
+    assert reply.answer is Answer.REQUESTED
+
+
 def test_there_is_no_answer_about_an_account_that_does_not_exist(engine: Engine, account: AccountId) -> None:
     assert ask(engine, account + 1) is None
     assert report(engine, account + 1, 1) is None

@@ -138,4 +138,4 @@ def test_a_wipe_takes_the_waiting_jobs_and_nothing_more(app: Celery, redis: Redi
 def test_building_the_application_connects_to_nothing(environ: dict[str, str]) -> None:
     unreachable = environ | {"TOKENFLEET_BROKER_URL": "redis://127.0.0.1:1/0"}
     with make_celery(Settings.from_environ(unreachable)) as app:
-        assert list(app.amqp.queues) == [ON_DEMAND_QUEUE, REFRESH_QUEUE, WEBHOOK_QUEUE]
+        assert list(app.amqp.queues) == [REFRESH_QUEUE, ON_DEMAND_QUEUE, WEBHOOK_QUEUE]

@@ -36,7 +36,7 @@ def test_the_names_on_the_wire_are_these() -> None:
     assert jobs.ON_DEMAND_QUEUE == "on_demand"
     assert jobs.DELIVER_TASK == "tokenfleet.deliver_webhooks"
     assert jobs.WEBHOOK_QUEUE == "webhooks"
-    assert jobs.QUEUES == ("on_demand", "refresh", "webhooks")
+    assert jobs.QUEUES == ("refresh", "on_demand", "webhooks")
 
 
 @given(job=refresh_jobs)

@@ -151,6 +151,7 @@ def test_a_reader_that_stops_early_leaves_no_thread_and_no_pipe() -> None:
         (IDENTITY.secret.reveal(), "this is an identity, which opens files"),
         (IDENTITY.secret.reveal().lower(), "this is an identity, which opens files"),
     ],
+    ids=["a name", "too short", "an identity", "an identity in small letters"],
 )
 def test_a_recipient_that_is_none_is_refused_and_not_repeated(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as refused:

@@ -151,7 +151,12 @@ class AsyncTokenClient:
             task = asyncio.create_task(self._run(self._reader.obtain(need)), name="tokenfleet-get-token")
             self._flights[need] = task
             task.add_done_callback(lambda done: self._land(need, done))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise RuntimeError("this AsyncTokenClient was closed") from None
+            raise
 
     def _land(self, need: Need, done: asyncio.Task[Token]) -> None:
         del self._flights[need]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Final
 
@@ -22,18 +22,16 @@ from tokenfleet_client.access_keys import AccessKeys
 from tokenfleet_client.contract import AccountStatus, Answer
 from tokenfleet_client.envelope import KeyWrapper, access_token_binding
 from tokenfleet_client.errors import (
-    Connecting,
     DatabaseUnavailable,
     MinValidityUnreachable,
     NeedsReauth,
     Paused,
     Revoked,
-    StaleToken,
-    TokenUnavailable,
     UnknownAccount,
 )
 from tokenfleet_client.exchange import AWAY, Call, Exchange, Query, query, wait
 from tokenfleet_client.queries import Reply, TokenRow
+from tokenfleet_client.refusals import late, name_of, refuse, unknown, utc
 from tokenfleet_client.secret import Secret
 from tokenfleet_client.token_cache import TokenCache
 from tokenfleet_client.tokens import Account, AccountRef, Token
@@ -162,7 +160,7 @@ class Reader:
                 again = math.inf if reply.retry_in is None else self._clock() + reply.retry_in
             left = deadline - self._clock()
             if left <= 0:
-                raise late(row, reply, need)
+                raise late(row, reply, need.account, need.min_validity, need.newer_than)
             woken = False
             # The fleet holds a better one already: look at once, but only once in a row.
             if reply is None or reply.answer != Answer.FRESH or not asks:
@@ -181,7 +179,7 @@ class Reader:
         else:
             rows = yield from query(queries.READ_BY_ID, (account,), deadline, self._clock)
         if not rows:
-            raise _unknown(account)
+            raise unknown(account)
         return TokenRow(*rows[0])
 
     def _ask(self, row: TokenRow, need: Need, deadline: float) -> Exchange[Reply]:
@@ -192,23 +190,23 @@ class Reader:
             wanted = (row.account_id, need.min_validity)
             rows = yield from query(queries.ASK_FOR_REFRESH, wanted, deadline, self._clock)
         if not rows:
-            raise _unknown(need.account)
+            raise unknown(need.account)
         return Reply(*rows[0])
 
     def _judge(self, reply: Reply, row: TokenRow, need: Need, deadline: float) -> None:
         """Return when waiting makes sense."""
         if reply.answer == Answer.REFUSED:
             refuse(reply.status, reply.status_reason, need.account)
-            raise late(row, reply, need)
+            raise late(row, reply, need.account, need.min_validity, need.newer_than)
         if reply.answer == Answer.UNREACHABLE:
             raise MinValidityUnreachable(
-                f"the tokens of {_name(need.account)} do not live for {need.min_validity}: ask for less min_validity",
-                expires_at=_utc(reply.expires_at),
+                f"the tokens of {name_of(need.account)} do not live for {need.min_validity}: ask for less min_validity",
+                expires_at=utc(reply.expires_at),
             )
         in_time = reply.retry_in is not None and self._clock() + reply.retry_in < deadline
         untrue = reply.answer == Answer.FRESH and reply.generation <= need.newer_than
         if untrue or (reply.answer == Answer.WAITING and not in_time):
-            raise late(row, reply, need)
+            raise late(row, reply, need.account, need.min_validity, need.newer_than)
 
     def _open(self, row: TokenRow, deadline: float) -> Exchange[Token]:
         assert row.access_token is not None
@@ -222,7 +220,7 @@ class Reader:
             value=Secret(value),
             token_type=row.token_type,
             scope=row.scope,
-            expires_at=_utc(row.expires_at),
+            expires_at=utc(row.expires_at),
             generation=row.generation,
             account_id=row.account_id,
             provider=row.provider,
@@ -255,64 +253,8 @@ def meets(row: TokenRow, need: Need) -> bool:
     )
 
 
-def refuse(status: str, reason: str | None, account: AccountRef) -> None:
-    """Return for an account that the fleet refreshes; raise the kind of error that its status stands for."""
-    why = f" ({reason})" if reason else ""
-    if status == AccountStatus.NEEDS_REAUTH:
-        raise NeedsReauth(
-            f"{_name(account)} needs re-authentication{why}: ask the customer to sign in again", reason=reason
-        )
-    if status == AccountStatus.PAUSED:
-        raise Paused(f"{_name(account)} was paused{why}: skip it until an operator resumes it", reason=reason)
-    if status == AccountStatus.REVOKED:
-        raise Revoked(f"{_name(account)} was revoked{why}: stop using it", reason=reason)
-
-
-def late(row: TokenRow, reply: Reply | None, need: Need) -> TokenUnavailable:
-    """Return the error for a token that did not come in time."""
-    if row.status == AccountStatus.CONNECTING:
-        return Connecting(f"{_name(need.account)} is still connecting: try again soon")
-    last_error = row.last_error or (reply.last_error if reply else None)
-    retry_at = _utc(reply.retry_at) if reply else None
-    facts = [
-        f"no newer token than generation {need.newer_than} of {_name(need.account)} came in time"
-        if need.newer_than >= row.generation
-        else f"no token of {_name(need.account)} that lives for {need.min_validity} came in time"
-    ]
-    if row.failing_since is not None:
-        facts.append(f"its refresh fails since {_utc(row.failing_since):%Y-%m-%d %H:%M:%SZ}")
-    if reply is not None and reply.answer == Answer.REFUSED:
-        facts.append(f"the fleet does not refresh it now ({reply.status_reason or 'no reason given'})")
-    if last_error is not None:
-        facts.append(f"last error {last_error}")
-    facts.append("try again" if retry_at is None else f"try again at {retry_at:%Y-%m-%d %H:%M:%SZ}")
-    return StaleToken(
-        "; ".join(facts),
-        expires_at=_utc(row.expires_at),
-        failing_since=_utc(row.failing_since),
-        last_error=last_error,
-        retry_at=retry_at,
-    )
-
-
 def _moved(before: TokenRow, after: TokenRow) -> bool:
     def seen(row: TokenRow) -> tuple[object, ...]:
         return row.generation, row.status, row.failing_since, row.last_error
 
     return seen(before) != seen(after)
-
-
-def _unknown(account: AccountRef) -> UnknownAccount:
-    return UnknownAccount(
-        f"there is no {_name(account)} here: is it another tenant's, or in another environment?"
-    )
-
-
-def _name(account: AccountRef) -> str:
-    if isinstance(account, Account):
-        return f"account {account.external_id!r} of {account.provider} ({account.environment})"
-    return f"account {account}"
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.astimezone(UTC)

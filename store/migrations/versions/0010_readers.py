@@ -18,22 +18,21 @@ compatible_from = "0003"
 before does not clear ``requested_at``: a request counts only while its account is due, so what it leaves harms nobody.
 """
 
-# Committed before the rest, and written so that it can be run again: the next one cannot be in a transaction.
-COLUMNS = """
-    ALTER TABLE tokenfleet.refresh_schedule
-        ADD COLUMN IF NOT EXISTS requested_at timestamptz,
-        ADD COLUMN IF NOT EXISTS answered_request timestamptz,
-        ADD COLUMN IF NOT EXISTS retry_from timestamptz,
-        ADD COLUMN IF NOT EXISTS reported_at timestamptz,
-        ADD COLUMN IF NOT EXISTS reports integer
-"""
-# Empty but for requests: a scheduled refresh neither sets nor changes requested_at, and adds nothing here.
-INDEX = """
-    CREATE INDEX CONCURRENTLY ix_refresh_schedule_requested ON tokenfleet.refresh_schedule (app_id, next_refresh_at)
-        WHERE requested_at IS NOT NULL
-"""
-
 STATEMENTS = (
+    """
+    ALTER TABLE tokenfleet.refresh_schedule
+        ADD COLUMN requested_at timestamptz,
+        ADD COLUMN answered_request timestamptz,
+        ADD COLUMN retry_from timestamptz,
+        ADD COLUMN reported_at timestamptz,
+        ADD COLUMN reports integer
+    """,
+    # Empty but for requests: a scheduled refresh neither sets nor changes requested_at, and adds nothing here. Not
+    # CONCURRENTLY: no row is in it yet, and to read a million narrow ones takes a fraction of a second.
+    """
+    CREATE INDEX ix_refresh_schedule_requested ON tokenfleet.refresh_schedule (app_id, next_refresh_at)
+        WHERE requested_at IS NOT NULL
+    """,
     # What the definition of the app's provider says, as far as the functions below need it (store.traits).
     """
     ALTER TABLE tokenfleet.oauth_apps
@@ -274,13 +273,6 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
-    op.execute(COLUMNS)
-    with op.get_context().autocommit_block():
-        # It waits for open transactions, and nobody waits for it.
-        op.execute("SET lock_timeout = 0")
-        op.execute("DROP INDEX CONCURRENTLY IF EXISTS tokenfleet.ix_refresh_schedule_requested")
-        op.execute(INDEX)
-        op.execute("SET lock_timeout = '2s'")
     for statement in STATEMENTS:
         op.execute(statement)
 
