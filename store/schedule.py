@@ -36,12 +36,15 @@ CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
             WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
         last_error = CASE
             WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
-            ELSE s.last_error END"""
+            ELSE s.last_error END,
+        answered_request = NULL"""
 """What a claim sets: shared with ``store.parking``, which claims samples. A visit that was to probe only counts too:
 a worker of the release before presents the refresh token at any."""
 
-UNTAKEN: Final = "(s.claimed_until IS NOT NULL AND s.started_epoch < s.claim_epoch)"
-"""Says of an account that is claimed now that its last claim ended without anybody's having started it."""
+UNTAKEN: Final = """(s.claimed_until IS NOT NULL AND s.started_epoch < s.claim_epoch
+                AND s.answered_request IS DISTINCT FROM s.requested_at)"""
+"""Says of a requested account that is claimed now that its last claim ended without any worker's having looked at it:
+who puts it off says so (``answered_request``), and the next claim forgets that."""
 
 REQUESTED_SHARE: Final = 4
 """One in so many of an app's claims may be for accounts that readers wait for, where others are due as well."""
@@ -156,7 +159,8 @@ _RELEASE = text("""
 """)
 
 _POSTPONE = text("""
-    UPDATE tokenfleet.refresh_schedule s SET claimed_until = clock_timestamp() + CAST(:wait AS interval)
+    UPDATE tokenfleet.refresh_schedule s
+    SET claimed_until = clock_timestamp() + CAST(:wait AS interval), answered_request = s.requested_at
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:epochs AS bigint[])) AS job (account_id, epoch)
     WHERE s.account_id = job.account_id AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch
       AND s.claimed_until IS NOT NULL
@@ -207,7 +211,7 @@ class Claim:
     is_requested: bool = False
     """A reader waits for it."""
     is_untaken: bool = False
-    """Its last claim ended without anybody's having started it."""
+    """It is requested, and no worker has looked at it under its last claim."""
 
 
 @dataclass(frozen=True, slots=True)

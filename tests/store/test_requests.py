@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from store import rejections, schedule, settlement, transitions, visits
+from store import rejections, returns, schedule, settlement, transitions, visits
 from store.keys import Vault
 from store.request_claims import claim_requested
 from store.requests import RETRY_AFTER
@@ -488,6 +488,28 @@ def test_what_nobody_took_on_demand_says_so_with_its_next_claim(
         with engine.begin() as connection:
             [made] = claim_requested(connection, [Allowance(app, 100, 100)], claim=timedelta(0))[app]
         assert (made.account_id, made.is_requested, made.is_untaken) == (account, True, is_untaken)
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_who_is_put_off_for_the_pace_stays_on_demand_and_once_only(
+    engine: Engine, app: AppId, account: AccountId, is_started: bool
+) -> None:
+    ask(engine, account, 2 * HOUR)
+    untaken = []
+    for number in range(3):
+        with engine.begin() as connection:
+            [made] = claim_requested(connection, [Allowance(app, 100, 100)], claim=CLAIM)[app]
+        untaken.append(made.is_untaken)
+        if number == 0 and is_started:
+            start(engine, job_of(app, [made]))
+            with engine.begin() as connection:
+                returns.give_back(connection, [(account, made.epoch, 5.0)])
+        elif number == 0:
+            with engine.begin() as connection:
+                schedule.postpone(connection, job_of(app, [made]), wait=timedelta(seconds=5))
+        execute(engine, "UPDATE tokenfleet.refresh_schedule SET claimed_until = now() - interval '1 ms'")
+    # The second claim nobody looked at: there may be no worker any more that knows the queue.
+    assert untaken == [False, False, True]
 
 
 class TestTold:
