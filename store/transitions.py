@@ -206,9 +206,9 @@ def resume(
 ) -> frozenset[AccountId]:
     """Refresh paused accounts again, at once, and wake the schedulers on commit; returns those that were paused.
 
-    A quarantine is lifted, as by a request: whoever resumes an account wants to know how it is. But where an answer could
-    not be saved (``store.settlement.quarantine``) it begins anew. ``exported`` is whether also those are resumed that
-    were given to another fleet (``store.export``).
+    A quarantine is lifted, as by a request: whoever resumes an account wants to know how it is. But where an answer
+    could not be saved (``store.settlement.quarantine``) it begins anew. ``exported`` is whether also those are resumed
+    that were given to another fleet (``store.export``).
     """
     lock(connection, account_ids)
     if not exported:
