@@ -246,12 +246,13 @@ def catch_up(connection: Connection, endpoint_id: EndpointId, *, after: int = 0)
     Nobody relays to it before the end of the transaction of the last call, the one that returns None: enable it there,
     and an account's events come in the order in which they happened. What was given up since it began to fail is among
     them, and what it was not sent in the hour before that: for the events that nobody had relayed when it was disabled.
+    What happened before it was added is not: it was never to hear of that.
     """
     _append_alone(connection)
     since: datetime = connection.execute(
         text("""
-            SELECT least(disabled_at, failing_since) - interval '1 hour' FROM tokenfleet.webhook_endpoints
-            WHERE id = :id
+            SELECT greatest(created_at, least(disabled_at, failing_since) - interval '1 hour')
+            FROM tokenfleet.webhook_endpoints WHERE id = :id
         """),
         {"id": endpoint_id},
     ).scalar_one()

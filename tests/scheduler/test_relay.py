@@ -15,10 +15,11 @@ from sqlalchemy import Engine, text
 
 from scheduler.publisher import Publisher
 from scheduler.relay import MAX_WAITING_JOBS, Relay
-from store import deliveries, outbox
+from store import deliveries, endpoints, outbox
 from tests.support.post_office import ERROR, WELL, Office
 from tests.support.webhook_receiver import Receiver
 from tokenfleet.broker import make_celery
+from tokenfleet.delivery_policy import DisabledReason
 from tokenfleet.jobs import DELIVER_TASK, WEBHOOK_QUEUE, DeliveryId, DeliveryJob
 
 URL = "https://receiver.example/hook"
@@ -202,13 +203,26 @@ def test_what_was_given_up_while_an_endpoint_failed_is_among_what_it_missed(offi
     for statement in (
         "UPDATE tokenfleet.outbox SET created_at = now() - account_id * interval '1 day'",
         "UPDATE tokenfleet.webhook_deliveries SET state = 'failed', next_attempt_at = NULL, finished_at = now()",
-        "UPDATE tokenfleet.webhook_endpoints SET failing_since = now() - interval '60 hours'",
+        "UPDATE tokenfleet.webhook_endpoints SET failing_since = now() - interval '60 hours', created_at = '2020-01-01'",
         "UPDATE tokenfleet.webhook_endpoints SET disabled_at = now(), disabled_reason = 'failing'",
     ):
         office.execute(statement)
 
     with office.engine.begin() as connection:
         assert outbox.catch_up(connection, endpoint) == (2, None), "not what was given up before"
+
+
+def test_what_happened_before_an_endpoint_was_added_is_not_among_what_it_missed(office: Office) -> None:
+    office.tell(1)
+    office.relay()
+    endpoint = office.add(URL)
+    with office.engine.begin() as connection:
+        endpoints.disable(connection, endpoint, DisabledReason.OPERATOR)
+    office.tell(2)
+    office.relay()
+
+    with office.engine.begin() as connection:
+        assert outbox.catch_up(connection, endpoint) == (1, None)
 
 
 def test_what_is_being_replayed_is_not_replayed_twice(office: Office) -> None:
