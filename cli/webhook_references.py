@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 LARGEST_ID: Final = 2**63 - 1
-ID: Final = click.IntRange(1, LARGEST_ID)
+
+
+class _Id(click.IntRange):
+    # What a message calls it: "'x' is not a valid id."
+    name = "id"
+
+
+ID: Final = _Id(1, LARGEST_ID)
 
 
 def endpoint_argument(command: F) -> F:

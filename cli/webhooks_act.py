@@ -55,12 +55,17 @@ def add(
     from cli.session import database, load_settings, on_record
     from store import audit, endpoints
     from store.keys import open_vault
+    from tokenfleet.errors import UserError
     from tokenfleet.receiver_urls import check_url
 
     _check_event_types(event_types)
     settings = load_settings()
-    check_url(url, allow_private=settings.tunables.allow_private_webhooks)
+    try:
+        check_url(url, allow_private=settings.tunables.allow_private_webhooks)
+    except UserError as error:
+        raise click.UsageError(f"{error}.") from error
     with database(settings) as engine, engine.begin() as connection:
+        twins = [each.endpoint_id for each in endpoints.all_endpoints(connection) if each.url == url]
         endpoint, secret = endpoints.add(
             connection,
             open_vault(connection, settings).refresh,
@@ -79,6 +84,11 @@ def add(
         }
         entry = audit.Entry(audit.endpoint_target(endpoint.endpoint_id), what)
         audit.record(connection, on_record(), audit.Action.WEBHOOKS_ADD, [entry], reason=reason)
+    if twins:
+        # On purpose, it may be: two endpoints have two secrets and two filters.
+        click.echo(
+            f"Endpoint {twins[0]} has the same URL: what both are to hear of is sent there twice.", err=True
+        )
     if as_json:
         print_json({"endpoint_id": endpoint.endpoint_id, "secret": secret.reveal()})
         return

@@ -71,7 +71,8 @@ def replay(
     """Deliver events once more: single deliveries by id, or what an endpoint has not received since a moment.
 
     Each keeps its webhook-id, so a receiver that remembers ids does nothing twice. Replayed events go behind those
-    that wait for the same account, in their old order.
+    that wait for the same account, in their old order. With --since from before an endpoint was added, it is sent what
+    happened until then as well.
 
     \b
     Examples:
@@ -102,8 +103,9 @@ def replay(
                 )
             if count < len(set(delivery_ids)):
                 left = len(set(delivery_ids)) - count
+                verbs = "does not exist or is" if left == 1 else "do not exist or are"
                 raise UserError(
-                    f"{left} of those named do not exist or are pending still; {counted(count, 'event')} will be sent "
+                    f"{left} of those named {verbs} pending still; {counted(count, 'event')} will be sent "
                     "again"
                 )
         else:
@@ -142,7 +144,8 @@ def replay(
     if as_json:
         print_json({"replayed": count})
     else:
-        click.echo(f"{counted(count, 'event')} will be sent again.")
+        # An endpoint may never have been sent what it missed; a delivery that is named has been tried before.
+        click.echo(f"{counted(count, 'event')} will be sent{' again' if endpoint_id is None else ''}.")
 
 
 def _disabled(endpoint_id: int) -> str:
