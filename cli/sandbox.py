@@ -9,6 +9,7 @@ import click
 from sandbox import server
 from sandbox.config import Rotation, SandboxConfig
 from sandbox.definition import definition_toml
+from tokenfleet.errors import UserError
 from tokenfleet_client.secret import Secret
 
 
@@ -76,6 +77,12 @@ def sandbox(
     if definition:
         click.echo(definition_toml(f"http://{host}:{port}", config), nl=False)
         return
+
+    if not insecure_remote:
+        try:
+            server.check_host(host)
+        except UserError as error:
+            raise click.UsageError(str(error)) from error
 
     def ready(url: str) -> None:
         click.echo(f"sandbox ready at {url}   token endpoint {url}/token   ledger {url}/sandbox/ledger")

@@ -56,12 +56,18 @@ def run(
     Raises :class:`UserError` when ``host`` is not this machine's own and ``allow_remote`` is false, or when
     the port cannot be had.
     """
-    if not allow_remote and not _is_loopback(host):
+    if not allow_remote:
+        check_host(host)
+    asyncio.run(_serve_until_signal(Authority(config), host, port, ready))
+
+
+def check_host(host: str) -> None:
+    """Raise :class:`UserError` unless ``host`` is this machine's own."""
+    if not _is_loopback(host):
         raise UserError(
             f"The sandbox will not listen on {host}: its admin endpoints hand out tokens without a password. "
-            "Use 127.0.0.1, or insist if the network is yours alone."
+            "Use 127.0.0.1, or --insecure-remote if the network is yours alone."
         )
-    asyncio.run(_serve_until_signal(Authority(config), host, port, ready))
 
 
 async def _serve_until_signal(

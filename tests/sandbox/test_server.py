@@ -15,6 +15,7 @@ import pytest
 
 from sandbox.config import SandboxConfig
 from sandbox.server import SandboxServer, run
+from tests.cli.conftest import Shell
 from tests.sandbox.client import Client
 from tokenfleet.errors import UserError
 
@@ -41,6 +42,12 @@ def test_the_process_says_where_it_listens_and_ends_on_a_signal(number: signal.S
 def test_it_will_not_listen_to_other_machines(host: str) -> None:
     with pytest.raises(UserError, match=r"127\.0\.0\.1"):
         run(SandboxConfig(), host=host, port=0, ready=lambda url: None)
+
+
+def test_the_command_names_the_option_that_allows_other_machines() -> None:
+    ran = Shell({})("sandbox", "--host", "0.0.0.0", "--port", "0")
+    assert ran.exit_code == 2
+    assert "--insecure-remote" in ran.stderr
 
 
 def test_a_port_in_use_is_explained() -> None:
