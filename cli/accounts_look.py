@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from store.details import AccountDetail
     from store.queries import AccountSummary
 
+_RECIPIENT: Final = re.compile(r"\b(age1[a-z0-9]{4})[a-z0-9]{44,}([a-z0-9]{6})\b")
 MAX_PAGE: Final = 10_000
 
 
@@ -127,7 +129,8 @@ def _trouble(account: AccountSummary, now: datetime) -> str:
     if account.incident_id is not None and account.status is not AccountStatus.NEEDS_REAUTH:
         return f"parked by incident {account.incident_id}: {account.last_error}"
     if account.status is not AccountStatus.ACTIVE and account.status_reason:
-        return account.status_reason
+        # Whole in 'accounts show' and in --json; here it would leave the other columns no room.
+        return _RECIPIENT.sub(r"\1…\2", account.status_reason)
     if account.quarantined:
         return f"quarantined: {account.last_error}"
     if account.failing_since is not None:

@@ -64,7 +64,8 @@ def print_wide(console: Any, renderable: Any) -> None:
     from rich.measure import Measurement
 
     options = console.options.update(width=_UNLIMITED_COLUMNS)
-    console.width = max(console.width, Measurement.get(console, options, renderable).maximum)
+    # A last column of empty cells is measured as nothing, and drawn as one.
+    console.width = max(console.width, Measurement.get(console, options, renderable).maximum + 1)
     with console.capture() as captured:
         console.print(renderable)
     for line in captured.get().splitlines():

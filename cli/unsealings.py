@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from cli.moments import Moment
-from cli.output import counted, dated, json_option, print_json, print_table, print_wrapped, shown
+from cli.output import counted, dated, json_option, print_json, print_table, print_wrapped, relative, shown
 from tokenfleet_client.unsealings import Purpose
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ def unsealings(
 
     Workers count what they open, commands what their operator makes them open, and readers what they say through
     tokenfleet-client. Counts arrive within 15 seconds. Exit code 1 while far more is opened than is explained or usual.
+
+    "role now" is what all callers of the line's database role opened for its purpose within the last ten minutes, and
+    "expected" how many would be no surprise: "-" where any number is explained, or nobody can tell yet.
 
     \b
     Examples:
@@ -199,7 +202,7 @@ def _line(caller: Caller, now: datetime) -> tuple[str, ...]:
         caller.database_role,
         f"{caller.opened:,}",
         f"{caller.per_minute:,.1f}",
-        dated(caller.last_minute, now),
+        relative(caller.last_minute, now),
         f"{caller.now:,}",
         "-" if caller.expected is None else f"{caller.expected:,}",
         "SPIKE" if caller.spike else "",

@@ -329,6 +329,10 @@ def test_what_was_exported_is_neither_resumed_nor_revoked_by_mistake(
         assert f"exported to {recipient}" in seen
         assert "brings it back" in seen
         assert "accounts resume" not in seen
+    short = f"exported to {recipient[:8]}…{recipient[-6:]}"
+    listed = shell("accounts", "list").stdout
+    assert (listed.count(short), listed.count(recipient)) == (2, 0)
+    assert recipient in shell("accounts", "list", "--json").stdout
     revoked = shell("accounts", "revoke", "1", "--yes")
     assert (revoked.exit_code, "ending its grant would end it there too" in revoked.stderr) == (1, True)
     assert statuses(fleet) == {"paused"}

@@ -7,7 +7,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cli.output import clipped, counted, dated, duration, escaped, moment, print_json, relative, shown
+from cli.output import (
+    clipped,
+    counted,
+    dated,
+    duration,
+    escaped,
+    moment,
+    print_json,
+    print_table,
+    relative,
+    shown,
+)
 from tokenfleet_client.secret import Secret
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -30,6 +41,12 @@ NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 )
 def test_a_span_is_told_in_its_two_largest_units(seconds: float, words: str) -> None:
     assert duration(timedelta(seconds=seconds)) == words
+
+
+def test_a_table_breaks_no_cell_where_no_terminal_limits_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "2030-01-02 03:01:05Z (3 min ago) " * 3
+    print_table(("a", "b", ""), [("1" * 60, words.strip(), "")])
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_moments_are_told_beside_their_distance() -> None:
