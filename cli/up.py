@@ -32,7 +32,7 @@ SAMPLE_SECONDS = 1.0
     "--schedulers", default=1, show_default=True, type=click.IntRange(1, 8), help="Scheduler processes."
 )
 def up(workers: int, schedulers: int) -> None:
-    """Run a whole fleet on this machine, with a live view. Ctrl-C stops it all.
+    """Run a whole fleet on this machine, with a live view. Ctrl-C or SIGTERM stops it all.
 
     Brings an embedded Postgres and a Redis-compatible server unless TOKENFLEET_DATABASE_URL and
     TOKENFLEET_REDIS_URL are set. Data, keys and logs stay in TOKENFLEET_HOME (~/.tokenfleet), so the next

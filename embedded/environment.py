@@ -129,9 +129,13 @@ class Environment:
 
     def _announce(self, ends: ExitStack) -> None:
         # For commands in another terminal. Only what is ours: a URL from the environment, and the password in
-        # it, is not for us to write down.
+        # it, is not for us to write down. In the spelling that psql and libpq read, and every command of ours.
         file = self._home / _RUNNING_FILE
-        write_private(file, "".join(f"{name}={server.url}\n" for name, server in self._servers.items()))
+        lines = (
+            f"{name}={server.url.replace('postgresql+psycopg:', 'postgresql:', 1)}\n"
+            for name, server in self._servers.items()
+        )
+        write_private(file, "".join(lines))
         ends.callback(file.unlink, missing_ok=True)
 
 

@@ -76,8 +76,10 @@ def test_servers_that_are_not_named_are_started_and_ended(
 
 def test_another_terminal_finds_the_servers_while_they_run(tmp_path: Path) -> None:
     assert running_servers(tmp_path / "home") == {}
-    with Environment(tmp_path / "home", {"REDIS_URL": REDIS_URL}) as environment:
-        assert running_servers(tmp_path / "home") == {"TOKENFLEET_DATABASE_URL": environment.database_url}
+    with Environment(tmp_path / "home", {"REDIS_URL": REDIS_URL}):
+        running = running_servers(tmp_path / "home")
+        assert set(running) == {"TOKENFLEET_DATABASE_URL"}
+        psycopg.connect(running["TOKENFLEET_DATABASE_URL"]).close()
     assert running_servers(tmp_path / "home") == {}
 
 
