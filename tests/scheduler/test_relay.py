@@ -203,7 +203,8 @@ def test_what_was_given_up_while_an_endpoint_failed_is_among_what_it_missed(offi
     for statement in (
         "UPDATE tokenfleet.outbox SET created_at = now() - account_id * interval '1 day'",
         "UPDATE tokenfleet.webhook_deliveries SET state = 'failed', next_attempt_at = NULL, finished_at = now()",
-        "UPDATE tokenfleet.webhook_endpoints SET failing_since = now() - interval '60 hours', created_at = '2020-01-01'",
+        "UPDATE tokenfleet.webhook_endpoints SET failing_since = now() - interval '60 hours'",
+        "UPDATE tokenfleet.webhook_endpoints SET created_at = '2020-01-01'",
         "UPDATE tokenfleet.webhook_endpoints SET disabled_at = now(), disabled_reason = 'failing'",
     ):
         office.execute(statement)
