@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from tests.support.fleet import Fleet
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "leaving.md").read_text()
 BLOCKS = re.findall(r"```sh (here|there)\n(.*?)```", GUIDE, re.DOTALL)
+
+[RECIPE] = re.findall(r"```text\n(tokenfleet accounts list .*?)\n```", GUIDE, re.DOTALL)
 
 
 @pytest.fixture
@@ -77,6 +82,12 @@ def test_the_commands_of_the_guide_move_accounts(
         "there": ["customer-1 active", "customer-2 active", "customer-3 active"],
     }
     assert there.strays() == []
+    if shutil.which("jq") is not None:
+        listing, chosen, revoking = re.split(r" \|\n +", RECIPE)
+        listed = here_shell(*listing.split()[1:]).stdout
+        choose = subprocess.run(shlex.split(chosen), input=listed, capture_output=True, text=True, check=True)
+        assert here_shell(*shlex.split(revoking)[1:], stdin=choose.stdout).exit_code == 0
+        assert set(here.column("SELECT status FROM tokenfleet.accounts")) == {"revoked"}
     assert (tmp_path / "preview.jsonl").read_text().count("t-204") == 2
 
 
