@@ -24,11 +24,13 @@ export class CannotOpen extends Error {
   name = 'CannotOpen'
 }
 
-/** Parses `TOKENFLEET_ACCESS_KEYS`: `id:base64`, several with commas. Returns a Map of id to key. */
+/** Parses `TOKENFLEET_ACCESS_KEYS`: `id:base64`, several with commas. Returns a Map of id to key. Throws CannotOpen. */
 export function parseKeys (text) {
   return new Map(text.split(',').map((each) => {
     const [id, encoded] = each.trim().split(':')
-    return [id, Buffer.from(encoded ?? '', 'base64')]
+    const key = Buffer.from(encoded ?? '', 'base64')
+    if (key.length !== 32) throw new CannotOpen('TOKENFLEET_ACCESS_KEYS is not id:base64 of 32 bytes')
+    return [id, key]
   }))
 }
 
@@ -114,10 +116,14 @@ export class TokenReader {
   }
 
   async #open (envelope, place) {
-    if (!this.#dataKeys.has(envelope.readUInt32BE(1))) {
+    if (this.#dataKeys.get(envelope.readUInt32BE(1)) === undefined) {
       // Data keys are replaced while readers run.
       const { rows } = await this.#query('SELECT data_key_id, kek_id, wrapped FROM tokenfleet_v1.access_keys', [])
       this.#dataKeys = new Map(rows.map((row) => [row.data_key_id, unwrap(row, this.#keys)]))
+      const row = rows.find((each) => each.data_key_id === envelope.readUInt32BE(1))
+      if (row !== undefined && !this.#keys.has(row.kek_id)) {
+        throw new CannotOpen(`key-encryption key ${row.kek_id} is not held: TOKENFLEET_ACCESS_KEYS lacks it`)
+      }
     }
     return open(envelope, this.#dataKeys, place)
   }

@@ -57,13 +57,24 @@ rescue OpenSSL::Cipher::CipherError
   raise CannotOpen, 'the sealed value was altered, or was sealed for another place'
 end
 
+# Returns key-encryption keys, id to 32 bytes, from id:base64, several with commas.
+def parse_keys(text)
+  text.split(',').to_h do |each|
+    id, encoded = each.strip.split(':', 2)
+    key = encoded.to_s.unpack1('m')
+    raise CannotOpen, 'TOKENFLEET_ACCESS_KEYS is not id:base64 of 32 bytes' unless key.bytesize == 32
+
+    [id, key]
+  end
+end
+
 # Returns the data keys, id to 32 bytes, that the key-encryption keys of the access ring unwrap.
 def unwrap(rows, access_keys)
-  keks = access_keys.split(',').to_h { |each| each.strip.split(':', 2) }
+  keks = parse_keys(access_keys)
   rows.select { |row| keks.key?(row['kek_id']) }.to_h do |row|
     wrapped = hex(row['wrapped'])
     place = "tokenfleet/1/data-key/access/#{row['data_key_id']}"
-    key = decrypt(keks[row['kek_id']].unpack1('m0'), wrapped[0...NONCE], wrapped[NONCE..], place)
+    key = decrypt(keks[row['kek_id']], wrapped[0...NONCE], wrapped[NONCE..], place)
     [row['data_key_id'], key]
   end
 end
@@ -78,6 +89,16 @@ def open_envelope(envelope, data_keys, place)
   decrypt(key, envelope[5...HEADER], envelope[HEADER..], place).force_encoding(Encoding::UTF_8)
 end
 
+def open_token(envelope, rows, place)
+  data_keys = unwrap(rows, ENV.fetch('TOKENFLEET_ACCESS_KEYS'))
+  needed = rows.find { |row| row['data_key_id'] == envelope.unpack1('xN') }
+  if needed && !data_keys.key?(needed['data_key_id'])
+    raise CannotOpen, "key-encryption key #{needed['kek_id']} is not held: TOKENFLEET_ACCESS_KEYS lacks it"
+  end
+
+  open_envelope(envelope, data_keys, place)
+end
+
 def fresh_token(provider, external_id, min_validity: 30, timeout: 10)
   deadline = Process.clock_gettime(Process::CLOCK_MONOTONIC) + timeout
   loop do
@@ -87,9 +108,8 @@ def fresh_token(provider, external_id, min_validity: 30, timeout: 10)
 
     left = row['seconds_left']
     if row['access_token'] && (left.nil? || left >= min_validity)
-      data_keys = unwrap(query(KEYS), ENV.fetch('TOKENFLEET_ACCESS_KEYS'))
       place = "tokenfleet/1/access/account:#{row['account_id']}/access_token/#{row['generation']}"
-      return open_envelope(hex(row['access_token']), data_keys, place)
+      return open_token(hex(row['access_token']), query(KEYS), place)
     end
     asked = query(REQUEST, account_id: row['account_id'], min_validity: "#{min_validity} seconds").first
     raise NoToken, asked ? asked['answer'] : 'unknown' unless asked && %w[fresh requested].include?(asked['answer'])
@@ -100,9 +120,15 @@ def fresh_token(provider, external_id, min_validity: 30, timeout: 10)
 end
 
 if $PROGRAM_NAME == __FILE__
+  unless ARGV.length == 2 && %w[DATABASE_URL TOKENFLEET_ACCESS_KEYS].all? { |name| ENV.key?(name) }
+    warn('usage: DATABASE_URL=... TOKENFLEET_ACCESS_KEYS=... ruby get_token.rb PROVIDER EXTERNAL_ID')
+    exit(2)
+  end
   begin
     $stdout.write(fresh_token(*ARGV))
   rescue NoToken => e
     abort("no token: #{e.message}")
+  rescue CannotOpen => e
+    abort("cannot open: #{e.message}")
   end
 end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -152,6 +153,28 @@ def test_an_example_says_why_there_is_no_token_and_shows_none(
 
     assert (printed, asked.returncode) == ("", 1)
     assert status.value in said
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_an_example_that_lacks_a_key_names_it_and_one_without_arguments_says_how_it_is_used(
+    command: list[str], reader_environ: dict[str, str], engine: Engine, vault: Vault, app_id: AppId
+) -> None:
+    make_account(engine, vault, app_id, external_id="customer-20")
+    needed = reader_environ["TOKENFLEET_ACCESS_KEYS"].partition(":")[0]
+    another = "another:" + base64.b64encode(bytes(32)).decode()
+
+    said = []
+    for keys in (another, f"{needed}:{another.partition(':')[2]}", f"{needed}:short"):
+        asked = _ask(command, reader_environ | {"TOKENFLEET_ACCESS_KEYS": keys}, "customer-20")
+        printed, words = asked.communicate(timeout=SECONDS)
+        assert (printed, asked.returncode, words.count("\n")) == ("", 1, 1), words
+        said.append(words)
+    usage = subprocess.run(command, env=reader_environ, capture_output=True, text=True, timeout=SECONDS)
+
+    assert f"key-encryption key {needed} is not held" in said[0]
+    assert "was altered" in said[1]
+    assert "id:base64 of 32 bytes" in said[2]
+    assert (usage.returncode, usage.stderr.count("\n")) == (2, 1)
 
 
 def _ask(command: list[str], environ: dict[str, str], external_id: str) -> subprocess.Popen[str]:
