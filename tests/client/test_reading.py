@@ -226,6 +226,17 @@ def test_a_refused_generation_is_reported_and_only_a_newer_one_returned(stage: S
     assert [step for step in stage.steps if step != "read"] == ["report", "keys"]
 
 
+def test_a_report_of_a_token_that_seems_well_points_at_its_scopes(stage: Stage) -> None:
+    stage.answer, stage.retry_in = Answer.WAITING, 60.0
+    with pytest.raises(StaleToken, match="its scopes are too small"):
+        stage.obtain(newer_than=1)
+
+    stage.alter(last_error="http_500")
+    with pytest.raises(StaleToken) as failing:
+        stage.obtain(newer_than=1)
+    assert "scopes" not in str(failing.value)
+
+
 def test_a_generation_that_was_replaced_already_is_not_reported(stage: Stage) -> None:
     stage.hold(5)
 

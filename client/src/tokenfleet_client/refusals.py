@@ -42,9 +42,10 @@ def late(
         return Connecting(f"{name_of(account)} is still connecting: try again soon")
     last_error = row.last_error or (reply.last_error if reply else None)
     retry_at = utc(reply.retry_at) if reply else None
+    was_reported = newer_than >= row.generation
     facts = [
         f"no newer token than generation {newer_than} of {name_of(account)} came in time"
-        if newer_than >= row.generation
+        if was_reported
         else f"no token of {name_of(account)} that lives for {min_validity} came in time"
     ]
     if row.failing_since is not None:
@@ -53,6 +54,11 @@ def late(
         facts.append(f"the fleet does not refresh it now ({reply.status_reason or 'no reason given'})")
     if last_error is not None:
         facts.append(f"last error {last_error}")
+    if was_reported and row.failing_since is None and last_error is None:
+        # A probe that finds the token alive leaves no other mark that a reader sees.
+        facts.append(
+            "if it was just renewed or found to work, its scopes are too small for what the API was asked"
+        )
     facts.append("try again" if retry_at is None else f"try again at {retry_at:%Y-%m-%d %H:%M:%SZ}")
     return StaleToken(
         "; ".join(facts),
