@@ -47,7 +47,9 @@ def sandbox(
     """Run an authorization server that rotates refresh tokens and keeps a ledger.
 
     It detects reuse, and misbehaves on request: POST /sandbox/faults. POST /sandbox/grants issues accounts in
-    the import format, GET /sandbox/ledger says what was presented twice.
+    the import format, GET /sandbox/ledger says what was presented twice. It begins with acct-1 each time: a customer
+    who is signed in again has a new grant, and the earlier one ends. For others say where to begin, {"count": 10,
+    "first": 11}, or another "prefix".
 
     \b
     Example. Both variables are for every process of the fleet, so set them before 'tokenfleet up' too:
