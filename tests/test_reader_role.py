@@ -286,3 +286,20 @@ def test_nothing_that_a_session_can_set_widens_what_it_sees(
     assert seen(login(acme)) == [accounts.acme]
     assert seen(login(acme, tenant="other")) == [accounts.acme, accounts.other]
     assert seen(login(wide, tenant="other")) == [accounts.other]
+
+
+@pytest.mark.parametrize(
+    ("file", "given"),
+    [("reader.sql", ""), ("roles.sql", ""), ("roles.sql", "owner=one"), ("roles.sql", "app=one")],
+)
+def test_a_file_that_is_told_no_role_says_how_it_is_run_and_does_nothing(
+    settings: Settings, file: str, given: str
+) -> None:
+    url = make_url(settings.database_url).set(drivername="postgresql")
+    words = [str(PSQL), url.render_as_string(hide_password=False), "-qX", "-f", str(FILE.parent / file)]
+    done = subprocess.run(
+        [*words, *(["-v", given] if given else [])], capture_output=True, text=True, check=False
+    )
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 3
+    assert f"=NAME -f deploy/postgres/{file}" in line

@@ -12,6 +12,11 @@
 -- database: nobody may make temporary tables any more but the owner and whom it grants that (the fleet makes none), and,
 -- where a superuser runs this, nobody but superusers may make large objects.
 \set ON_ERROR_STOP on
+\if :{?reader}
+\else
+    \set VERBOSITY terse
+    DO $$ BEGIN RAISE 'the role is not named: psql "$OWNER_URL" -v reader=NAME -f deploy/postgres/reader.sql'; END $$;
+\endif
 \if :{?connections}
 \else
     \set connections 50

@@ -13,6 +13,21 @@
 -- doctor' say when something was made by another role, and this has to be run again. Give both a password, or another
 -- way in, yourself.
 \set ON_ERROR_STOP on
+\set are_named true
+\if :{?owner}
+\else
+    \set are_named false
+\endif
+\if :{?app}
+\else
+    \set are_named false
+\endif
+\if :are_named
+\else
+    \set VERBOSITY terse
+    DO $$ BEGIN RAISE 'the roles are not named: psql "$OWNER_URL" -v owner=NAME -v app=NAME -f deploy/postgres/roles.sql';
+    END $$;
+\endif
 SET client_min_messages = warning;
 BEGIN;
 SELECT format('CREATE ROLE %I LOGIN', role) FROM unnest(ARRAY[:'owner', :'app']) AS role
