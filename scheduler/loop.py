@@ -96,6 +96,7 @@ class Scheduler:
         self._trouble: str | None = None
         self._tick_began: float | None = None
         self._waiting_jobs = 0
+        self._turn = 0
         self._unknown_providers: set[str] = set()
         self._described: frozenset[AppId] = frozenset()
         self._open_apps: Mapping[AppId, OpenApp] = {}
@@ -264,6 +265,7 @@ class Scheduler:
     ) -> list[Allowance]:
         """Return what each app may claim now: its window, its hold, its pause, its circuit and its incident."""
         self._standings = self._circuits.read([app.app_id for app in known])
+        self._turn += 1
         allowances: list[Allowance] = []
         for app in known:
             if app.paused_until is not None and app.paused_until > now:
@@ -278,7 +280,7 @@ class Scheduler:
                 count = 1 if app.held_since is not None else min(CLAIMS_PER_TICK, window)
                 if app.is_sampled:
                     count = min(count, SAMPLES)
-                allowances.append(Allowance(app.app_id, count, window))
+                allowances.append(Allowance(app.app_id, count, window, self._turn))
         return allowances
 
     def _publish(

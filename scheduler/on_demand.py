@@ -33,6 +33,8 @@ from tokenfleet.telemetry import Event
 
 STOP_NOTICED_SECONDS: Final = 0.5
 PAUSED_WHEN_BROKEN_SECONDS: Final = 1.0
+MOST_DIGITS: Final = 19
+"""Of an id. Whoever is logged in may notify anything, and Python refuses to read a number of thousands of digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class OpenApp:
 def requested_app(payload: str) -> AppId | None:
     """Return the app that a notification names, None where it is about something else than a request."""
     word, _, number = payload.partition(" ")
-    return AppId(int(number)) if word == WAKE_PAYLOAD and number.isascii() and number.isdecimal() else None
+    is_id = number.isascii() and number.isdecimal() and len(number) <= MOST_DIGITS
+    return AppId(int(number)) if word == WAKE_PAYLOAD and is_id else None
 
 
 class OnDemand:

@@ -51,8 +51,7 @@ from tokenfleet_client.secret import Secret
 from tokenfleet_client.unsealings import Purpose
 
 OVERTAKEN: Final = (
-    "keys were rotated since this import began, so it cannot compare the account's token: "
-    "run the same command again"
+    "keys were rotated since this import began, and its token cannot be compared: run the command again"
 )
 
 

@@ -109,6 +109,8 @@ _TRY_AGAIN = text("""
     SET next_refresh_at = LEAST(s.next_refresh_at, now()), quarantined = false, doubts = 0, probing = false
     WHERE s.account_id = ANY (CAST(:account_ids AS bigint[]))
         AND s.next_refresh_at IS NOT NULL AND s.failing_since IS NOT NULL
+        -- But not whose successor lies in a journal: what Postgres holds for them is spent.
+        AND COALESCE(s.last_error, '') NOT LIKE 'answer_refused%'
 """)
 
 

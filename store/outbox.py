@@ -114,6 +114,27 @@ _REPLAY_EVENTS = text(f"""
     ){_APPEND}
 """)
 
+_FIRST_IN_LINE = text("""
+    WITH line AS (
+        SELECT DISTINCT subject FROM tokenfleet.webhook_deliveries
+        WHERE endpoint_id = :endpoint_id AND event_id = ANY (CAST(:event_ids AS uuid[])) AND state = 'pending'
+    ), head AS (
+        SELECT line.subject, first.id FROM line CROSS JOIN LATERAL (
+            SELECT d.id FROM tokenfleet.webhook_deliveries d
+            WHERE d.endpoint_id = :endpoint_id AND d.subject = line.subject AND d.state = 'pending'
+            ORDER BY d.sequence LIMIT 1) first
+        -- Where one is on its way still, who settles it says who follows.
+        WHERE NOT EXISTS (
+            SELECT FROM tokenfleet.webhook_deliveries d
+            WHERE d.endpoint_id = :endpoint_id AND d.subject = line.subject AND d.state = 'pending'
+              AND d.claimed_until > now())
+    )
+    UPDATE tokenfleet.webhook_deliveries d SET next_attempt_at = CASE WHEN d.id = head.id THEN now() END
+    FROM head
+    WHERE d.endpoint_id = :endpoint_id AND d.subject = head.subject AND d.state = 'pending'
+      AND (d.next_attempt_at IS NOT NULL) <> (d.id = head.id)
+""")
+
 _PRUNE_ATTEMPTS = text("""
     DELETE FROM tokenfleet.webhook_attempts WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM tokenfleet.webhook_attempts WHERE at < now() - CAST(:age AS interval) LIMIT :at_once))
@@ -195,9 +216,9 @@ def replay_some(
 ) -> tuple[int, int | None]:
     """Deliver once more what happened in [``since``, ``until``) and passes the endpoint's filters.
 
-    ``undelivered`` leaves out what has been delivered; what is pending is always left out. ``in_place`` puts each
-    before the later events that wait for its account, not behind them. Returns how many, and the ``after`` of the next
-    call, or None when that was all. Commit between the calls.
+    ``undelivered`` leaves out what has been delivered; what is pending is always left out. ``in_place``, for an
+    endpoint that nobody sends to, puts each before the later events that wait for its account, not behind them. Returns
+    how many, and the ``after`` of the next call, or None when that was all. Commit between the calls.
     """
     _append_alone(connection)
     rows = connection.execute(
@@ -212,10 +233,10 @@ def replay_some(
         },
     ).all()
     if rows:
-        connection.execute(
-            _REPLAY_EVENTS,
-            {"endpoint_id": endpoint_id, "event_ids": [row.id for row in rows], "in_place": in_place},
-        )
+        parameters = {"endpoint_id": endpoint_id, "event_ids": [row.id for row in rows]}
+        connection.execute(_REPLAY_EVENTS, parameters | {"in_place": in_place})
+        if in_place:
+            connection.execute(_FIRST_IN_LINE, parameters)
     return len(rows), rows[-1].sequence if len(rows) == at_once else None
 
 

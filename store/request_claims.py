@@ -31,8 +31,8 @@ _CLAIM = text(f"""
                     SELECT w.account_id FROM tokenfleet.refresh_schedule w
                     WHERE w.app_id = allowance.app_id AND w.requested_at IS NOT NULL AND w.next_refresh_at <= now()
                     ORDER BY w.next_refresh_at LIMIT allowance.requested))
-                -- Asked of the row that is locked, as every claim does.
-                AND s.next_refresh_at <= now()
+                -- Asked of the row that is locked, as in store.schedule: it may have been settled or paused meanwhile.
+                AND s.requested_at IS NOT NULL AND s.next_refresh_at <= now()
                 AND (s.claimed_until IS NULL OR (s.claimed_until <= now() AND s.started_epoch < s.claim_epoch))
             ORDER BY s.next_refresh_at
             FOR UPDATE SKIP LOCKED

@@ -24,7 +24,8 @@ _GIVE_BACK = text("""
     UPDATE tokenfleet.refresh_schedule s
     -- Who waits is claimed by nobody, under a new epoch that is never started.
     SET claim_epoch = s.claim_epoch + CASE WHEN i.wait > 0 THEN 1 ELSE 0 END,
-        claimed_until = CASE WHEN i.wait > 0 THEN clock_timestamp() + make_interval(secs => i.wait) END
+        claimed_until = CASE WHEN i.wait > 0 THEN clock_timestamp() + make_interval(secs => i.wait) END,
+        answered_request = s.requested_at
     FROM given_back i WHERE s.account_id = i.account_id
 """)
 

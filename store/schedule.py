@@ -36,15 +36,22 @@ CLAIMED: Final = """claimed_until = now() + CAST(:claim AS interval),
             WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN 1 ELSE 0 END,
         last_error = CASE
             WHEN s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch THEN CAST(:unsettled AS text)
-            ELSE s.last_error END"""
+            ELSE s.last_error END,
+        answered_request = NULL"""
 """What a claim sets: shared with ``store.parking``, which claims samples. A visit that was to probe only counts too:
 a worker of the release before presents the refresh token at any."""
 
-UNTAKEN: Final = "(s.claimed_until IS NOT NULL AND s.started_epoch < s.claim_epoch)"
-"""Says of an account that is claimed now that its last claim ended without anybody's having started it."""
+UNTAKEN: Final = """(s.claimed_until IS NOT NULL AND s.started_epoch < s.claim_epoch
+                AND s.answered_request IS DISTINCT FROM s.requested_at)"""
+"""Says of a requested account that is claimed now that its last claim ended without any worker's having looked at it:
+who puts it off says so (``answered_request``), and the next claim forgets that."""
 
 REQUESTED_SHARE: Final = 4
 """One in so many of an app's claims may be for accounts that readers wait for, where others are due as well."""
+
+_DUE_ANYWAY: Final = "(w.requested_at IS NULL OR w.requested_at > w.next_refresh_at)"
+"""Says that no reader has brought an account forward: of those, both moments are one. Who was due before he was asked
+for keeps his place among the others beside that among the requested; else being wanted would cost him his turn."""
 
 _CLAIM = text(f"""
     WITH allowance AS (
@@ -59,8 +66,8 @@ _CLAIM = text(f"""
             WHERE s.account_id = ANY (ARRAY(
                     -- The most urgent due accounts, claimed or not: the window is the cap on what one app
                     -- can have outstanding, so a provider that hangs never occupies the fleet.
-                    -- First whom a reader waits for, but in a share of it. Probes take what refreshes leave, however
-                    -- long they have waited (G1).
+                    -- First whom a reader waits for, but in a share of it, which may be named twice; what is left over
+                    -- is theirs. Probes take what refreshes leave, however long they have waited (G1).
                     SELECT urgent.account_id FROM (
                         (SELECT w.account_id FROM tokenfleet.refresh_schedule w
                          WHERE w.app_id = allowance.app_id AND w.requested_at IS NOT NULL
@@ -69,13 +76,18 @@ _CLAIM = text(f"""
                         UNION ALL
                         (SELECT w.account_id FROM tokenfleet.refresh_schedule w
                          WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now() AND NOT w.probing
-                           AND w.requested_at IS NULL
+                           AND {_DUE_ANYWAY}
                          ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
                         UNION ALL
                         (SELECT w.account_id FROM tokenfleet.refresh_schedule w
                          WHERE w.app_id = allowance.app_id AND w.next_refresh_at <= now() AND w.probing
-                           AND w.requested_at IS NULL
+                           AND {_DUE_ANYWAY}
                          ORDER BY w.next_refresh_at LIMIT allowance.outstanding)
+                        UNION ALL
+                        (SELECT w.account_id FROM tokenfleet.refresh_schedule w
+                         WHERE w.app_id = allowance.app_id AND w.requested_at IS NOT NULL
+                           AND w.next_refresh_at <= now()
+                         ORDER BY w.next_refresh_at LIMIT allowance.outstanding OFFSET allowance.requested)
                     ) urgent LIMIT allowance.outstanding))
                 -- Asked of the row that is locked: since the list was made it may have been paused, or given up.
                 AND s.next_refresh_at <= now()
@@ -101,7 +113,8 @@ _START = text("""
     WHERE s.account_id = job.account_id AND s.app_id = :app_id
       AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch AND s.claimed_until > clock_timestamp()
     RETURNING s.account_id, s.claim_epoch, s.attempts, s.doubts, s.unanswered, s.next_refresh_at, s.last_error,
-              s.probing, s.alive_at, s.failing_since, s.requested_at IS NOT NULL AS is_requested
+              s.probing, s.alive_at, s.failing_since, s.requested_at IS NOT NULL AS is_requested,
+              s.requested_at IS NULL OR s.requested_at > s.next_refresh_at AS was_due
 """)
 
 _READ = text("""
@@ -146,7 +159,8 @@ _RELEASE = text("""
 """)
 
 _POSTPONE = text("""
-    UPDATE tokenfleet.refresh_schedule s SET claimed_until = clock_timestamp() + CAST(:wait AS interval)
+    UPDATE tokenfleet.refresh_schedule s
+    SET claimed_until = clock_timestamp() + CAST(:wait AS interval), answered_request = s.requested_at
     FROM unnest(CAST(:account_ids AS bigint[]), CAST(:epochs AS bigint[])) AS job (account_id, epoch)
     WHERE s.account_id = job.account_id AND s.claim_epoch = job.epoch AND s.started_epoch < job.epoch
       AND s.claimed_until IS NOT NULL
@@ -171,16 +185,20 @@ _REQUEST = text("""
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one app may get in this tick: ``count`` new claims within a window of ``outstanding``."""
+    """What one app may get in this tick: ``count`` new claims within a window of ``outstanding``.
+
+    ``turn`` is the tick's number: of windows that do not divide, requests have the odd place in their share of ticks.
+    """
 
     app_id: AppId
     count: int
     outstanding: int
+    turn: int = 0
 
     @property
     def requested(self) -> int:
-        """How many of the window may be accounts that readers wait for."""
-        return max(1, self.outstanding // REQUESTED_SHARE)
+        """How many of the window may be accounts that readers wait for, where others are due as well."""
+        return (self.outstanding + self.turn % REQUESTED_SHARE) // REQUESTED_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +211,7 @@ class Claim:
     is_requested: bool = False
     """A reader waits for it."""
     is_untaken: bool = False
-    """Its last claim ended without anybody's having started it."""
+    """It is requested, and no worker has looked at it under its last claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +250,8 @@ class Attempt:
     learned_lifetime: timedelta | None = None
     is_requested: bool = False
     """A reader waits for it."""
+    was_due: bool = True
+    """No reader's request has brought it forward."""
     failing_since: datetime | None = None
     """When the first of the failures happened that no success has followed."""
 
@@ -330,6 +350,7 @@ def start(connection: Connection, job: RefreshJob, *, claim: timedelta) -> list[
                 learned_lifetime=row.learned_lifetime,
                 failing_since=schedule.failing_since,
                 is_requested=schedule.is_requested,
+                was_due=schedule.was_due,
             )
         )
     if none_missing:

@@ -247,7 +247,7 @@ refresh_schedule = Table(
     Column("doubts", Integer, nullable=False, server_default=text("0")),
     # Whether anybody was told that the token has expired while the provider does not answer.
     Column("expiry_told", Boolean, nullable=False, server_default=text("false")),
-    # A reader waits for it, since when; and when what the last attempt answered was asked: store.requests.
+    # A reader waits for it, since when; and when what the last attempt answered, or put off, was asked: store.requests.
     Column("requested_at", _MOMENT),
     Column("answered_request", _MOMENT),
     # From when on a reader may have a failed attempt made again, though it would be due later.

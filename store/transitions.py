@@ -22,6 +22,7 @@ from store.requests import ANSWERED, told
 from store.schedule import WAKE_CHANNEL
 from tokenfleet.account import EXPORTED, TRANSITIONS, Trigger
 from tokenfleet.jobs import AccountId, Epoch
+from tokenfleet.policy import QUARANTINE_DELAY
 
 _LOCK = text("""
     SELECT account_id FROM tokenfleet.token_sets
@@ -89,8 +90,12 @@ _VERIFY = text("""
 """)
 
 _RESUME = text("""
-    UPDATE tokenfleet.refresh_schedule SET next_refresh_at = now(), probing = false, quarantined = false
-    WHERE account_id = ANY (CAST(:account_ids AS bigint[])) AND next_refresh_at IS NULL
+    UPDATE tokenfleet.refresh_schedule s
+    -- Not now if its successor lies in a journal: what Postgres holds for it is spent.
+    SET next_refresh_at = now() + CASE WHEN s.last_error LIKE 'answer_refused%' THEN CAST(:wait AS interval)
+                                       ELSE interval '0' END,
+        quarantined = COALESCE(s.last_error, '') LIKE 'answer_refused%', probing = false
+    WHERE s.account_id = ANY (CAST(:account_ids AS bigint[])) AND s.next_refresh_at IS NULL
 """)
 
 
@@ -201,8 +206,9 @@ def resume(
 ) -> frozenset[AccountId]:
     """Refresh paused accounts again, at once, and wake the schedulers on commit; returns those that were paused.
 
-    A quarantine is lifted, as by a request: whoever resumes an account wants to know how it is. ``exported`` is whether
-    also those are resumed that were given to another fleet (``store.export``).
+    A quarantine is lifted, as by a request: whoever resumes an account wants to know how it is. But where an answer
+    could not be saved (``store.settlement.quarantine``) it begins anew. ``exported`` is whether also those are resumed
+    that were given to another fleet (``store.export``).
     """
     lock(connection, account_ids)
     if not exported:
@@ -210,7 +216,7 @@ def resume(
         gone = frozenset(connection.execute(_EXPORTED, elsewhere).scalars())
         account_ids = [each for each in account_ids if each not in gone]
     moved = apply(connection, Trigger.RESUMED, account_ids, actor=actor, reason=None)
-    connection.execute(_RESUME, {"account_ids": sorted(moved)})
+    connection.execute(_RESUME, {"account_ids": sorted(moved), "wait": QUARANTINE_DELAY})
     if moved:
         connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": WAKE_CHANNEL})
     return moved

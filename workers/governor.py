@@ -187,6 +187,7 @@ class Governor:
                 urgency=due_at.timestamp() if due_at is not None else 0.0,
                 by=asking.send_before,
                 is_requested=attempt.is_requested,
+                was_due=attempt.was_due,
                 overdue_seconds=(asking.now(attempt) - due_at).total_seconds() if due_at is not None else 0.0,
             )
             if isinstance(moment, NotNow):

@@ -89,22 +89,24 @@ class Pacer:
         urgency: float,
         by: float,
         is_requested: bool = False,
+        was_due: bool = True,
         overdue_seconds: float = 0.0,
     ) -> float | NotNow:
         """Wait for a slot and return its moment, which has come; or how long there will be none.
 
         The least ``urgency`` goes first. ``by`` is the moment after which a slot is of no use. ``is_requested`` says
-        that a reader waits for it.
+        that a reader waits for it, ``was_due`` that it was due before.
         """
         line = self._line(app_id, rate)
         by = min(by, self._clock() + LONGEST_WAIT_SECONDS)
         now = self._clock()
-        expected = line.expected(now, is_requested=is_requested)
+        kinds = {is_requested} | ({False} if was_due else set())
+        expected = min(line.expected(now, is_requested=kind) for kind in kinds)
         if expected > by:
             return NotNow(expected - now)
         slot: asyncio.Future[float | NotNow] = asyncio.get_running_loop().create_future()
         late_from = now + LATE_SECONDS - overdue_seconds
-        waiter = Waiter(urgency, next(self._numbers), by, slot, is_requested, late_from)
+        waiter = Waiter(urgency, next(self._numbers), by, slot, is_requested, late_from, was_due)
         line.waiting.add(waiter)
         if line.serving is None:
             line.serving = asyncio.create_task(self._serve(app_id, line))

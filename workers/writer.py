@@ -53,7 +53,8 @@ its account again."""
 
 
 _MOVING: Final = (SavedTokens, Rejection, Promotion, Visited, RevocationMade)
-"""Results that lock their accounts' token sets, each kind in a statement of its own."""
+"""Results that lock their accounts' token sets, each kind in a statement of its own; of deferrals, those that may have
+to be told of do."""
 
 
 @dataclass(slots=True)
@@ -180,7 +181,11 @@ class GroupWriter:
         """Write every result of the batch inside the caller's transaction."""
         written = _Written()
         results = [result for entry in batch for result in entry.results]
-        moving = [result for result in results if isinstance(result, _MOVING)]
+        moving = [
+            result
+            for result in results
+            if isinstance(result, _MOVING) or (isinstance(result, Deferral) and result.expired)
+        ]
         if len({type(result) for result in moving}) > 1:
             # All at once: kind after kind they would be locked in several runs, and whoever locks many in one run, an
             # operator or an import, would meet us half-way.

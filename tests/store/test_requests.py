@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from store import rejections, schedule, settlement, transitions, visits
+from store import rejections, returns, schedule, settlement, transitions, visits
 from store.keys import Vault
 from store.request_claims import claim_requested
 from store.requests import RETRY_AFTER
@@ -443,6 +443,43 @@ def test_a_request_goes_ahead_of_what_is_due_for_longer_but_takes_only_a_share(
         assert claim_requested(connection, [Allowance(app, 8, 8)], claim=CLAIM) == {}
 
 
+def test_where_nobody_else_is_due_requests_have_the_whole_window(
+    engine: Engine, vault: Vault, app: AppId
+) -> None:
+    wanted = [make_account(engine, vault, app, due_in=HOUR) for _ in range(6)]
+    for each in wanted:
+        ask(engine, each, 2 * HOUR)
+    assert [each.account_id for each in claim(engine, app, window=5)] == wanted[:5]
+
+
+def test_who_was_due_before_he_was_asked_for_keeps_his_place_among_those(
+    engine: Engine, vault: Vault, app: AppId
+) -> None:
+    """Behind a storm of accounts that readers have brought forward, being wanted must not make anybody late."""
+    storm = [make_account(engine, vault, app, due_in=HOUR) for _ in range(6)]
+    for each in storm:
+        ask(engine, each, 2 * HOUR)
+    due = [make_account(engine, vault, app, expires_in=MINUTE / 2, due_in=timedelta(0)) for _ in range(8)]
+    for each in due[:4]:
+        ask(engine, each)
+    claims = claim(engine, app, window=8)
+    assert [each.account_id for each in claims] == storm[:2] + due[:4] + due[4:6]
+
+
+def test_of_a_window_of_one_requests_have_their_share_and_the_due_ones_theirs(
+    engine: Engine, vault: Vault, app: AppId
+) -> None:
+    due, wanted = make_account(engine, vault, app), make_account(engine, vault, app, due_in=HOUR)
+    ask(engine, wanted, 2 * HOUR)
+    first = []
+    for turn in range(8):
+        with engine.begin() as connection:
+            allowances = [Allowance(app, 1, 1, turn)]
+            [made] = schedule.claim_due(connection, allowances, claim=timedelta(0))[app]
+        first.append(made.account_id)
+    assert first == 2 * [due, due, due, wanted]
+
+
 def test_what_nobody_took_on_demand_says_so_with_its_next_claim(
     engine: Engine, app: AppId, account: AccountId
 ) -> None:
@@ -451,6 +488,28 @@ def test_what_nobody_took_on_demand_says_so_with_its_next_claim(
         with engine.begin() as connection:
             [made] = claim_requested(connection, [Allowance(app, 100, 100)], claim=timedelta(0))[app]
         assert (made.account_id, made.is_requested, made.is_untaken) == (account, True, is_untaken)
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_who_is_put_off_for_the_pace_stays_on_demand_and_once_only(
+    engine: Engine, app: AppId, account: AccountId, is_started: bool
+) -> None:
+    ask(engine, account, 2 * HOUR)
+    untaken = []
+    for number in range(3):
+        with engine.begin() as connection:
+            [made] = claim_requested(connection, [Allowance(app, 100, 100)], claim=CLAIM)[app]
+        untaken.append(made.is_untaken)
+        if number == 0 and is_started:
+            start(engine, job_of(app, [made]))
+            with engine.begin() as connection:
+                returns.give_back(connection, [(account, made.epoch, 5.0)])
+        elif number == 0:
+            with engine.begin() as connection:
+                schedule.postpone(connection, job_of(app, [made]), wait=timedelta(seconds=5))
+        execute(engine, "UPDATE tokenfleet.refresh_schedule SET claimed_until = now() - interval '1 ms'")
+    # The second claim nobody looked at: there may be no worker any more that knows the queue.
+    assert untaken == [False, False, True]
 
 
 class TestTold:

@@ -582,6 +582,13 @@ def test_an_account_whose_answer_could_not_be_saved_is_left_alone_for_hours(
     assert claim(engine, app_id) == []
     assert history_of(engine, account_id) == ["refresh.our_fault"]
 
+    # Nor does an operator who pauses and resumes it have its spent token presented.
+    pause(engine, account_id)
+    with engine.begin() as connection:
+        assert transitions.resume(connection, [account_id], actor=ACTOR) == {account_id}
+    assert claim(engine, app_id) == []
+    assert state_of(engine, vault, account_id).quarantined
+
 
 # Rejections
 

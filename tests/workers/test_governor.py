@@ -76,7 +76,7 @@ def asking_at(rate: str) -> tuple[Any, Any]:
         send_before=boottime() + 30,
         now=lambda _: due_at,
     )
-    return asking, SimpleNamespace(due_at=due_at, probing=False, is_requested=False)
+    return asking, SimpleNamespace(due_at=due_at, probing=False, is_requested=False, was_due=True)
 
 
 def test_a_request_that_misses_its_slot_takes_another_one_and_is_not_kept_for_ever(redis_url: str) -> None:

@@ -14,9 +14,12 @@ from workers.lines import LATE_SECONDS, LATE_SHARE, Line, Waiter
 NOBODYS_SLOT = cast("asyncio.Future[Any]", None)
 
 
-def waiter(number: int, due_at: float, *, is_requested: bool = False, by: float = 1e9) -> Waiter:
-    """Somebody who became due at a moment of the line's clock."""
-    return Waiter(due_at, number, by, NOBODYS_SLOT, is_requested, due_at + LATE_SECONDS)
+def waiter(
+    number: int, due_at: float, *, is_requested: bool = False, by: float = 1e9, was_due: bool | None = None
+) -> Waiter:
+    """Somebody who became due at a moment of the line's clock; by a request, unless it is said that it was before."""
+    was_due = not is_requested if was_due is None else was_due
+    return Waiter(due_at, number, by, NOBODYS_SLOT, is_requested, due_at + LATE_SECONDS, was_due)
 
 
 def simulated(arrivals: list[tuple[float, bool]], *, interval: float) -> list[tuple[float, Waiter]]:
@@ -73,6 +76,21 @@ def test_who_has_been_due_for_too_long_goes_before_all_requests_but_a_few() -> N
     assert others.index(True) == LATE_SHARE - 1
 
 
+def test_who_was_due_before_a_reader_asked_goes_no_later_for_that() -> None:
+    """After an outage all are late, and readers ask for those that they need: each third here."""
+    line = Line()
+    for number in range(60):
+        line.add(waiter(number, number / 60, is_requested=number % 3 == 0, was_due=True))
+    for number in range(100, 160):
+        line.add(waiter(number, -1.0, is_requested=True))
+    order = [line.pop(2 * LATE_SECONDS) for _ in range(120)]
+    places = {each.number: place for place, each in enumerate(order)}
+    # Of a storm that came before one in twenty goes between; who is merely due is passed by nobody else.
+    assert all(places[number] <= number * LATE_SHARE / (LATE_SHARE - 1) + 1 for number in range(60))
+    assert sorted(places) == [*range(60), *range(100, 160)]
+    assert len(line) == 0
+
+
 kinds = st.lists(st.tuples(st.floats(0, 20), st.booleans()), min_size=1, max_size=60)
 
 
@@ -96,7 +114,8 @@ def test_nobody_expects_a_slot_later_than_the_last_of_the_line(
 ) -> None:
     line = Line()
     for number, (at, is_requested) in enumerate(arrivals):
-        line.add(waiter(number, at, is_requested=is_requested, by=at + 5))
+        was_due = not is_requested or number % 2 == 0
+        line.add(waiter(number, at, is_requested=is_requested, by=at + 5, was_due=was_due))
     for is_requested in (True, False):
         assert 0 <= line.ahead_of(is_requested=is_requested) <= len(line)
     hopeless = line.without_hope(now)

@@ -317,6 +317,35 @@ def test_what_an_endpoint_missed_while_it_was_disabled_comes_before_what_happens
     assert came == [str(number) for number in range(8)]
 
 
+def test_what_was_given_up_comes_before_what_waited_behind_it(office: Office, receiver: Receiver) -> None:
+    """Or the last that a receiver hears of an account is what was true before."""
+    from store import endpoints, outbox
+
+    endpoint = office.add(receiver.url)
+    for number in range(3):
+        office.tell(1, tenant=str(number))
+    office.relay()
+    first = "(SELECT min(id) + {} FROM tokenfleet.webhook_deliveries)"
+    given_up = "SET state = 'failed', next_attempt_at = NULL, finished_at = now()"
+    later = "SET next_attempt_at = now() + interval '1 hour'"
+    for number, change in enumerate((given_up, later)):
+        office.execute(f"UPDATE tokenfleet.webhook_deliveries {change} WHERE id = {first.format(number)}")
+    office.execute("UPDATE tokenfleet.webhook_endpoints SET failing_since = now() - interval '60 hours'")
+    with office.engine.begin() as connection:
+        endpoints.disable(connection, endpoint, DisabledReason.FAILING)
+    office.tell(1, tenant="3")
+    office.relay()
+    with office.engine.begin() as connection:
+        assert outbox.catch_up(connection, endpoint) == (2, None)
+        assert endpoints.enable(connection, endpoint)
+    with office.worker() as worker:
+        office.rounds(worker)
+
+    came = [each.document["payload"]["tenant"] for each in receiver.received]
+    assert came == ["0", "1", "2", "3"]
+    assert sorted(office.states(endpoint)) == ["delivered"] * 4 + ["failed"]
+
+
 def test_an_endpoint_that_comes_and_goes_uses_up_no_attempts(office: Office, receiver: Receiver) -> None:
     """Each time it came back, what was put off was tried early; that says nothing about the three days."""
     endpoint = office.add(receiver.url)

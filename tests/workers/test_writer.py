@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 from sqlalchemy import Engine, text
 
@@ -14,7 +16,17 @@ from store.engine import make_async_engine
 from store.journal import Journal
 from store.keys import Vault
 from store.leases import Leases
-from tests.support.builders import answer, claim, job_of, make_account, make_app, rejection, start, state_of
+from tests.support.builders import (
+    answer,
+    claim,
+    deferral,
+    job_of,
+    make_account,
+    make_app,
+    rejection,
+    start,
+    state_of,
+)
 from tests.support.racing import in_background, wait_until_blocked
 from tokenfleet.settings import Settings
 from tokenfleet_client.contract import AccountStatus
@@ -40,10 +52,14 @@ async def write(settings: Settings, root: Path, results: list[Result]) -> bool:
     return written
 
 
+@pytest.mark.parametrize("is_rejected", [True, False])
 def test_a_batch_of_answers_and_rejections_locks_its_accounts_in_one_run(
-    engine: Engine, vault: Vault, settings: Settings, tmp_path: Path
+    engine: Engine, vault: Vault, settings: Settings, tmp_path: Path, is_rejected: bool
 ) -> None:
-    """An operator who has the rejected account, and wants the answered one next, gets it: nobody is in a deadlock."""
+    """An operator who has the rejected account, or the failing one, and wants the answered one next, gets it.
+
+    Nobody is in a deadlock.
+    """
     app_id = make_app(engine, vault)
     first, second = (make_account(engine, vault, app_id) for _ in range(2))
     refused, good = sorted(
@@ -51,7 +67,9 @@ def test_a_batch_of_answers_and_rejections_locks_its_accounts_in_one_run(
     )
     batch: list[Result] = [
         answer(vault, second, epoch=good.epoch, generation=1),
-        rejection(first, epoch=refused.epoch, generation=1),
+        rejection(first, epoch=refused.epoch, generation=1)
+        if is_rejected
+        else replace(deferral(refused), expired=True),
     ]
     with engine.begin() as operator:
         transitions.lock(operator, [first])
@@ -60,5 +78,6 @@ def test_a_batch_of_answers_and_rejections_locks_its_accounts_in_one_run(
         operator.execute(text("SET LOCAL lock_timeout = '200ms'"))
         transitions.lock(operator, [second])
     assert writing.result()
-    assert state_of(engine, vault, first).status is AccountStatus.NEEDS_REAUTH
+    status = AccountStatus.NEEDS_REAUTH if is_rejected else AccountStatus.ACTIVE
+    assert state_of(engine, vault, first).status is status
     assert state_of(engine, vault, second).generation == 2
