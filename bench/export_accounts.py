@@ -1,4 +1,4 @@
-"""Accounts exported per second: masked, sealed and paused, and taken in again from the sealed file.
+"""Accounts exported per second: masked, sealed and paused, and taken in from the sealed file by a fleet without any.
 
 As ``bench/import_accounts.py``: everything on this machine, the commands as an operator runs them, start included. The
 peak of memory shows that it does not grow with the fleet.
@@ -16,6 +16,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import psycopg
 
 from bench.import_accounts import COMMAND, postgres_cpu, prepare, write
 from embedded.environment import Environment
@@ -84,14 +86,18 @@ def main() -> None:
                 accounts,
                 environ,
             ),
+        ]
+        with psycopg.connect(environ["TOKENFLEET_DATABASE_URL"].replace("+psycopg", "")) as connection:
+            connection.execute("TRUNCATE tokenfleet.accounts CASCADE")
+        rows.append(
             run(
                 "import, sealed",
                 ["accounts", "import", str(sealed), "--identity", str(identity)],
                 sealed,
                 accounts,
                 environ,
-            ),
-        ]
+            )
+        )
     print(f"\n{accounts:,} accounts, {os.cpu_count()} cores for everything")
     print(
         f"{'':16}{'accounts/s':>12}{'seconds':>9}{'CPU us: command':>17}{'Postgres':>10}{'peak MB':>9}{'file MB':>9}"

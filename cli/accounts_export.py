@@ -1,52 +1,32 @@
 """``tokenfleet accounts export``: what accounts are, for anybody; or their tokens, for one recipient.
 
 Promise: without ``--to`` nothing is unsealed. What is sealed is written whole or not at all, and never to a terminal;
-memory does not grow with the fleet. Who is paused here and why somebody stayed is told on standard error.
+memory does not grow with the fleet.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from cli.departures import Departures
 from cli.output import counted, progress, reason_option, shown
 from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from store.export import Exporter, LeftOut
     from store.export_selection import ExportFilter
     from tokenfleet.jobs import AccountId
     from tokenfleet.sealed_files import Recipient
     from tokenfleet.settings import Settings
-
-SHOWN: Final = 20
-"""Accounts that stayed and are told one by one."""
-POLL_SECONDS: Final = 0.5
-
-_WHY: Final = {
-    "ended": "has no token that works: it comes back with the customer's next sign-in, wherever that is",
-    "started": "its provider is being asked just now: run the same command again",
-    "unsure": "an answer of its provider is missing: run the same command again after its next refresh",
-    "parked": "an incident has set it apart: rule on that first ('tokenfleet incidents list')",
-    "elsewhere": "it was exported to another recipient: 'tokenfleet accounts show' says to whom",
-    "unreadable": "our keys do not open its tokens: 'tokenfleet keys status' shows which are missing",
-}
-KEPT_RUNNING: Final = (
-    "These accounts keep running here. Whoever refreshes them elsewhere as well presents tokens that this fleet has "
-    "spent, or spends those that it has: a provider that rotates then ends the grant, and the customer has to sign in "
-    "again. Use the file as a backup, or for providers that never replace what is presented to them."
-)
 
 
 @click.command()
@@ -253,12 +233,13 @@ def _export_sealed(
     )
     with ExitStack() as stack:
         advance = stack.enter_context(progress("Sealing", total=choice.total()))
-        departures = _Departures(exporter, choice.pages(), advance, wait_seconds)
+        departures = Departures(exporter, choice.pages(), advance, wait_seconds)
         try:
+            # Before anybody is paused: a file that cannot be written is a mistake that changes nothing.
+            writer = _writer(stack, output, empty=False)
             lines = iter(departures)
             # Without a line there is no file: nobody should carry an empty one to the other fleet.
             if (first := next(lines, None)) is not None:
-                writer = _writer(stack, output)
                 seal(chain((first,), lines), writer, recipient)
                 writer.flush()
             stack.close()
@@ -270,80 +251,11 @@ def _export_sealed(
                     err=True,
                 )
             raise
-    return _tell(departures, choice, recipient, output, keep_running=keep_running)
+    stayed = departures.tell(recipient, output, keep_running=keep_running, named=bool(choice.texts))
+    return stayed or bool(choice.missing)
 
 
-def _writer(stack: ExitStack, output: Path | None) -> BinaryIO:
+def _writer(stack: ExitStack, output: Path | None, *, empty: bool = True) -> BinaryIO:
     from cli.new_file import new_file
 
-    return sys.stdout.buffer if output is None else stack.enter_context(new_file(output))
-
-
-@dataclass(slots=True)
-class _Departures:
-    """The lines of all accounts that go. Those that were being refreshed come last, if they can within the time."""
-
-    exporter: Exporter
-    pages: Iterable[list[AccountId]]
-    advance: Callable[[int], None]
-    wait_seconds: float
-    gone: int = 0
-    left_out: Counter[LeftOut] = field(default_factory=Counter)
-    examples: list[tuple[AccountId, LeftOut]] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[bytes]:
-        from store.export import LeftOut
-        from store.export_selection import PAGE
-
-        started: list[AccountId] = []
-        for page in self.pages:
-            yield from self._take(page, started)
-            self.advance(len(page))
-        deadline = time.monotonic() + self.wait_seconds
-        while started and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-            again, started = started, []
-            for begin in range(0, len(again), PAGE):
-                yield from self._take(again[begin : begin + PAGE], started)
-        for account_id in started:
-            self._note(account_id, LeftOut.STARTED)
-
-    def _take(self, page: list[AccountId], started: list[AccountId]) -> Iterator[bytes]:
-        from store.export import LeftOut
-
-        departure = self.exporter.take(page)
-        self.gone += len(departure.lines)
-        for account_id, why in departure.left_out.items():
-            if why is LeftOut.STARTED:
-                started.append(account_id)
-            else:
-                self._note(account_id, why)
-        if departure.lines:
-            yield b"".join(departure.lines)
-
-    def _note(self, account_id: AccountId, why: LeftOut) -> None:
-        self.left_out[why] += 1
-        if len(self.examples) < SHOWN:
-            self.examples.append((account_id, why))
-
-
-def _tell(
-    departures: _Departures, choice: _Choice, recipient: Recipient, output: Path | None, *, keep_running: bool
-) -> bool:
-    """Say what went and who stayed and why; answer whether somebody stayed who should not have."""
-    from store.export import LeftOut
-
-    where = "" if output is None else f" in {output}"
-    paused = "" if keep_running or not departures.gone else ", and paused here"
-    click.echo(f"{counted(departures.gone, 'account')} sealed to {recipient}{where}{paused}.", err=True)
-    if keep_running and departures.gone:
-        click.echo(KEPT_RUNNING, err=True)
-    for account_id, why in departures.examples:
-        click.echo(f"account {account_id} stays: {_WHY[why.value]}", err=True)
-    for why, count in departures.left_out.items():
-        told = sum(each is why for _, each in departures.examples)
-        if count > told:
-            click.echo(f"{counted(count - told, 'more account')} stay: {_WHY[why.value]}", err=True)
-    # Who has nothing to bring is not missed, unless somebody named it.
-    stayed = departures.left_out.total() - (0 if choice.texts else departures.left_out[LeftOut.ENDED])
-    return bool(stayed or choice.missing)
+    return sys.stdout.buffer if output is None else stack.enter_context(new_file(output, empty=empty))

@@ -12,12 +12,26 @@ from typing import BinaryIO
 from tokenfleet.errors import UserError
 
 
+def _name(beside: Path, path: Path) -> None:
+    """Give ``beside`` the name ``path``, unless somebody was faster."""
+    try:
+        # A rename would replace what has come there meanwhile: an identity, say, that a file is being sealed to.
+        os.link(beside, path)
+    except FileExistsError:
+        raise UserError(f"{path} was made by somebody else meanwhile, and is never overwritten") from None
+    except OSError:
+        # No links on this file system.
+        beside.rename(path)
+    else:
+        beside.unlink()
+
+
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, empty: bool = True) -> Iterator[BinaryIO]:
     """Yield a file to write, beside ``path``; when the block ends well it is on the disk, and gets that name.
 
-    Else it is removed. What bears the name already is never replaced. Raises :class:`UserError` when the file exists
-    or cannot be written.
+    Else it is removed, and so it is without ``empty`` when nothing was written. What bears the name already is never
+    replaced. Raises :class:`UserError` when the file exists or cannot be written.
     """
     if os.path.lexists(path):
         raise UserError(f"{path} exists and is never overwritten: give another file, or move it away")
@@ -31,7 +45,11 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.rename(path)
+            is_wanted = empty or file.tell() > 0
+        if not is_wanted:
+            beside.unlink()
+            return
+        _name(beside, path)
     except BaseException:
         with suppress(FileNotFoundError):
             beside.unlink()

@@ -28,6 +28,9 @@ _SERVERS: Final = (
 )
 """Variables that name a server, the one that wins first."""
 
+OPERATOR_CHARACTERS: Final = 100
+"""Of an operator's name. The counts of openings refuse a longer caller, and whoever opened would not be on record."""
+
 _UNUSED_SERVERS: Final = {
     "TOKENFLEET_DATABASE_URL": "postgresql://unused/unused",
     "TOKENFLEET_REDIS_URL": "redis://unused",
@@ -122,13 +125,13 @@ def _say_unrecorded(openings: int) -> None:
 
 
 def operator() -> str:
-    """Return who runs this command, as history names them."""
+    """Return who runs this command, as history names them: a name that Postgres takes, whatever the shell says."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError, ImportError):
         # An account without an entry in passwd, as in many containers.
         name = f"uid-{os.getuid()}"
-    return f"operator:{name}"
+    return f"operator:{name.encode(errors='backslashreplace').decode()[:OPERATOR_CHARACTERS]}"
 
 
 def on_record() -> Operator:

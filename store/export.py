@@ -8,9 +8,11 @@ Two fleets must never refresh one grant: a provider that rotates would see a tok
 * An account whose tokens may not be its newest ones is left out: an attempt was started and is not settled, an answer
   is missing, or another answer waits among the candidates. What such an attempt brings is saved here first.
 * Who was exported to one recipient is given to no other.
+* What has left is remembered like an imported token, and only an export that another fleet made later brings an account
+  back (``store.import_judgement``): no file of this fleet's own ever starts anybody here.
 
 Locks are taken in everybody's order: token set, account, schedule. With ``keep_running`` nobody is paused; that is for
-backups, and for providers that never replace what is presented to them.
+backups, and for providers that never replace what is presented to them. Such a file does not say ``exported_at``.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ import msgspec
 from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError
 
-from store import audit, transitions
+from store import audit, fingerprints, transitions
 from store.engine import is_contention
+from store.import_line import fingerprint
 from store.keys import Vault
 from tokenfleet.account import EXPORTED, Trigger
 from tokenfleet.jobs import AccountId
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.errors import EnvelopeError
+from tokenfleet_client.secret import Secret
 from tokenfleet_client.unsealings import Purpose
 
 _ATTEMPTS: Final = 5
@@ -59,6 +63,7 @@ _READ = text("""
            t.generation, t.access_token, t.refresh_token, t.token_type, t.scope, t.expires_at, t.obtained_at,
            t.refresh_token_expires_at, t.variables AS answer_variables, t.learned_lifetime,
            s.claimed_until IS NOT NULL AND s.started_epoch = s.claim_epoch AS is_started,
+           s.claimed_until <= clock_timestamp() AS is_overdue,
            s.unanswered > 0 OR COALESCE(s.last_error, '') LIKE 'answer_refused%' OR EXISTS (
                SELECT FROM tokenfleet.token_candidates c
                WHERE c.account_id = a.id AND c.generation = t.generation AND t.epoch > 0) AS is_unsure,
@@ -72,9 +77,11 @@ _READ = text("""
 """)
 
 _MARK = text("""
-    UPDATE tokenfleet.accounts SET status_reason = :reason, status_changed_at = now()
+    UPDATE tokenfleet.accounts
+    SET status_reason = CASE WHEN starts_with(status_reason, :prefix) THEN status_reason ELSE :reason END,
+        -- When it left last. Of two exports at once the one that commits later may have begun earlier.
+        status_changed_at = GREATEST(now(), CASE WHEN starts_with(status_reason, :prefix) THEN status_changed_at END)
     WHERE id = ANY (CAST(:account_ids AS bigint[])) AND status = 'paused'
-      AND starts_with(status_reason, :prefix) IS NOT TRUE
 """)
 
 _NOTE = text("""
@@ -160,6 +167,7 @@ class Exporter:
         connection.execute(_LOCK_ACCOUNTS, parameters)
         connection.execute(_LOCK_SCHEDULE, parameters)
         lines: list[bytes] = []
+        credentials: dict[AccountId, list[bytes]] = {}
         left_out: dict[AccountId, LeftOut] = {}
         leaving: list[Row[Any]] = []
         # In a snapshot of its own, which sees what was committed while the locks were waited for.
@@ -169,13 +177,18 @@ class Exporter:
                 left_out[account_id] = why
                 continue
             try:
-                lines.append(self._line(row))
+                line, credential = self._line(row)
             except EnvelopeError:
                 left_out[account_id] = LeftOut.UNREADABLE
             else:
+                lines.append(line)
                 leaving.append(row)
+                if credential:
+                    credentials[account_id] = [fingerprint(Secret(credential))]
         if leaving:
             self._let_go(connection, leaving)
+            if not self._keep_running:
+                fingerprints.remember(connection, credentials)
         return Departure(tuple(lines), left_out)
 
     def _stays(self, row: Row[Any]) -> LeftOut | None:
@@ -185,7 +198,9 @@ class Exporter:
         if is_exported and row.status_reason not in (self._mark, self._mark + _PAUSED_BEFORE):
             return LeftOut.ELSEWHERE
         if row.is_started:
-            return LeftOut.STARTED
+            # Of a paused account nobody takes up what was left lying.
+            is_left = row.is_overdue and row.status == AccountStatus.PAUSED
+            return LeftOut.UNSURE if is_left else LeftOut.STARTED
         if row.is_parked:
             return LeftOut.PARKED
         return LeftOut.UNSURE if row.is_unsure else None
@@ -205,7 +220,7 @@ class Exporter:
                 reason=self._mark,
                 job_id=self.export_id,
             )
-            # Those that an operator had paused: who resumes them has to learn that they are elsewhere now.
+            # Those that were paused: who resumes them has to learn that they are elsewhere now, and since when.
             paused = [each for each in ids if each not in moved]
             mark = {"prefix": EXPORTED, "reason": self._mark + _PAUSED_BEFORE}
             connection.execute(_MARK, mark | {"account_ids": paused})
@@ -225,8 +240,8 @@ class Exporter:
         entry = audit.Entry(f"export/{self.export_id}", {"accounts": len(ids), **told})
         audit.record(connection, self._by, audit.Action.ACCOUNTS_EXPORT, [entry], reason=self._reason)
 
-    def _line(self, row: Row[Any]) -> bytes:
-        """Return a line as an import takes it. Raises :class:`EnvelopeError`."""
+    def _line(self, row: Row[Any]) -> tuple[bytes, str | None]:
+        """Return a line as an import takes it, and what the account lives by. Raises :class:`EnvelopeError`."""
         place = (row.id, row.generation)
         refresh_token = access_token = None
         if row.refresh_token is not None and self._presents_refresh_token(row.provider):
@@ -261,7 +276,9 @@ class Exporter:
             "answer_variables": row.answer_variables,
             "client_id": row.client_id,
             "status": (AccountStatus.PAUSED if was_paused else status).value,
-            "exported_at": row.exported_at,
+            # Whoever goes on has not let go, and nobody takes the account over from it.
+            "exported_at": None if self._keep_running else row.exported_at,
             "fingerprints": [bytes(each).hex() for each in row.imported_fingerprints],
         }
-        return msgspec.json.encode({name: value for name, value in line.items() if value}) + b"\n"
+        encoded = msgspec.json.encode({name: value for name, value in line.items() if value}) + b"\n"
+        return encoded, refresh_token or access_token

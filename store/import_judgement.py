@@ -44,6 +44,10 @@ OTHER_CLIENT: Final = (
     "its tokens were issued to another client than the one that the app {app} registers, and no other client can "
     "refresh them (RFC 6749 section 6): name the app that has its client_id, or register that"
 )
+NOT_NEWER: Final = (
+    "the account was exported from here, and this file was not made after that: what brings it back is an export of "
+    "the fleet that has it now ('tokenfleet accounts resume --exported' if none has)"
+)
 ROTATED: Final = (
     "this {credential} was already imported and replaced since: to move the account to another app, the "
     "customer has to sign in again"
@@ -62,7 +66,12 @@ class KnownAccount:
     metadata: Mapping[str, Any]
     fingerprints: frozenset[bytes]
     exported_at: datetime | None = None
-    """When it was exported, if it is paused for that."""
+    """When it was exported last, if it is paused for that.
+
+    Only another fleet that has let go of it since brings it back. A line without ``exported_at`` never does, nor one of
+    the export itself: so the list from which accounts were once imported may be imported again while they are away, and
+    a file of this fleet's own by mistake, and neither starts anybody here.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +190,10 @@ def judge(
     # Nothing spends a key: switched on again at its provider it works as before, and a probe finds out.
     revives = known.status is AccountStatus.NEEDS_REAUTH and not rules.lifetimes.renews
     corrects = moved or revives or (ended and "variables" in changed)
-    if returned(entry, known):
-        return Compare(app, rules, imported, corrects, returns=True)
+    if line.exported_at is not None and known.exported_at is not None:
+        if line.exported_at > known.exported_at:
+            return Compare(app, rules, imported, corrects, returns=True)
+        return Reject(NOT_NEWER)
     if imported and not corrects:
         return Reject(_told(SPENT, rules)) if ended else Keep(changed)
     return Compare(app, rules, imported, corrects)
@@ -204,16 +215,6 @@ def settle(
             return Reject(_told(REJECTED, comparison.rules))
         return Keep(changes(entry, known), remember=True)
     return Renew(comparison.app, comparison.rules)
-
-
-def returned(entry: NumberedLine, known: KnownAccount) -> bool:
-    """Answer whether the line brings back what was exported from here: another fleet has let go of it since.
-
-    A file without ``exported_at`` never does, nor one that was made before the account left: so the list from which
-    accounts were once imported may be imported again while they are away, and starts nobody here.
-    """
-    exported_at = entry.line.exported_at
-    return exported_at is not None and known.exported_at is not None and exported_at >= known.exported_at
 
 
 def changes(entry: NumberedLine, known: KnownAccount) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -37,10 +38,20 @@ from store.keys import Vault
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.lifetimes import Holding, Visit, first_visit
 from tokenfleet_client.contract import AccountStatus
-from tokenfleet_client.envelope import Binding, DataKeys, access_token_binding, refresh_token_binding
+from tokenfleet_client.envelope import (
+    Binding,
+    DataKeys,
+    access_token_binding,
+    key_id_of,
+    refresh_token_binding,
+)
 from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from tokenfleet_client.unsealings import Purpose
+
+OVERTAKEN: Final = (
+    "keys were rotated since this import began, and its token cannot be compared: run the command again"
+)
 
 
 @dataclass(slots=True)
@@ -108,6 +119,9 @@ class Planner:
                 self._add(plan, named, verdict, now)
                 continue
             tokens = stored[account.account_id]
+            if self._is_overtaken(tokens):
+                plan.bad.append(BadLine(entry.number, OVERTAKEN))
+                continue
             same = entry.credential is not None and entry.credential == self._held(tokens, verdict.rules)
             settled = settle(entry, account, verdict, same_as_stored=same)
             if isinstance(settled, Renew):
@@ -118,6 +132,15 @@ class Planner:
                 plan.paused += account.status is AccountStatus.PAUSED and not comes_back
             else:
                 self._add(plan, named, settled, now)
+
+    def _is_overtaken(self, stored: StoredTokens) -> bool:
+        """Answer whether the tokens are under a data key that is younger than this import.
+
+        What they are cannot be told then, and nothing is lost: unlike those under an older key that is not here.
+        """
+        return _is_younger(self._vault.access, stored.access_token) or _is_younger(
+            self._vault.refresh, stored.refresh_token
+        )
 
     def _held(self, stored: StoredTokens, rules: ProviderRules) -> Secret | None:
         """Return what the account lives by now."""
@@ -178,6 +201,7 @@ class Planner:
             next_visit=visit,
             returns=verdict.returns,
             stays_paused=line.status == AccountStatus.PAUSED.value,
+            brought=tuple(map(bytes.fromhex, line.fingerprints or ())),
         )
 
     def _first_visit(
@@ -252,6 +276,12 @@ def _expiry(entry: NumberedLine, now: datetime) -> datetime | None:
     if line.expires_at is None and line.expires_in is not None:
         return (entry.received_at or now) + timedelta(seconds=line.expires_in)
     return line.expires_at
+
+
+def _is_younger(keys: DataKeys, envelope: bytes | None) -> bool:
+    if envelope is None or keys.holds_key_of(envelope):
+        return False
+    return key_id_of(envelope) > keys.primary_id
 
 
 def _opened(keys: DataKeys, envelope: bytes | None, binding: Binding) -> Secret | None:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, text
 
-from store import transitions
+from store import fingerprints, transitions
 from store.import_creation import Stamp
 from store.import_judgement import KnownAccount
 from store.import_line import FINGERPRINTS_KEPT
@@ -57,7 +57,7 @@ _DESCRIBE = text(f"""
     SET app_id = COALESCE(i.app_id, a.app_id), tenant = COALESCE(i.tenant, a.tenant),
         variables = COALESCE(i.variables, a.variables), metadata = COALESCE(i.metadata, a.metadata),
         imported_fingerprints = CASE
-            WHEN i.fingerprint IS NULL THEN a.imported_fingerprints
+            WHEN i.fingerprint IS NULL OR i.fingerprint = ANY (a.imported_fingerprints) THEN a.imported_fingerprints
             ELSE array_append(a.imported_fingerprints[
                 GREATEST(cardinality(a.imported_fingerprints) - {FINGERPRINTS_KEPT - 2}, 1):], i.fingerprint)
             END,
@@ -182,6 +182,8 @@ class RenewedTokens:
     """The account was exported, and comes back (``store.export``)."""
     stays_paused: bool = False
     """An operator paused it where it was meanwhile."""
+    brought: tuple[bytes, ...] = ()
+    """Fingerprints of tokens that were imported where it comes from."""
 
 
 def existing(
@@ -226,6 +228,8 @@ def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens
     becomes active.
     """
     descriptions = [renewal.description for renewal in renewals]
+    brought = {renewal.description.account_id: renewal.brought for renewal in renewals if renewal.brought}
+    fingerprints.remember(connection, brought)
     granted_ats = [renewal.granted_at for renewal in renewals]
     statuses = _describe(connection, descriptions, granted_ats=granted_ats)
     ids = [renewal.description.account_id for renewal in renewals]

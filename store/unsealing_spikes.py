@@ -33,7 +33,7 @@ _ACTIONS: Final = {
 }
 USUAL_FOR: Final = timedelta(minutes=10)
 KNOWN_PURPOSES: Final = frozenset(purpose.value for purpose in Purpose)
-_LOOK_LOCK: Final = 7_305_811_037
+_LOOK_LOCK: Final = 7_305_811_063
 
 _NOW = text("""
     SELECT purpose, database_role, sum(opened)::bigint AS opened,

@@ -81,7 +81,7 @@ def test_the_commands_of_the_guide_move_accounts(
 
 
 def test_every_link_of_the_guide_leads_somewhere_and_every_reason_is_the_commands() -> None:
-    from cli.accounts_export import _WHY
+    from cli.departures import WHY
 
     for target in re.findall(r"\]\(([^)#]+)\)", GUIDE):
         if "://" not in target:
@@ -89,4 +89,4 @@ def test_every_link_of_the_guide_leads_somewhere_and_every_reason_is_the_command
     told = re.findall(r"^\| ([a-z][^|]+) \|", GUIDE.split("### What stays")[1].split("###")[0], re.MULTILINE)
     assert len(told) == 6
     for reason in told[1:]:
-        assert any(reason in sentence for sentence in _WHY.values()), reason
+        assert any(reason in sentence for sentence in WHY.values()), reason

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +25,7 @@ from tokenfleet.errors import UserError
 from tokenfleet.settings import Settings
 from tokenfleet.telemetry import Event
 from tokenfleet_client.envelope import DataKeys, key_id_of
+from workers.key_thread import on_key_thread
 
 RENEWAL_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 2.0
@@ -48,8 +48,6 @@ class KeyRenewal:
         self._vault = vault
         self._clock = clock
         self._lock = asyncio.Lock()
-        # Not the loop's own threads: the journal's disk is waited for on these, and a key service may hang.
-        self._thread = ThreadPoolExecutor(1, "keys")
         self._renewing: asyncio.Future[None] | None = None
         self._looked_at = float("-inf")
         self._has_seen = False
@@ -87,9 +85,8 @@ class KeyRenewal:
             except (SQLAlchemyError, OSError):
                 return RENEWAL_SECONDS
             # In a thread, for a key service may be asked; and the job that waits has claims that run out.
-            renewing = self._renewing = asyncio.get_running_loop().run_in_executor(
-                self._thread,
-                lambda: keys.renew(rows, self._settings, self._vault, read_at=read_at, wanted=strange),
+            renewing = self._renewing = on_key_thread(
+                lambda: keys.renew(rows, self._settings, self._vault, read_at=read_at, wanted=strange)
             )
             done, _ = await asyncio.wait({renewing}, timeout=PATIENCE_SECONDS)
             if not done:
@@ -97,7 +94,8 @@ class KeyRenewal:
                 return RENEWAL_SECONDS
             if _told(renewing) is not None:
                 return RENEWAL_SECONDS
-            self._absent |= strange
+            # What was found may be given up for newer ones, and is asked for again when it is met again.
+            self._absent |= strange - self._vault.access.key_ids - self._vault.refresh.key_ids
             self._strange -= strange
             self._has_seen = True
             return 0.0

@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,8 +31,7 @@ from tokenfleet.settings import Settings
 from tokenfleet.telemetry import Event
 from tokenfleet_client.errors import KeyServiceUnavailable
 from tokenfleet_client.unsealings import Purpose
-
-R = TypeVar("R")
+from workers.key_thread import on_key_thread
 
 LOOK_SECONDS: Final = FLUSH_SECONDS
 LAST_SECONDS: Final = 2.0
@@ -51,8 +48,6 @@ class KeyWatch:
         self._settings = settings
         self._vault = vault
         self._process = process
-        # Not the loop's own threads: the journal's disk is waited for on these, and a key service may hang.
-        self._thread = ThreadPoolExecutor(1, "keys")
         self.trouble: str | None = None
         """Why the keys cannot be kept up with just now; what is held goes on."""
 
@@ -97,7 +92,7 @@ class KeyWatch:
         if self._is_behind(rows):
             before = self._state()
             wrapped = [row.wrapped for row in rows]
-            await self._on_thread(lambda: keys.renew(wrapped, self._settings, vault, read_at=read_at))
+            await on_key_thread(lambda: keys.renew(wrapped, self._settings, vault, read_at=read_at))
             if self._state() != before:
                 telemetry.logger().info(Event.KEYS_RENEWED.value)
                 async with self._engine.begin() as connection:
@@ -168,7 +163,7 @@ class KeyWatch:
                 return
             async with self._engine.begin() as connection:
                 key_id = await connection.run_sync(keys.next_key_id)
-            key = await self._on_thread(lambda: keys.make_data_key(wrapping, key_id, is_primary=False))
+            key = await on_key_thread(lambda: keys.make_data_key(wrapping, key_id, is_primary=False))
             async with self._engine.begin() as connection:
                 announced = await connection.run_sync(data_keys.announce_key, key)
             if announced is None:
@@ -186,9 +181,6 @@ class KeyWatch:
         vault = self._vault
         primaries = {vault.access.primary_id, vault.refresh.primary_id}
         key_holders.tell(connection, self._process, self._rings(), self._held(), primaries)
-
-    async def _on_thread(self, function: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def _say(self, sentence: str) -> None:
         """Log what is wrong, once for as long as it lasts."""

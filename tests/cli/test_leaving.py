@@ -153,7 +153,7 @@ def test_an_account_whose_answer_is_on_its_way_is_waited_for(
             held.close()
             asking.result(20)
 
-        monkeypatch.setattr("cli.accounts_export.time.sleep", answer_meanwhile)
+        monkeypatch.setattr("cli.departures.time.sleep", answer_meanwhile)
         assert shell(*words, "-o", second).exit_code == 0
     identity = str(Path(there_shell.environ["TOKENFLEET_HOME"], "identity.txt"))
     assert "1 created" in there_shell("accounts", "import", second, "--identity", identity).stdout
@@ -295,14 +295,19 @@ def test_a_wrong_key_or_half_a_file_imports_nothing(fleet_here: tuple[Fleet, She
         (["acme/1", "--tenant", "t"], "Name accounts, or say which ones by options"),
         (["nonsense"], "neither an account id nor PROVIDER/EXTERNAL_ID"),
         (["sandbox/none"], "there is no account sandbox/none"),
+        (["--to", "{recipient}", "--all", "-o", "{here}"], "exists and is never overwritten"),
+        (
+            ["--to", "{recipient}", "--all", "-o", "{here}/none/f"],
+            "cannot be written (No such file or directory)",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_pauses_nobody(
-    fleet_here: tuple[Fleet, Shell], words: list[str], reason: str
+    fleet_here: tuple[Fleet, Shell], words: list[str], reason: str, tmp_path: Path
 ) -> None:
     fleet, shell = fleet_here
     recipient = shell("keys", "recipient").stdout.strip()
-    ran = shell("accounts", "export", *(word.format(recipient=recipient) for word in words))
+    ran = shell("accounts", "export", *(word.format(recipient=recipient, here=tmp_path) for word in words))
     assert ran.exit_code in (1, 2)
     assert reason in ran.stderr
     assert statuses(fleet) == {"active"}

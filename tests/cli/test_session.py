@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from cli.session import load_offline_settings, load_settings, operator
 from embedded.environment import Environment
+from store.keys import Vault
+from store.unsealings import Tally
+from tests.support.builders import column
 from tokenfleet.errors import SettingsError
+from tokenfleet_client.envelope import access_token_binding
+from tokenfleet_client.unsealings import Purpose
 
 
 @pytest.fixture
@@ -59,3 +65,16 @@ def test_somebody_without_an_account_name_is_named_by_number(monkeypatch: pytest
     assert operator().startswith("operator:")
     monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
     assert operator() == "operator:uid-4000000000"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "p\udcffat"])
+def test_a_name_that_postgres_would_refuse_keeps_nobody_off_the_record(
+    monkeypatch: pytest.MonkeyPatch, name: str, engine: Engine, vault: Vault
+) -> None:
+    monkeypatch.setenv("LOGNAME", name)
+    place = access_token_binding(1, 1)
+    tally = Tally(vault, operator())
+    vault.access.open(vault.access.seal("access-1", place), place, Purpose.EXPORT)
+    with engine.begin() as connection:
+        tally.add(connection, tally.collect())
+    assert column(engine, "SELECT opened FROM tokenfleet.unsealings WHERE purpose = 'export'") == [1]

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from store import rejections, settlement, transitions
+from store import data_keys, keys, rejections, settlement, transitions
 from store.audit import AuditFilter, Operator, read_newest
 from store.export import Exporter, LeftOut
 from store.export_selection import ExportFilter, masked, pages
+from store.import_line import fingerprint
 from store.import_rules import ProviderRules
 from store.import_source import ImportFormat, read_chunks
 from store.imports import Importer, Tally
@@ -42,8 +43,10 @@ from tests.support.builders import (
 )
 from tests.support.racing import in_background, wait_until_blocked
 from tokenfleet.jobs import AccountId, AppId
+from tokenfleet.settings import Settings
 from tokenfleet.tokens import Margins
 from tokenfleet_client.contract import AccountStatus
+from tokenfleet_client.secret import Secret
 from tokenfleet_client.unsealings import Purpose
 
 HERE, THERE = "age1here", "age1there"
@@ -231,9 +234,7 @@ def test_an_account_goes_to_one_recipient_as_often_as_needed_and_to_no_other(des
     first = desk.lines()
     assert desk.export(account_id, to=HERE) == {account_id: LeftOut.ELSEWHERE}
     assert desk.export(account_id) == {}
-    assert [{**line, "exported_at": None} for line in desk.lines()] == [
-        {**line, "exported_at": None} for line in first
-    ]
+    assert [_timeless(line) for line in desk.lines()] == [_timeless(line) for line in first]
 
 
 def test_an_account_that_an_operator_paused_leaves_and_arrives_paused(desk: Desk) -> None:
@@ -258,6 +259,7 @@ def test_with_keep_running_the_account_goes_on_here(desk: Desk) -> None:
     assert desk.status(account_id) == (AccountStatus.ACTIVE, None)
     assert history_of(desk.engine, account_id) == ["account.exported"]
     assert len(claim(desk.engine, desk.app)) == 1
+    assert "exported_at" not in desk.lines()[0]
 
 
 def test_resuming_leaves_out_who_was_exported_unless_told_otherwise(desk: Desk) -> None:
@@ -314,6 +316,14 @@ def test_everything_that_is_known_of_an_account_arrives(desk: Desk) -> None:
     assert after[0]["exported_at"] > before[0]["exported_at"]
 
 
+def refreshed(desk: Desk, account_id: AccountId) -> None:
+    make_due(desk.engine, account_id)
+    attempt = begin_attempt(desk.engine, desk.app, account_id)
+    with desk.engine.begin() as connection:
+        saved = answer(desk.vault, account_id, epoch=attempt.epoch, generation=attempt.generation)
+        settlement.save_refreshed(connection, [saved], actor=ACTOR)
+
+
 def _timeless(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in ("exported_at", "fingerprints")}
 
@@ -322,11 +332,7 @@ def test_a_list_from_before_the_move_brings_no_spent_token_back(desk: Desk) -> N
     old = {"provider": "acme", "external_id": "customer-1", "refresh_token": "r-1", "access_token": "a-1"}
     assert desk.bring(old) == (Tally(created=1), [])
     [account_id] = column(desk.engine, "SELECT id FROM tokenfleet.accounts")
-    make_due(desk.engine, account_id)
-    attempt = begin_attempt(desk.engine, desk.app, account_id)
-    with desk.engine.begin() as connection:
-        saved = answer(desk.vault, account_id, epoch=attempt.epoch, generation=1)
-        settlement.save_refreshed(connection, [saved], actor=ACTOR)
+    refreshed(desk, account_id)
     desk.export(account_id)
     # Here the list is imported again, as every night: nobody starts.
     assert desk.bring(old) == (Tally(unchanged=1), [])
@@ -369,10 +375,66 @@ def test_a_file_from_before_the_account_left_brings_nothing_back(desk: Desk) -> 
     account_id = account(desk, external_id="customer-1")
     desk.export(account_id)
     [line] = desk.lines()
-    early = {**line, "exported_at": (now() - HOUR).isoformat()}
-    tally, _ = desk.bring(early)
-    assert (tally.reauthenticated, tally.unchanged) == (0, 1)
+    early = {**line, "refresh_token": "refresh-0", "exported_at": (now() - HOUR).isoformat()}
+    tally, [reason] = desk.bring(early)
+    assert (tally.bad, "this file was not made after that" in reason) == (1, True)
+    state = state_of(desk.engine, desk.vault, account_id)
+    assert (desk.status(account_id), state.refresh_token) == (GONE, "refresh-1")
+
+
+def test_a_fleets_own_export_starts_nobody_there(desk: Desk) -> None:
+    """Taken for the other fleet's, or imported in the wrong shell: the other one may have the account by now."""
+    account_id = account(desk, external_id="customer-1")
+    files = []
+    for _ in range(2):
+        desk.export(account_id)
+        files += desk.lines()
+    for file in files:
+        assert desk.bring(file)[0].bad == 1
+    # Nor does a backup that somebody made meanwhile of those that are away, or of those that go on there.
+    desk.export(account_id, keep_running=True)
+    assert desk.bring(*desk.lines()) == (Tally(unchanged=1), [])
     assert desk.status(account_id) == GONE
+    assert claim(desk.engine, desk.app) == []
+
+
+def test_a_token_that_left_in_a_file_is_no_new_sign_in_when_the_move_was_called_off(desk: Desk) -> None:
+    account_id = account(desk, external_id="customer-1")
+    desk.export(account_id)
+    [line] = desk.lines()
+    with desk.engine.begin() as connection:
+        transitions.resume(connection, [account_id], actor=ACTOR, exported=True)
+    refreshed(desk, account_id)
+    assert desk.bring(line) == (Tally(unchanged=1), [])
+    assert state_of(desk.engine, desk.vault, account_id).refresh_token == "refresh-2"
+
+
+def test_what_was_imported_at_the_other_fleet_is_known_here_when_the_account_comes_back(desk: Desk) -> None:
+    account_id = account(desk, external_id="customer-1")
+    desk.export(account_id)
+    [line] = desk.lines()
+    signed_in_there = fingerprint(Secret("refresh-8")).hex()
+    desk.bring(
+        {
+            **line,
+            "refresh_token": "refresh-9",
+            "exported_at": now().isoformat(),
+            "fingerprints": [signed_in_there],
+        }
+    )
+    list_of_there = {"provider": "acme", "external_id": "customer-1", "refresh_token": "refresh-8"}
+    assert desk.bring(list_of_there) == (Tally(unchanged=1), [])
+    assert state_of(desk.engine, desk.vault, account_id).refresh_token == "refresh-9"
+
+
+def test_a_paused_account_whose_worker_died_is_not_waited_for(desk: Desk) -> None:
+    account_id = account(desk)
+    begin_attempt(desk.engine, desk.app, account_id)
+    with desk.engine.begin() as connection:
+        transitions.pause(connection, [account_id], actor=ACTOR, reason=None)
+    assert desk.export(account_id) == {account_id: LeftOut.STARTED}
+    let_claims_expire(desk.engine)
+    assert desk.export(account_id) == {account_id: LeftOut.UNSURE}, "nobody takes it up before it is resumed"
 
 
 def test_a_token_that_was_brought_once_and_is_spent_here_is_not_brought_again(desk: Desk) -> None:
@@ -381,16 +443,37 @@ def test_a_token_that_was_brought_once_and_is_spent_here_is_not_brought_again(de
     [line] = desk.lines()
     back = {**line, "refresh_token": "refresh-9"}
     assert desk.bring({**back, "exported_at": now().isoformat()}) == (Tally(reauthenticated=1), [])
-    make_due(desk.engine, account_id)
-    attempt = begin_attempt(desk.engine, desk.app, account_id)
-    with desk.engine.begin() as connection:
-        saved = answer(desk.vault, account_id, epoch=attempt.epoch, generation=attempt.generation)
-        settlement.save_refreshed(connection, [saved], actor=ACTOR)
+    refreshed(desk, account_id)
     desk.export(account_id)
     # The other fleet never imported that, and exports what it has had all the time once more.
     late = {**back, "exported_at": (now() + timedelta(minutes=1)).isoformat()}
     assert desk.bring(late) == (Tally(unchanged=1), [])
     assert desk.status(account_id) == GONE
+
+
+def test_an_import_that_keys_were_rotated_under_replaces_nothing_that_it_cannot_compare(
+    desk: Desk, settings: Settings
+) -> None:
+    account_id = account(desk, external_id="customer-1")
+    for ring in (settings.access_ring, settings.refresh_ring):
+        key_id = data_keys.announce(desk.engine, ring)
+        with desk.engine.begin() as connection:
+            data_keys.promote(connection, ring.ring, key_id)
+    with desk.engine.begin() as connection:
+        younger = Desk(desk.engine, keys.open_vault(connection, settings), desk.app)
+    refreshed(younger, account_id)
+    same = {"provider": "acme", "external_id": "customer-1", "refresh_token": "refresh-2"}
+    tally, [reason] = desk.bring(same)
+    assert (tally.bad, "keys were rotated since this import began" in reason) == (1, True)
+    assert younger.bring(same) == (Tally(unchanged=1), [])
+    # A key that is gone for good keeps nobody from a new sign-in.
+    with desk.engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE tokenfleet.token_sets SET refresh_token = overlay(refresh_token placing '\\x00000000' from 2)"
+            )
+        )
+    assert younger.bring({**same, "refresh_token": "refresh-9"}) == (Tally(reauthenticated=1), [])
 
 
 def test_tokens_of_another_client_are_refused(desk: Desk) -> None:

@@ -361,6 +361,18 @@ def test_a_job_of_every_night_is_usual_from_its_second_night_on(engine: Engine) 
     assert look(engine).began == []
 
 
+def test_an_operator_who_is_at_work_keeps_nobody_from_looking(engine: Engine) -> None:
+    with engine.begin() as working, engine.begin() as looking:
+        audit.record(
+            working,
+            audit.Operator("operator:pat", "box"),
+            audit.Action.KEYS_ROTATE,
+            [audit.Entry("keys")],
+            reason=None,
+        )
+        assert unsealing_spikes.look(looking) is not None
+
+
 def test_schedulers_that_look_at_once_tell_one_spike_once(engine: Engine) -> None:
     remember(engine, Purpose.READ, {30 * DAY: 1})
     remember(engine, Purpose.READ, {MINUTE: 50_000})

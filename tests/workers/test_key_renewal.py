@@ -21,7 +21,7 @@ from tokenfleet.jobs import RefreshJob
 from tokenfleet.key_rings import KeyRing
 from tokenfleet.key_services.vault_transit import VaultAccess, VaultTransitKey
 from tokenfleet.settings import Settings
-from tokenfleet_client.envelope import KEY_BYTES, DataKeys, KeyEncryptionKey, Ring, WrappedKey
+from tokenfleet_client.envelope import KEY_BYTES, Binding, DataKeys, KeyEncryptionKey, Ring, WrappedKey
 from tokenfleet_client.secret import Secret
 from workers import key_renewal
 from workers.key_renewal import RENEWAL_SECONDS, KeyRenewal
@@ -242,6 +242,37 @@ def test_a_key_service_that_hangs_occupies_one_thread_and_none_that_the_journal_
 
     asyncio.run(scene())
     assert hanging.asked == 1
+
+
+def test_a_key_that_was_given_up_for_newer_ones_is_asked_for_again(settings: Settings) -> None:
+    """Of hundreds of keys a process holds some: what it has found once it does not call lost later."""
+    now = 0.0
+    service = Hanging()
+    service.answers.set()
+    ring = KeyRing.of(Ring.REFRESH, [service])
+    place = Binding(Ring.REFRESH, "app:1", "client_secret", 1)
+    sealed = DataKeys(Ring.REFRESH, {2: bytes(KEY_BYTES)}, 2).seal("secret", place)
+
+    class WithOldKey(CountingEngine):
+        async def run_sync(self, *args: object) -> list[WrappedKey]:
+            old = WrappedKey(2, Ring.REFRESH, "test", b"", is_primary=False)
+            return [*await super().run_sync(*args), old]
+
+    async def scene() -> None:
+        nonlocal now
+        vault = a_vault()
+        held = vault.refresh
+        renewal = KeyRenewal(
+            cast(Any, WithOldKey()), replace(settings, refresh_ring=ring), vault, clock=lambda: now
+        )
+        for _ in range(2):
+            assert renewal.lacks_key_of_secret(sealed)
+            now += RENEWAL_SECONDS
+            assert await renewal.renew() == 0.0
+            assert vault.refresh.open(sealed, place) == "secret"
+            vault.refresh = held
+
+    asyncio.run(scene())
 
 
 def test_ten_minutes_without_the_key_service_stop_no_refresh(fleet: Fleet) -> None:

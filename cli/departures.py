@@ -1,0 +1,112 @@
+"""Accounts on their way into a sealed file: page by page, those that are being refreshed last; and what is said of it.
+
+Who is paused here and why somebody stayed is told on standard error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from cli.output import counted
+
+if TYPE_CHECKING:
+    from store.export import Exporter, LeftOut
+    from tokenfleet.jobs import AccountId
+    from tokenfleet.sealed_files import Recipient
+
+SHOWN: Final = 20
+"""Accounts that stayed and are told one by one."""
+POLL_SECONDS: Final = 0.5
+
+WHY: Final = {
+    "ended": "has no token that works: it comes back with the customer's next sign-in, wherever that is",
+    "started": "its provider is being asked just now: run the same command again",
+    "unsure": "an answer of its provider is missing: run the same command again after its next refresh, for which one "
+    "that is paused has to be resumed",
+    "parked": "an incident has set it apart: rule on that first ('tokenfleet incidents list')",
+    "elsewhere": "it was exported to another recipient: 'tokenfleet accounts show' says to whom",
+    "unreadable": "our keys do not open its tokens: if keys were rotated just now, run the same command again; "
+    "'tokenfleet keys status' shows which are missing",
+}
+KEPT_RUNNING: Final = (
+    "These accounts keep running here. Whoever refreshes them elsewhere as well presents tokens that this fleet has "
+    "spent, or spends those that it has: a provider that rotates then ends the grant, and the customer has to sign in "
+    "again. Use the file as a backup, or for providers that never replace what is presented to them."
+)
+
+
+@dataclass(slots=True)
+class Departures:
+    """The lines of all accounts that go. Those that were being refreshed come last, if they can within the time."""
+
+    exporter: Exporter
+    pages: Iterable[list[AccountId]]
+    advance: Callable[[int], None]
+    wait_seconds: float
+    gone: int = 0
+    left_out: Counter[LeftOut] = field(default_factory=Counter)
+    examples: list[tuple[AccountId, LeftOut]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[bytes]:
+        from store.export import LeftOut
+        from store.export_selection import PAGE
+
+        started: list[AccountId] = []
+        for page in self.pages:
+            yield from self._take(page, started)
+            self.advance(len(page))
+        deadline = time.monotonic() + self.wait_seconds
+        while started and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            again, started = started, []
+            for begin in range(0, len(again), PAGE):
+                yield from self._take(again[begin : begin + PAGE], started)
+        for account_id in started:
+            self._note(account_id, LeftOut.STARTED)
+
+    def _take(self, page: list[AccountId], started: list[AccountId]) -> Iterator[bytes]:
+        from store.export import LeftOut
+
+        departure = self.exporter.take(page)
+        self.gone += len(departure.lines)
+        for account_id, why in departure.left_out.items():
+            if why is LeftOut.STARTED:
+                started.append(account_id)
+            else:
+                self._note(account_id, why)
+        if departure.lines:
+            yield b"".join(departure.lines)
+
+    def _note(self, account_id: AccountId, why: LeftOut) -> None:
+        self.left_out[why] += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append((account_id, why))
+
+    def tell(self, recipient: Recipient, output: Path | None, *, keep_running: bool, named: bool) -> bool:
+        """Say what went and who stayed and why; answer whether somebody stayed who should not have.
+
+        ``named`` is whether accounts were asked for one by one.
+        """
+        from store.export import LeftOut
+
+        where = "" if output is None else f" in {output}"
+        paused = "" if keep_running or not self.gone else ", and paused here"
+        click.echo(f"{counted(self.gone, 'account')} sealed to {recipient}{where}{paused}.", err=True)
+        if keep_running and self.gone:
+            click.echo(KEPT_RUNNING, err=True)
+        for account_id, why in self.examples:
+            click.echo(f"account {account_id} stays: {WHY[why.value]}", err=True)
+        for why, count in self.left_out.items():
+            told = sum(each is why for _, each in self.examples)
+            if count > told:
+                click.echo(f"{counted(count - told, 'more account')} stay: {WHY[why.value]}", err=True)
+        # Who has nothing to bring is not missed, unless somebody named it.
+        stayed = self.left_out.total() - (0 if named else self.left_out[LeftOut.ENDED])
+        return bool(stayed)
