@@ -36,9 +36,10 @@ WHY: Final = {
     "'tokenfleet keys status' shows which are missing",
 }
 KEPT_RUNNING: Final = (
-    "These accounts keep running here. Whoever refreshes them elsewhere as well presents tokens that this fleet has "
-    "spent, or spends those that it has: a provider that rotates then ends the grant, and the customer has to sign in "
-    "again. Use the file as a backup, or for providers that never replace what is presented to them."
+    "These accounts stay here as they are, and those that are active are refreshed on. Whoever refreshes them "
+    "elsewhere as well presents tokens that this fleet has spent, or spends those that it has: a provider that rotates "
+    "then ends the grant, and the customer has to sign in again. Use the file as a backup, or for providers that never "
+    "replace what is presented to them."
 )
 
 
@@ -51,6 +52,8 @@ class Departures:
     advance: Callable[[int], None]
     wait_seconds: float
     gone: int = 0
+    under_way: int = 0
+    """Accounts that an interrupted transaction may have let go, or not."""
     left_out: Counter[LeftOut] = field(default_factory=Counter)
     examples: list[tuple[AccountId, LeftOut]] = field(default_factory=list)
 
@@ -74,8 +77,10 @@ class Departures:
     def _take(self, page: list[AccountId], started: list[AccountId]) -> Iterator[bytes]:
         from store.export import LeftOut
 
+        self.under_way = len(page)
         departure = self.exporter.take(page)
         self.gone += len(departure.lines)
+        self.under_way = 0
         for account_id, why in departure.left_out.items():
             if why is LeftOut.STARTED:
                 started.append(account_id)
@@ -96,17 +101,38 @@ class Departures:
         """
         from store.export import LeftOut
 
+        if not self.gone:
+            matched = "no account was sealed" if self.left_out else "no account matches"
+            click.echo(f"tokenfleet: {matched}: nothing was written", err=True)
+            self._tell_who_stayed()
+            return True
         where = "" if output is None else f" in {output}"
-        paused = "" if keep_running or not self.gone else ", and paused here"
+        paused = "" if keep_running else ", and paused here"
         click.echo(f"{counted(self.gone, 'account')} sealed to {recipient}{where}{paused}.", err=True)
-        if keep_running and self.gone:
+        if keep_running:
             click.echo(KEPT_RUNNING, err=True)
+        self._tell_who_stayed()
+        # Who has nothing to bring is not missed, unless somebody named it.
+        stayed = self.left_out.total() - (0 if named else self.left_out[LeftOut.ENDED])
+        return bool(stayed)
+
+    def tell_unfinished(self, *, keep_running: bool) -> None:
+        """Say who was paused here for a file that was not finished, and what to do about them."""
+        if keep_running or not (self.gone or self.under_way):
+            click.echo("No file was finished, and nobody was paused.", err=True)
+            return
+        count = counted(self.gone + self.under_way, "account")
+        click.echo(
+            f"No file was finished, and {'up to ' if self.under_way else ''}{count} paused here already: run the "
+            "same command again, to the same recipient; or refresh them here again: 'tokenfleet accounts "
+            "resume --exported'.",
+            err=True,
+        )
+
+    def _tell_who_stayed(self) -> None:
         for account_id, why in self.examples:
             click.echo(f"account {account_id} stays: {WHY[why.value]}", err=True)
         for why, count in self.left_out.items():
             told = sum(each is why for _, each in self.examples)
             if count > told:
                 click.echo(f"{counted(count - told, 'more account')} stay: {WHY[why.value]}", err=True)
-        # Who has nothing to bring is not missed, unless somebody named it.
-        stayed = self.left_out.total() - (0 if named else self.left_out[LeftOut.ENDED])
-        return bool(stayed)
