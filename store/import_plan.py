@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from store import apps, import_renewal
+from store import apps, import_known
 from store.import_admission import NumberedLine
 from store.import_creation import NewAccount
 from store.import_judgement import (
@@ -30,8 +30,9 @@ from store.import_judgement import (
     judge,
     settle,
 )
+from store.import_known import StoredTokens
 from store.import_line import fingerprint
-from store.import_renewal import Description, RenewedTokens, StoredTokens
+from store.import_renewal import Description, RenewedTokens
 from store.import_rules import ProviderRules, RulesOf
 from store.import_source import BadLine
 from store.keys import Vault
@@ -49,7 +50,9 @@ from tokenfleet_client.errors import EnvelopeError
 from tokenfleet_client.secret import Secret
 from tokenfleet_client.unsealings import Purpose
 
-OVERTAKEN: Final = "keys were rotated since this import began, so it cannot compare the account's token: run the same command again"
+OVERTAKEN: Final = (
+    "keys were rotated since this import began, and its token cannot be compared: run the command again"
+)
 
 
 @dataclass(slots=True)
@@ -106,7 +109,7 @@ class Planner:
         now: datetime,
     ) -> None:
         """Judge the lines whose token has to be compared with the one that is stored."""
-        stored = {tokens.account_id: tokens for tokens in import_renewal.lock_tokens(connection, ids)}
+        stored = {tokens.account_id: tokens for tokens in import_known.lock_tokens(connection, ids)}
         # Read again: before the lock was ours, another import may have brought the same token.
         known = _known_accounts(connection, lines)
         for entry in lines:
@@ -262,7 +265,7 @@ def _known_accounts(
     return {
         (provider, environment, external_id): account
         for (provider, environment), external_ids in groups.items()
-        for external_id, account in import_renewal.existing(connection, provider, environment, external_ids)
+        for external_id, account in import_known.existing(connection, provider, environment, external_ids)
     }
 
 

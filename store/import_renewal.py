@@ -7,12 +7,12 @@ Invariants kept here:
 * Locks are taken in the order in which workers take them: token set, account, schedule. A deadlock is still
   possible, because a worker writes its batch in no particular order; the loser is written again.
 
-The statements rely on the primary keys of their tables and on ``uq_accounts_provider``.
+The statements rely on the primary keys of their tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,35 +22,15 @@ from sqlalchemy import Connection, text
 
 from store import fingerprints, transitions
 from store.import_creation import Stamp
-from store.import_judgement import KnownAccount
 from store.import_line import FINGERPRINTS_KEPT
 from store.keys import Vault
 from store.requests import ANSWERED, told
-from tokenfleet.account import EXPORTED, Trigger
+from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.lifetimes import Visit
 from tokenfleet_client.contract import AccountStatus
 from tokenfleet_client.envelope import access_token_binding, refresh_token_binding
 from tokenfleet_client.secret import Secret
-
-_EXISTING = text("""
-    SELECT a.id, a.external_id, a.app_id, a.status, a.tenant, a.variables, a.metadata,
-           a.imported_fingerprints,
-           CASE WHEN a.status = 'paused' AND starts_with(a.status_reason, :exported)
-                THEN a.status_changed_at END AS exported_at
-    FROM tokenfleet.accounts a
-    WHERE a.provider = :provider AND a.environment = :environment
-        AND a.external_id = ANY (CAST(:external_ids AS text[]))
-""")
-
-_LOCK_TOKENS = text("""
-    SELECT t.account_id, t.generation, t.access_token, t.refresh_token, t.token_type, t.scope, t.expires_at,
-           t.variables
-    FROM tokenfleet.token_sets t
-    WHERE t.account_id = ANY (CAST(:account_ids AS bigint[]))
-    ORDER BY t.account_id
-    FOR UPDATE
-""")
 
 _DESCRIBE = text(f"""
     UPDATE tokenfleet.accounts a
@@ -135,20 +115,6 @@ _TRY_AGAIN = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTokens:
-    """A locked row of ``token_sets``; tokens are sealed."""
-
-    account_id: AccountId
-    generation: int
-    access_token: bytes | None
-    refresh_token: bytes | None
-    token_type: str | None
-    scope: str | None
-    expires_at: datetime | None
-    variables: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Description:
     """Fields of an account that change; None leaves what is there."""
 
@@ -184,41 +150,6 @@ class RenewedTokens:
     """An operator paused it where it was meanwhile."""
     brought: tuple[bytes, ...] = ()
     """Fingerprints of tokens that were imported where it comes from."""
-
-
-def existing(
-    connection: Connection, provider: str, environment: str, external_ids: Sequence[str]
-) -> Iterator[tuple[str, KnownAccount]]:
-    """Yield the accounts that exist among ``external_ids``, each with its external id."""
-    rows = connection.execute(
-        _EXISTING,
-        {
-            "provider": provider,
-            "environment": environment,
-            "external_ids": external_ids,
-            "exported": EXPORTED,
-        },
-    )
-    for row in rows:
-        yield (
-            row.external_id,
-            KnownAccount(
-                account_id=AccountId(row.id),
-                app_id=AppId(row.app_id),
-                status=AccountStatus(row.status),
-                tenant=row.tenant,
-                variables=row.variables,
-                metadata=row.metadata,
-                fingerprints=frozenset(row.imported_fingerprints),
-                exported_at=row.exported_at,
-            ),
-        )
-
-
-def lock_tokens(connection: Connection, account_ids: Sequence[AccountId]) -> list[StoredTokens]:
-    """Return the token sets of accounts and keep workers from replacing them until the chunk is committed."""
-    rows = connection.execute(_LOCK_TOKENS, {"account_ids": account_ids})
-    return [StoredTokens(**row._mapping) for row in rows]
 
 
 def renew(connection: Connection, vault: Vault, renewals: Sequence[RenewedTokens], stamp: Stamp) -> None:

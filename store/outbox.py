@@ -79,13 +79,15 @@ _TEST_EVENT = text("""
 
 _REPLAY_DELIVERIES = text(f"""
     WITH o AS MATERIALIZED (
-        SELECT o.*, d.endpoint_id, d.sequence AS once
-        FROM tokenfleet.webhook_deliveries d JOIN tokenfleet.outbox o ON o.id = d.event_id
-        WHERE d.id = ANY (CAST(:ids AS bigint[])) AND d.state <> 'pending'
-          AND NOT EXISTS (SELECT FROM tokenfleet.webhook_deliveries again
-                          WHERE again.event_id = d.event_id AND again.endpoint_id = d.endpoint_id
-                            AND again.state = 'pending')
-        ORDER BY d.sequence
+        SELECT * FROM (
+            -- An event that was replayed before has several deliveries.
+            SELECT DISTINCT ON (d.endpoint_id, d.event_id) o.*, d.endpoint_id, d.sequence AS once
+            FROM tokenfleet.webhook_deliveries d JOIN tokenfleet.outbox o ON o.id = d.event_id
+            WHERE d.id = ANY (CAST(:ids AS bigint[])) AND d.state <> 'pending'
+              AND NOT EXISTS (SELECT FROM tokenfleet.webhook_deliveries again
+                              WHERE again.event_id = d.event_id AND again.endpoint_id = d.endpoint_id
+                                AND again.state = 'pending')
+            ORDER BY d.endpoint_id, d.event_id, d.sequence) each ORDER BY once
     ), wanted AS MATERIALIZED (
         SELECT o.endpoint_id, o.id AS event_id, {SUBJECT} AS subject,
                nextval(pg_get_serial_sequence('tokenfleet.outbox', 'sequence')) AS sequence

@@ -213,6 +213,29 @@ def test_a_reader_can_do_what_the_contract_says_and_nothing_else(
                 assert getattr(refused.value.orig, "sqlstate", None) == NOT_ALLOWED, statement
 
 
+def test_no_function_with_its_owners_rights_finds_a_name_where_a_session_may_make_one(
+    engine: Engine, login: Login, mark: str
+) -> None:
+    """Types are looked for in ``pg_temp`` first, unless it is named: a domain's check would run with those rights."""
+    settings = column(engine, "SELECT array_to_string(proconfig, ';') FROM pg_proc WHERE prosecdef")
+    assert set(settings) == {"search_path=pg_catalog, pg_temp"}
+
+    reader = login(f"reader_{mark}")
+    with engine.begin() as connection:
+        database = engine.url.database
+        connection.exec_driver_sql(f'GRANT TEMPORARY ON DATABASE "{database}" TO reader_{mark}')
+    for type_name, call in (
+        ("text", "report_unsealings('me', 'read', 1)"),
+        ("timestamptz", "request_refresh(1)"),
+        ("timestamptz", "report_unauthorized(1, 1)"),
+    ):
+        with reader.connect() as connection:
+            connection.exec_driver_sql(
+                f"CREATE DOMAIN pg_temp.{type_name} AS pg_catalog.{type_name} CHECK (length(VALUE::varchar) < 0)"
+            )
+            connection.exec_driver_sql(f"SELECT * FROM tokenfleet_v1.{call}")
+
+
 def test_whatever_else_a_reader_tries_is_refused(engine: Engine, login: Login, mark: str) -> None:
     role = f"reader_{mark}"
     reader = login(role)

@@ -3,7 +3,7 @@
 -- With one role for everything that role owns the audit log, and could lift the protection that keeps it append-only.
 -- With these two it cannot: it may read and add rows, and neither change, delete, truncate, alter nor drop them, nor
 -- choose the id, the moment, the role or the address of one. Of the counts of openings (unsealings) triggers let it
--- raise what is there, and delete what is older than a week.
+-- raise what is of the last two hours, and delete what is older than a week.
 --
 --   psql "$OWNER_URL" -v owner=tokenfleet_owner -v app=tokenfleet_app -f deploy/postgres/roles.sql
 --

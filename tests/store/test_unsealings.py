@@ -176,6 +176,11 @@ def test_no_count_is_lowered_moved_or_deleted_before_its_time(engine: Engine, va
         assert refused(engine, f"UPDATE tokenfleet.unsealings {change}") == "42501", change
     assert refused(engine, "DELETE FROM tokenfleet.unsealings WHERE purpose = 'refresh'") == "42501"
     assert refused(engine, "TRUNCATE tokenfleet.unsealings") == "42501"
+    # What is raised days later was not opened then: it would make the theft of tonight usual.
+    raised = (
+        "UPDATE tokenfleet.unsealings SET opened = opened + 1000 WHERE minute < now() - interval '5 days'"
+    )
+    assert refused(engine, raised) == "42501"
     with engine.begin() as connection:
         connection.execute(
             text("""

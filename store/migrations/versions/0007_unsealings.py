@@ -33,9 +33,10 @@ STATEMENTS = (
     )
     """,
     # What Postgres knows better than whoever counts, it fills in itself. No count is lowered, nothing is put far into
-    # the past, where it would teach what is usual, and nothing of the last week is deleted.
+    # the past or added to what is there, where it would teach what is usual, and nothing of the last week is deleted.
     """
-    CREATE FUNCTION tokenfleet.unsealings_guard() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+    CREATE FUNCTION tokenfleet.unsealings_guard() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp AS $$
     BEGIN
         IF TG_OP = 'INSERT' THEN
             NEW.database_role := session_user;
@@ -43,7 +44,8 @@ STATEMENTS = (
                 clock_timestamp(), GREATEST(NEW.minute, clock_timestamp() - interval '1 hour')));
             RETURN NEW;
         ELSIF TG_OP = 'UPDATE' THEN
-            IF NEW.opened >= OLD.opened AND (NEW.minute, NEW.purpose, NEW.caller, NEW.database_role)
+            IF NEW.opened >= OLD.opened AND OLD.minute > clock_timestamp() - interval '2 hours'
+                AND (NEW.minute, NEW.purpose, NEW.caller, NEW.database_role)
                 = (OLD.minute, OLD.purpose, OLD.caller, OLD.database_role) THEN
                 RETURN NEW;
             END IF;
@@ -88,7 +90,7 @@ STATEMENTS = (
     # must not fill the table.
     """
     CREATE FUNCTION tokenfleet_v1.report_unsealings(caller text, purpose text, opened integer) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     #variable_conflict use_column
     DECLARE
         this_minute CONSTANT timestamptz := date_trunc('minute', clock_timestamp());
