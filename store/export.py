@@ -121,7 +121,7 @@ class Exporter:
     """One export to ``recipient``, a public key by its spelling.
 
     ``presents_refresh_token`` answers for provider names: what is never presented is not exported, because an import
-    takes it for a mistake. ``reason`` stands in the audit log.
+    takes it for a mistake. ``reason`` stands in the audit log and in the history of each.
     """
 
     def __init__(
@@ -233,7 +233,9 @@ class Exporter:
                 "generations": [row.generation for row in leaving],
                 "export_id": self.export_id,
                 "actor": self._by.actor,
-                "detail": msgspec.json.encode(told).decode(),
+                "detail": msgspec.json.encode(
+                    told | ({"reason": self._reason} if self._reason else {})
+                ).decode(),
             },
         )
         # One row for a page, not for an account: the history of each account names the export.

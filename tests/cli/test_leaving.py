@@ -374,12 +374,20 @@ def test_what_was_exported_is_neither_resumed_nor_revoked_by_mistake(
 ) -> None:
     fleet, shell = fleet_here
     recipient = shell("keys", "recipient").stdout.strip()
-    shell("accounts", "export", "1", "2", "--to", recipient, "-o", str(tmp_path / "f"))
+    words = ("accounts", "export", "1", "2", "--to", recipient, "-o", str(tmp_path / "f"))
+    assert shell(*words, "--reason", "t-204 moves").exit_code == 0
+    history = shell("accounts", "history", "1").stdout
+    assert "kept_running: no" in history
+    assert "reason: t-204 moves" in history
+    assert "kept_running: no" in shell("audit", "list").stdout
     resumed = shell("accounts", "resume", "1")
     assert (resumed.exit_code, f"it was exported to {recipient}: who refreshes" in resumed.stderr) == (
         1,
         True,
     )
+    asked = shell("accounts", "refresh", "1")
+    assert (asked.exit_code, "resume it with --exported if nobody" in asked.stderr) == (1, True)
+    assert asked.stderr == resumed.stderr
     for look in ("show", "history"):
         seen = shell("accounts", look, "1").stdout
         assert f"exported to {recipient}" in seen
