@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from cli.output import counted
+from cli.output import counted, shown
 
 if TYPE_CHECKING:
     from store.export import Exporter, LeftOut
@@ -55,26 +55,26 @@ class Departures:
     under_way: int = 0
     """Accounts that an interrupted transaction may have let go, or not."""
     left_out: Counter[LeftOut] = field(default_factory=Counter)
-    examples: list[tuple[AccountId, LeftOut]] = field(default_factory=list)
+    examples: list[tuple[str, LeftOut]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[bytes]:
         from store.export import LeftOut
         from store.export_selection import PAGE
 
-        started: list[AccountId] = []
+        started: dict[AccountId, str] = {}
         for page in self.pages:
             yield from self._take(page, started)
             self.advance(len(page))
         deadline = time.monotonic() + self.wait_seconds
         while started and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            again, started = started, []
+            again, started = list(started), {}
             for begin in range(0, len(again), PAGE):
                 yield from self._take(again[begin : begin + PAGE], started)
-        for account_id in started:
-            self._note(account_id, LeftOut.STARTED)
+        for account_id, name in started.items():
+            self._note(account_id, name, LeftOut.STARTED)
 
-    def _take(self, page: list[AccountId], started: list[AccountId]) -> Iterator[bytes]:
+    def _take(self, page: list[AccountId], started: dict[AccountId, str]) -> Iterator[bytes]:
         from store.export import LeftOut
 
         self.under_way = len(page)
@@ -82,17 +82,18 @@ class Departures:
         self.gone += len(departure.lines)
         self.under_way = 0
         for account_id, why in departure.left_out.items():
+            name = departure.names[account_id]
             if why is LeftOut.STARTED:
-                started.append(account_id)
+                started[account_id] = name
             else:
-                self._note(account_id, why)
+                self._note(account_id, name, why)
         if departure.lines:
             yield b"".join(departure.lines)
 
-    def _note(self, account_id: AccountId, why: LeftOut) -> None:
+    def _note(self, account_id: AccountId, name: str, why: LeftOut) -> None:
         self.left_out[why] += 1
         if len(self.examples) < SHOWN:
-            self.examples.append((account_id, why))
+            self.examples.append((f"account {account_id} ({name})", why))
 
     def tell(self, recipient: Recipient, output: Path | None, *, keep_running: bool, named: bool) -> bool:
         """Say what went and who stayed and why; answer whether somebody stayed who should not have.
@@ -130,8 +131,8 @@ class Departures:
         )
 
     def _tell_who_stayed(self) -> None:
-        for account_id, why in self.examples:
-            click.echo(f"account {account_id} stays: {WHY[why.value]}", err=True)
+        for account, why in self.examples:
+            click.echo(shown(f"{account} stays: {WHY[why.value]}"), err=True)
         for why, count in self.left_out.items():
             told = sum(each is why for _, each in self.examples)
             if count > told:

@@ -148,7 +148,10 @@ def test_an_account_whose_answer_is_on_its_way_is_waited_for(
         here.server.wait_for_held(1)
         ran = shell(*words, "-o", first, "--wait", "0")
         assert ran.exit_code == 1
-        assert f"account {account_id} stays: its provider is being asked just now" in ran.stderr
+        assert (
+            f"account {account_id} (sandbox/customer-1) stays: its provider is being asked just now"
+            in ran.stderr
+        )
         assert not Path(first).exists()
 
         def answer_meanwhile(_seconds: float) -> None:
