@@ -74,7 +74,7 @@ _BEFORE, _AFTER = When.BEFORE, When.AFTER
 
 _TABLE: Final = (
     # Hop 2 and 3, in the scheduler.
-    Point("claim.before", _S, "store.schedule:claim_due", _AFTER, "claimed, not committed", depth=3),
+    Point("claim.before", _S, "store.claiming:claim_due", _AFTER, "claimed, not committed", depth=3),
     Point("claim.after", _S, "scheduler.loop:Scheduler._publish", _BEFORE, "claimed, no jobs yet", depth=3),
     Point("publish.before", _S, "scheduler.publisher:Publisher.publish", _BEFORE, "nothing published",
           depth=2, counts=_something),

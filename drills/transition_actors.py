@@ -28,6 +28,7 @@ from drills.transition_answers import ANSWERS, WEIGHTS, Answer
 from store import (
     announcements,
     candidates,
+    claiming,
     deliveries,
     outbox,
     rejections,
@@ -37,13 +38,14 @@ from store import (
     transitions,
 )
 from store.candidates import Promotion
+from store.claiming import Allowance
 from store.engine import is_contention
 from store.import_rules import ProviderRules
 from store.import_source import ImportFormat, read_chunks
 from store.imports import Importer, Tally
 from store.keys import Vault
 from store.rejection import Rejection
-from store.schedule import Allowance, Attempt
+from store.schedule import Attempt
 from tokenfleet.delivery_policy import DeliveryState, Verdict
 from tokenfleet.jobs import AccountId, AppId, DeliveryJob, RefreshJob
 from tokenfleet.tokens import Margins
@@ -207,7 +209,7 @@ class Worker(Actor):
     def begin(self, count: int) -> None:
         """Claim and start up to ``count`` due accounts. Claims that meet a deadlock expire."""
         allowance = [Allowance(self._app_id, count, 10_000)]
-        claims = self._patiently(lambda c: schedule.claim_due(c, allowance, claim=self._claim)) or {}
+        claims = self._patiently(lambda c: claiming.claim_due(c, allowance, claim=self._claim)) or {}
         if found := claims.get(self._app_id):
             pairs = tuple((each.account_id, each.epoch) for each in found)
             job = RefreshJob(str(uuid.uuid4()), self._app_id, pairs)

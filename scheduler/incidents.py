@@ -14,8 +14,8 @@ from typing import Final
 from sqlalchemy import Connection
 
 from store import incidents, parking
+from store.claiming import Claim
 from store.incidents import Incident, Kind, Resolution
-from store.schedule import Claim
 from tokenfleet import telemetry
 from tokenfleet.guard import SAMPLE_EVERY, SAMPLES
 from tokenfleet.jobs import AppId

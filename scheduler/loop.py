@@ -30,11 +30,11 @@ from scheduler.on_demand import OpenApp, requested_app
 from scheduler.publisher import Publisher, make_jobs
 from scheduler.sweeping import ExpirySweep, RevocationSweep, gated_apps
 from scheduler.windows import traits_of, window_of
-from store import apps, candidates, history, schedule, traits
+from store import apps, candidates, claiming, history, schedule, traits
 from store.apps import App
 from store.circuits import CircuitView
+from store.claiming import Allowance, Claim
 from store.engine import database_now, is_outage, postmaster_start
-from store.schedule import Allowance, Claim
 from tokenfleet import telemetry
 from tokenfleet.circuit import CircuitState, Standing
 from tokenfleet.errors import UserError
@@ -190,7 +190,7 @@ class Scheduler:
             return TickResult(0, 0, False)
         take_over = self._may_take_over(now - started)
         with self._engine.begin() as connection:
-            claims = schedule.claim_due(connection, allowances, claim=self._claim, take_over=take_over)
+            claims = claiming.claim_due(connection, allowances, claim=self._claim, take_over=take_over)
         unprobed = [app.app_id for app in held if app.app_id in allowed_of and not claims.get(app.app_id)]
         if sampled or unprobed:
             of_allowed = {app_id: each for app_id, each in sampled.items() if app_id in allowed_of}

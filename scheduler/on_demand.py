@@ -24,9 +24,9 @@ from sqlalchemy.exc import DBAPIError
 
 from scheduler.publisher import Publisher, make_jobs
 from store import schedule
+from store.claiming import REQUESTED_SHARE, Allowance
 from store.request_claims import claim_requested
 from store.requests import WAKE_PAYLOAD
-from store.schedule import REQUESTED_SHARE, Allowance
 from tokenfleet import telemetry
 from tokenfleet.jobs import AppId
 from tokenfleet.telemetry import Event

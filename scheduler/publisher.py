@@ -12,7 +12,7 @@ from celery import Celery
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
-from store.schedule import Claim
+from store.claiming import Claim
 from tokenfleet.broker import ANONYMOUS_EXCHANGE
 from tokenfleet.jobs import MAX_BATCH, REFRESH_QUEUE, AppId, DeliveryJob, RefreshJob
 

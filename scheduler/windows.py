@@ -1,7 +1,7 @@
 """How many claims one app may have out at once, and what the definitions say that Postgres has to know. Pure.
 
 The window of a paced app is what a few seconds of its rate can take, so that what is claimed is asked about before its
-claim ends, and the most urgent go first. What readers ask for has a share of it (``store.schedule.REQUESTED_SHARE``),
+claim ends, and the most urgent go first. What readers ask for has a share of it (``store.claiming.REQUESTED_SHARE``),
 taken before the others and, between two ticks, on top of what these have out.
 """
 

@@ -21,10 +21,10 @@ from sqlalchemy import Connection, text
 
 from store import incidents, transitions
 from store.answers import lists
+from store.claiming import CLAIMED, Claim
 from store.incidents import Incident, Resolution
 from store.rejection import Rejection
 from store.requests import ANSWERED, told
-from store.schedule import CLAIMED, Claim
 from store.transitions import Move
 from tokenfleet.account import Trigger
 from tokenfleet.jobs import AccountId, Epoch
@@ -207,7 +207,7 @@ def claim_samples(
     claim: timedelta,
     take_over: bool = True,
 ) -> list[Claim]:
-    """Make accounts that an incident has set apart due, and claim them, as ``store.schedule`` does.
+    """Make accounts that an incident has set apart due, and claim them, as ``store.claiming`` does.
 
     An account that somebody else has locked, or that has left the incident meanwhile, is passed over.
     """

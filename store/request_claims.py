@@ -1,8 +1,8 @@
 """Claiming accounts that readers wait for, between two ticks: one statement, and nothing of what is merely due.
 
-Invariant: a claim is one like any other (``store.schedule``): durable before anything is sent, with a new epoch, passed
+Invariant: a claim is one like any other (``store.claiming``): durable before anything is sent, with a new epoch, passed
 through the same fence. What one app's requests have outstanding is capped by :attr:`Allowance.requested
-<store.schedule.Allowance.requested>`; what that leaves waits for the next tick, or for a place.
+<store.claiming.Allowance.requested>`; what that leaves waits for the next tick, or for a place.
 
 Relies on ``ix_refresh_schedule_requested``, which is empty but for requests, and ``pk_refresh_schedule``.
 """
@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, text
 
-from store.schedule import CLAIMED, UNTAKEN, Allowance, Claim
+from store.claiming import CLAIMED, UNTAKEN, Allowance, Claim
 from tokenfleet.jobs import AccountId, AppId, Epoch
 from tokenfleet.policy import UNSETTLED
 
@@ -31,7 +31,7 @@ _CLAIM = text(f"""
                     SELECT w.account_id FROM tokenfleet.refresh_schedule w
                     WHERE w.app_id = allowance.app_id AND w.requested_at IS NOT NULL AND w.next_refresh_at <= now()
                     ORDER BY w.next_refresh_at LIMIT allowance.requested))
-                -- Asked of the row that is locked, as in store.schedule: it may have been settled or paused meanwhile.
+                -- Asked of the row that is locked, as in store.claiming: it may have been settled or paused meanwhile.
                 AND s.requested_at IS NOT NULL AND s.next_refresh_at <= now()
                 AND (s.claimed_until IS NULL OR (s.claimed_until <= now() AND s.started_epoch < s.claim_epoch))
             ORDER BY s.next_refresh_at

@@ -4,7 +4,7 @@ Accounts that a reader waits for go ahead of those that are merely due, but not 
 
 * Within each of the two kinds, who has been due for longest goes first. Who was due before a reader asked for it is of
   both kinds and goes when it is its turn in either: being wanted makes nobody late.
-* While both kinds wait, one slot in :data:`~store.schedule.REQUESTED_SHARE` is for a requested account, and the first
+* While both kinds wait, one slot in :data:`~store.claiming.REQUESTED_SHARE` is for a requested account, and the first
   one does not wait for its turn.
 * Who has been due for :data:`LATE_SECONDS` goes before requested ones, but for one slot in :data:`LATE_SHARE`: a storm
   of requests makes nobody's token expire (G1), and an app that is late for good still has a place for whom a reader
@@ -18,7 +18,7 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Final
 
-from store.schedule import REQUESTED_SHARE
+from store.claiming import REQUESTED_SHARE
 
 LATE_SECONDS: Final = 5.0
 """How long after its due moment an account yields to requested ones. Readers are owed 30 s, and the margin of the

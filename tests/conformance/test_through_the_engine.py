@@ -37,11 +37,11 @@ from providers.exchange import Answer, Exchange, Failure
 from providers.steps import CompiledStep
 from providers.transport import Transport
 from scheduler.publisher import make_jobs
-from store import app_certificates, apps, schedule
+from store import app_certificates, apps, claiming, schedule
+from store.claiming import Allowance
 from store.import_source import ImportFormat, read_chunks
 from store.imports import Importer
 from store.keys import Vault
-from store.schedule import Allowance
 from tokenfleet.jobs import AccountId, AppId, RefreshJob
 from tokenfleet.outcome import Outcome
 from tokenfleet.settings import Settings
@@ -235,7 +235,7 @@ class Catalogue:
                 {"ids": ids},
             )
             allowances = [Allowance(AppId(row.app_id), 100, 100) for row in owners]
-            claims = schedule.claim_due(connection, allowances, claim=CLAIM)
+            claims = claiming.claim_due(connection, allowances, claim=CLAIM)
         jobs: list[RefreshJob] = [job for app_id, each in claims.items() for job in make_jobs(app_id, each)]
         with ThreadPoolExecutor(16) as pool:
             for done in [pool.submit(worker.run, job) for job in jobs]:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from store import incidents, settlement, transitions
+from store.claiming import Claim
 from store.incidents import Resolution
 from store.keys import Vault
-from store.schedule import Claim
 from tests.support.builders import (
     ACTOR,
     answer,

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, event, text
 
 from store import (
     candidates,
+    claiming,
     coming_hour,
     history,
     incidents,
@@ -31,11 +32,11 @@ from store import (
     transitions,
 )
 from store.answers import Part
+from store.claiming import Allowance
 from store.coming_hour import Shift
 from store.details import details
 from store.incidents import Resolution
 from store.keys import Vault
-from store.schedule import Allowance
 from tests.support.builders import (
     ACTOR,
     CLAIM,
@@ -110,7 +111,7 @@ def big(servers: dict[str, str]) -> Iterator[Big]:
 
 def claim(connection: Connection, big: Big) -> None:
     allowances = [Allowance(app_id, BATCH, 2000) for app_id in big.apps]
-    claims = schedule.claim_due(connection, allowances, claim=CLAIM)
+    claims = claiming.claim_due(connection, allowances, claim=CLAIM)
     assert [len(each) for each in claims.values()] == [BATCH, BATCH]
 
 
@@ -386,7 +387,7 @@ def test_a_claim_reads_its_window_and_not_all_that_is_due(big: Big) -> None:
     """5,000 accounts of each app are due; a window of 200 must not cost more because of them."""
 
     def claim_a_little(connection: Connection, big: Big) -> None:
-        schedule.claim_due(connection, [Allowance(big.apps[0], 50, 200)], claim=CLAIM)
+        claiming.claim_due(connection, [Allowance(big.apps[0], 50, 200)], claim=CLAIM)
 
     [(statement, parameters)] = sent_by(big, claim_a_little)
     with big.engine.connect() as connection:

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from store import rejections, returns, schedule, settlement, transitions, visits
+from store import claiming, rejections, returns, schedule, settlement, transitions, visits
+from store.claiming import Allowance
 from store.keys import Vault
 from store.request_claims import claim_requested
 from store.requests import RETRY_AFTER
-from store.schedule import Allowance
 from store.visits import Visited
 from tests.support.builders import (
     ACTOR,
@@ -475,7 +475,7 @@ def test_of_a_window_of_one_requests_have_their_share_and_the_due_ones_theirs(
     for turn in range(8):
         with engine.begin() as connection:
             allowances = [Allowance(app, 1, 1, turn)]
-            [made] = schedule.claim_due(connection, allowances, claim=timedelta(0))[app]
+            [made] = claiming.claim_due(connection, allowances, claim=timedelta(0))[app]
         first.append(made.account_id)
     assert first == 2 * [due, due, due, wanted]
 
@@ -681,7 +681,7 @@ def test_no_scheduled_refresh_touches_the_index_of_requests_and_claims_stay_heap
     updates = text("SELECT n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'refresh_schedule'")
     with engine.connect() as connection:
         before = connection.execute(updates).scalar_one()
-        made = schedule.claim_due(connection, [Allowance(app, 100, 100)], claim=CLAIM)[app]
+        made = claiming.claim_due(connection, [Allowance(app, 100, 100)], claim=CLAIM)[app]
         assert connection.execute(updates).scalar_one() - before == len(made) == len(accounts)
     report(engine, accounts[0], 4)
     assert column(engine, size) == [2]

@@ -14,11 +14,12 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
-from store import rejections, schedule, settlement, transitions
+from store import claiming, rejections, schedule, settlement, transitions
+from store.claiming import Allowance, Claim
 from store.engine import make_engine
 from store.keys import Vault
 from store.request_claims import claim_requested
-from store.schedule import Allowance, Attempt, Claim
+from store.schedule import Attempt
 from tests.support.builders import (
     ACTOR,
     CLAIM,
@@ -83,10 +84,10 @@ def test_a_scheduler_does_not_wait_for_the_claims_that_another_is_making(
 ) -> None:
     first, second = make_accounts(engine, vault, app_id, 2)
     with engine.begin() as uncommitted:
-        theirs = schedule.claim_due(uncommitted, [Allowance(app_id, 1, 10)], claim=CLAIM)[app_id]
+        theirs = claiming.claim_due(uncommitted, [Allowance(app_id, 1, 10)], claim=CLAIM)[app_id]
         with engine.begin() as connection:
             connection.execute(text("SET LOCAL lock_timeout = '10ms'"))
-            ours = schedule.claim_due(connection, [Allowance(app_id, 10, 10)], claim=CLAIM)[app_id]
+            ours = claiming.claim_due(connection, [Allowance(app_id, 10, 10)], claim=CLAIM)[app_id]
 
     assert (ids(theirs), ids(ours)) == ([first], [second])
 
@@ -133,7 +134,7 @@ def test_every_app_gets_its_own_allowance_and_no_more(engine: Engine, vault: Vau
     members = {app_id: make_accounts(engine, vault, app_id, 6) for app_id in (first, second, third)}
 
     with engine.begin() as connection:
-        claims = schedule.claim_due(
+        claims = claiming.claim_due(
             connection, [Allowance(first, 2, 10), Allowance(second, 10, 5)], claim=CLAIM
         )
 
@@ -212,8 +213,8 @@ def test_claims_that_were_started_are_left_alone_unless_they_may_be_taken_over(
     allowances = [Allowance(app_id, 10, 10)]
 
     with engine.begin() as connection:
-        careful = schedule.claim_due(connection, allowances, claim=CLAIM, take_over=False)
-        later = schedule.claim_due(connection, allowances, claim=CLAIM)
+        careful = claiming.claim_due(connection, allowances, claim=CLAIM, take_over=False)
+        later = claiming.claim_due(connection, allowances, claim=CLAIM)
 
     assert set(ids(careful[app_id])) == {silent, untouched}
     assert ids(later[app_id]) == [started]

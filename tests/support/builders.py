@@ -17,12 +17,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
-from store import apps, schedule
+from store import apps, claiming, schedule
 from store.answers import SavedTokens
+from store.claiming import Allowance, Claim
 from store.engine import make_engine
 from store.keys import Vault
 from store.rejection import Rejection
-from store.schedule import Allowance, Attempt, Claim
+from store.schedule import Attempt
 from store.settlement import Deferral
 from tokenfleet.jobs import AccountId, AppId, Epoch, RefreshJob
 from tokenfleet_client.contract import AccountStatus
@@ -236,7 +237,7 @@ def claim(
 ) -> list[Claim]:
     """Claim what is due of one app, as a scheduler does."""
     with engine.begin() as connection:
-        claims = schedule.claim_due(connection, [Allowance(app_id, count, window)], claim=lasting)
+        claims = claiming.claim_due(connection, [Allowance(app_id, count, window)], claim=lasting)
     return claims.get(app_id, [])
 
 

@@ -18,10 +18,10 @@ from providers import load_registry
 from sandbox.definition import definition_toml
 from sandbox.server import SandboxServer
 from scheduler.publisher import Publisher, make_jobs
-from store import apps, schedule
+from store import apps, claiming, schedule
 from store.apps import App
+from store.claiming import Allowance
 from store.keys import Vault
-from store.schedule import Allowance
 from tokenfleet.broker import make_celery
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Settings
@@ -128,7 +128,7 @@ class Fleet:
         """Claim what is due, as a scheduler does, and return the jobs."""
         with self.engine.begin() as connection:
             allowance = Allowance(self.app.app_id, count, count)
-            claims = schedule.claim_due(connection, [allowance], claim=claim)
+            claims = claiming.claim_due(connection, [allowance], claim=claim)
         return [job for app_id, claimed in claims.items() for job in make_jobs(app_id, claimed)]
 
     def publish(self, jobs: Sequence[RefreshJob]) -> None:

@@ -12,9 +12,9 @@ from sqlalchemy import Engine, text
 
 from scheduler import incidents as turns
 from store import incidents, rejections
+from store.claiming import Claim
 from store.incidents import Incident
 from store.rejections import Rejected
-from store.schedule import Claim
 from tests.support.builders import ACTOR, rejection
 from tests.support.racing import race
 from tokenfleet.jobs import AccountId, AppId

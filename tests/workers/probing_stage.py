@@ -13,9 +13,9 @@ from providers import load_registry
 from sandbox.config import SandboxConfig
 from sandbox.definition import definition_toml
 from sandbox.server import SandboxServer
-from store import schedule
+from store import claiming
+from store.claiming import Allowance
 from store.keys import Vault
-from store.schedule import Allowance
 from tests.support.fleet import Fleet
 from tokenfleet.jobs import AccountId, RefreshJob
 from tokenfleet.settings import Settings
@@ -70,7 +70,7 @@ def visit_now(fleet: Fleet, account_id: AccountId, **columns: object) -> list[Re
                 text(f"UPDATE tokenfleet.{table} SET {name} = {moment} WHERE {key} = :id"),
                 {"id": account_id, "value": value},
             )
-        claims = schedule.claim_due(
+        claims = claiming.claim_due(
             connection, [Allowance(fleet.app.app_id, 100, 100)], claim=timedelta(seconds=30)
         )
     [claim] = claims[fleet.app.app_id]

@@ -8,7 +8,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from store.schedule import REQUESTED_SHARE
+from store.claiming import REQUESTED_SHARE
 from workers.lines import LATE_SECONDS, LATE_SHARE, Line, Waiter
 
 NOBODYS_SLOT = cast("asyncio.Future[Any]", None)
