@@ -372,6 +372,18 @@ def test_a_mistake_is_one_sentence_and_pauses_nobody(
     assert statuses(fleet) == {"active"}
 
 
+def test_a_backup_says_of_nobody_that_it_is_refreshed_who_is_paused(
+    fleet_here: tuple[Fleet, Shell], tmp_path: Path
+) -> None:
+    fleet, shell = fleet_here
+    recipient = shell("keys", "recipient").stdout.strip()
+    assert shell("accounts", "pause", "1").exit_code == 0
+    ran = shell("accounts", "export", "1", "--to", recipient, "--keep-running", "-o", str(tmp_path / "f"))
+    assert (ran.exit_code, "stay here as they are, and those that are active" in ran.stderr) == (0, True)
+    assert "keep running" not in ran.stderr
+    assert statuses(fleet) == {"active", "paused"}
+
+
 def test_what_was_exported_is_neither_resumed_nor_revoked_by_mistake(
     fleet_here: tuple[Fleet, Shell], tmp_path: Path
 ) -> None:
