@@ -53,6 +53,14 @@ def already_paused(account: AccountDetail, reason: str | None) -> str:
     return said
 
 
+def elsewhere(account: AccountDetail) -> str:
+    """Return what is to be said of an account that was exported, and that nobody here may refresh."""
+    return (
+        f"it was {account.status_reason}: who refreshes it there and here ends its grant; import it from there "
+        "(docs/leaving.md), or resume it with --exported if nobody refreshes it there, or ever will"
+    )
+
+
 def after_resume(account: AccountDetail) -> str:
     """Return what is to be said of an account that was paused and is active now."""
     app, token, schedule, now = account.app, account.token, account.schedule, account.database_now

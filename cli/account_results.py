@@ -60,6 +60,8 @@ def report(ctx: click.Context, results: Sequence[Result], *, as_json: bool) -> N
     if as_json:
         print_json(results)
     else:
+        if not results:
+            click.echo("No account was named: there is nothing to do.", err=True)
         _print([result for result in results if not result.failed])
         for result in failed:
             click.echo(shown(f"tokenfleet: {result.account}: {result.message}"), err=True)

@@ -201,6 +201,7 @@ def _not_paused(reference: Reference, account: AccountDetail, reason: str | None
 
 
 def _not_resumed(reference: Reference, account: AccountDetail) -> Result:
+    from cli.account_prospects import elsewhere
     from cli.explain import only_new_tokens_help
     from tokenfleet.account import REFRESHABLE
     from tokenfleet_client.contract import AccountStatus
@@ -208,11 +209,7 @@ def _not_resumed(reference: Reference, account: AccountDetail) -> Result:
     if account.status in REFRESHABLE:
         return Result(reference.text, account.account_id, Outcome.UNCHANGED, "it was not paused")
     if account.status is AccountStatus.PAUSED:
-        message = (
-            f"it was {account.status_reason}: who refreshes it there and here ends its grant; import it from there "
-            "(docs/leaving.md), or say --exported if nobody refreshes it there, or ever will"
-        )
-        return Result(reference.text, account.account_id, Outcome.REFUSED, message)
+        return Result(reference.text, account.account_id, Outcome.REFUSED, elsewhere(account))
     return Result(reference.text, account.account_id, Outcome.REFUSED, only_new_tokens_help(account))
 
 

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from cli.departures import Departures
+from cli.group import drop_output
+from cli.new_file import NewPath, new_file
 from cli.output import counted, progress, reason_option, shown
+from cli.recipients import recipient_of
 from tokenfleet_client.contract import AccountStatus
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=NewPath(),
     help="File to write, which must not exist [default: standard output].",
 )
 @reason_option
@@ -104,7 +107,6 @@ def export(
     """
     from cli.session import database, load_settings
     from store.export_selection import ExportFilter
-    from tokenfleet.sealed_files import Recipient
 
     wanted = ExportFilter(provider, environment, tenant, app, AccountStatus(status) if status else None)
     if accounts and ExportFilter(provider, None, tenant, app, wanted.status):
@@ -122,7 +124,7 @@ def export(
     elif output is None and sys.stdout.isatty():
         raise click.UsageError("What is sealed is no text for a terminal: give --output FILE, or pipe it on.")
     # Before anything is connected to: a typing mistake is told at once.
-    recipient = None if recipient_text is None else Recipient.parse(recipient_text)
+    recipient = None if recipient_text is None else recipient_of(recipient_text)
     settings = load_settings()
     with database(settings) as engine:
         choice = _Choice(engine, accounts, environment, wanted)
@@ -216,6 +218,7 @@ def _export_sealed(
     from cli.session import load_providers, on_record
     from store import keys
     from store.export import Exporter
+    from tokenfleet.errors import UserError
     from tokenfleet.sealed_files import seal
 
     registry = load_providers(settings)
@@ -243,19 +246,18 @@ def _export_sealed(
                 seal(chain((first,), lines), writer, recipient)
                 writer.flush()
             stack.close()
-        except BaseException:
-            if departures.gone and not keep_running:
-                click.echo(
-                    f"No file was finished, and {counted(departures.gone, 'account')} paused here already: run the "
-                    "same command again, to the same recipient.",
-                    err=True,
-                )
+        except BrokenPipeError:
+            # No reader that has seen enough: of what is sealed, a beginning opens nothing.
+            departures.tell_unfinished(keep_running=keep_running)
+            drop_output()
+            raise UserError("who reads this command's output ended before it was whole") from None
+        except BaseException as error:
+            if departures.gone or isinstance(error, KeyboardInterrupt):
+                departures.tell_unfinished(keep_running=keep_running)
             raise
     stayed = departures.tell(recipient, output, keep_running=keep_running, named=bool(choice.texts))
     return stayed or bool(choice.missing)
 
 
 def _writer(stack: ExitStack, output: Path | None, *, empty: bool = True) -> BinaryIO:
-    from cli.new_file import new_file
-
     return sys.stdout.buffer if output is None else stack.enter_context(new_file(output, empty=empty))

@@ -13,14 +13,15 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 import click
 
+from cli.new_file import NewPath, new_file
 from cli.output import json_option, make_console, print_json, reason_option
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ PLAIN_EVERY_SECONDS: Final = 5.0
     "--errors",
     "errors_file",
     metavar="FILE",
-    type=click.File("w", encoding="utf-8", lazy=False),
-    help=f"Write number and reason of every bad line here, as JSON lines; {SHOWN_REASONS} are shown anyway.",
+    type=NewPath(),
+    help="Write number and reason of every bad line to this file, which must not exist, as JSON lines; "
+    f"{SHOWN_REASONS} are shown anyway.",
 )
 @reason_option
 @json_option
@@ -68,7 +70,7 @@ def import_accounts(
     format_name: str | None,
     identity_file: Path | None,
     dry_run: bool,
-    errors_file: IO[str] | None,
+    errors_file: Path | None,
     reason: str | None,
     as_json: bool,
 ) -> None:
@@ -118,7 +120,11 @@ def import_accounts(
     wanted = ImportFormat(format_name or ("csv" if _name(file).endswith(".csv") else "jsonl"))
     tally = Tally()
     began = time.monotonic()
-    with database(settings) as engine, _Narrator(file, errors_file) as narrator:
+    # Whole or not at all: what stops an import half-way leaves no list that would pass for all bad lines.
+    listing: AbstractContextManager[BinaryIO | None] = nullcontext()
+    if errors_file is not None:
+        listing = new_file(errors_file)
+    with database(settings) as engine, listing as errors, _Narrator(file, errors) as narrator:
         with engine.begin() as connection:
             vault = keys.open_vault(connection, settings)
             now = database_now(connection)
@@ -237,7 +243,7 @@ def _rules(provider: Provider) -> ProviderRules:
 class _Narrator:
     """Tells on standard error how it goes: a bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, file: BinaryIO, errors_file: IO[str] | None) -> None:
+    def __init__(self, file: BinaryIO, errors_file: BinaryIO | None) -> None:
         self._file = file
         self._errors_file = errors_file
         self._size = _size(file)
@@ -290,8 +296,8 @@ class _Narrator:
             else:
                 self._untold += 1
             if self._errors_file is not None:
-                json.dump({"line": line.number, "reason": line.reason}, self._errors_file)
-                self._errors_file.write("\n")
+                told = json.dumps({"line": line.number, "reason": line.reason})
+                self._errors_file.write(f"{told}\n".encode())
 
 
 def _name(file: BinaryIO) -> str:

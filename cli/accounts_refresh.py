@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from cli.account_prospects import elsewhere
 from cli.account_results import Outcome, Result
 from cli.explain import only_new_tokens_help
 from cli.output import moment, progress
 from cli.references import Reference
 from store import queries, schedule
-from tokenfleet.account import REFRESHABLE
+from tokenfleet.account import EXPORTED, REFRESHABLE
 from tokenfleet.jobs import AccountId
 from tokenfleet.lifetimes import refresh_opens
 from tokenfleet_client.contract import AccountStatus
@@ -164,6 +165,8 @@ def _refusal(account: AccountDetail, opens: datetime | None) -> str:
             f"'tokenfleet incidents show {schedule.incident_id}' says what you can do"
         )
     match account.status:
+        case AccountStatus.PAUSED if (account.status_reason or "").startswith(EXPORTED):
+            return elsewhere(account)
         case AccountStatus.PAUSED:
             return f"it is paused: 'tokenfleet accounts resume {account.account_id}' refreshes it"
         case AccountStatus.NEEDS_REAUTH | AccountStatus.REVOKED:

@@ -16,7 +16,7 @@ import click
 
 from cli.account_results import Outcome, Result, report
 from cli.accounts_act import account_arguments, act_on
-from cli.output import counted, progress
+from cli.output import counted, progress, shown
 from cli.references import STANDARD_INPUT, Reference
 
 if TYPE_CHECKING:
@@ -120,10 +120,15 @@ def revoke(
 
 
 def _confirm(accounts: Sequence[str]) -> None:
+    from tokenfleet.errors import UserError
+
     if STANDARD_INPUT in accounts or not sys.stdin.isatty():
         raise click.UsageError("revoking cannot be undone, and nobody can be asked here: say --yes.")
-    what = counted(len(set(accounts)), "grant")
-    click.confirm(f"End {what} for good? Only a new sign-in of the customer brings it back", abort=True)
+    named = list(dict.fromkeys(accounts))
+    which = named[0] if "/" in named[0] else f"account {named[0]}"
+    what = f"the grant of {shown(which)}" if len(named) == 1 else counted(len(named), "grant")
+    if not click.confirm(f"End {what} for good? Only a new sign-in of the customer brings it back", err=True):
+        raise UserError("nothing was revoked, as you answered")
 
 
 @dataclass(slots=True)

@@ -123,6 +123,10 @@ def set_app(
     definition = load_providers(settings).get(provider)
     variables = _variables(definition, assignments, allow_http=settings.tunables.allow_http_providers)
     certificate = read_certificate(definition, client_certificate_file)
+    if client_secret_file is None:
+        # Before anybody is asked for a secret: keys that do not fit.
+        with database(settings) as engine, engine.begin() as connection:
+            open_vault(connection, settings)
     secret = read_secret(definition, client_secret_file)
     with database(settings) as engine, engine.begin() as connection:
         before = registrations.find(connection, provider, environment, name)

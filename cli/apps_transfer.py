@@ -18,7 +18,9 @@ import click
 import msgspec
 from msgspec import Meta
 
+from cli.new_file import NewPath, new_file
 from cli.output import counted, reason_option, shown
+from cli.recipients import recipient_of
 from tokenfleet.errors import UserError
 from tokenfleet_client.secret import Secret
 from tokenfleet_client.unsealings import Purpose
@@ -61,7 +63,7 @@ class AppLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=NewPath(),
     help="File to write, which must not exist [default: standard output].",
 )
 @reason_option
@@ -77,17 +79,16 @@ def export(
     Example:
       tokenfleet apps export --all --to age1... --output apps.jsonl.age
     """
-    from cli.new_file import new_file
     from cli.session import database, load_settings, on_record
     from store import apps as registrations
     from store import audit, keys
-    from tokenfleet.sealed_files import Recipient, seal
+    from tokenfleet.sealed_files import seal
 
     if not (provider or everything):
         raise click.UsageError("Say which apps: --provider NAME, or --all.")
     if output is None and sys.stdout.isatty():
         raise click.UsageError("What is sealed is no text for a terminal: give --output FILE, or pipe it on.")
-    recipient = Recipient.parse(recipient_text)
+    recipient = recipient_of(recipient_text)
     settings = load_settings()
     with database(settings) as engine, engine.begin() as connection:
         vault = keys.open_vault(connection, settings)

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from cli.moments import Moment
-from cli.output import counted, escaped, json_option, moment, print_json, print_table
+from cli.output import counted, escaped, json_option, moment, plain, print_json, print_table
 from cli.unsealings import unsealings
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _line(row: AuditRow) -> tuple[str, ...]:
 
 def _text(value: object) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, value)) or "any"
+        return " ".join(map(plain, value)) or "any"
     if isinstance(value, dict):
-        return " ".join(f"{key}={each}" for key, each in sorted(value.items())) or "none"
-    return str(value)
+        return " ".join(f"{key}={plain(each)}" for key, each in sorted(value.items())) or "none"
+    return plain(value)

@@ -67,6 +67,11 @@ def add_keys(path: Path, rings: Mapping[Ring, KeyEncryptionKey]) -> None:
         beside.replace(path)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a readable key file: restore it from your backup") from error
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there is no key file at {path} to add to: restore it from your backup; without --add a new "
+            "installation's is made"
+        ) from error
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise UserError(

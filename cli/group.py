@@ -107,15 +107,19 @@ def _told() -> Iterator[None]:
         # The terminal has echoed ^C; the prompt that follows belongs on a line of its own.
         click.echo(err=True)
         raise Exit(INTERRUPTED) from None
+    except click.Abort:
+        # What click makes of Ctrl-C, or of the end of input, at a question.
+        click.echo(err=True)
+        raise Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        _drop_output()
+        drop_output()
         raise Exit(PIPE_CLOSED) from None
     except SystemExit as end:
         # What Rich makes of the same.
         if isinstance(end.__context__, BrokenPipeError):
             raise Exit(PIPE_CLOSED) from None
         raise
-    except (click.ClickException, Exit, click.Abort):
+    except (click.ClickException, Exit):
         raise
     except UnicodeEncodeError as error:
         # How Python keeps bytes of a command line that are no text.
@@ -130,11 +134,11 @@ def _told() -> Iterator[None]:
         if sentences is None:
             raise
         if isinstance(error, OSError):
-            _drop_output()
+            drop_output()
         raise Failure(sentences) from error
 
 
-def _drop_output() -> None:
+def drop_output() -> None:
     """Let what is still in a buffer go nowhere, or the interpreter complains of it when it ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

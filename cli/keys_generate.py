@@ -58,18 +58,25 @@ def generate(output: Path | None, readers: Path | None, add: bool) -> None:
         names = " and ".join(key.key_id for key in rings.values())
         click.echo(f"Put {names} first in {output}; what was there stays behind.")
         click.echo(
-            "Give the file to every machine and reader, restart what runs there, then: tokenfleet keys rotate"
+            "Give the file to every machine, and readers their part of it (move their old file away, then: tokenfleet "
+            "keys generate --readers FILE); restart what runs there, then: tokenfleet keys rotate"
         )
         return
     if readers is not None and output.exists() and not readers.exists():
         _write_readers(readers)
         return
-    for path in (output, readers):
-        if path is not None and path.exists():
-            raise UserError(
-                f"{path} exists and is never overwritten: its keys may be the only ones that open your "
-                "tokens; give another file, or move it away if you are sure"
-            )
+    if readers is not None and readers.exists():
+        raise UserError(
+            f"{readers} exists and is never overwritten: give another file, or move this one away; the key file "
+            f"{output} stays where it is"
+            if output.exists()
+            else f"{readers} exists and is never overwritten: give another file, or move this one away"
+        )
+    if output.exists():
+        raise UserError(
+            f"{output} exists and is never overwritten: its keys may be the only ones that open your "
+            "tokens; give another file, or move it away if you are sure"
+        )
     write_keys(output, {ring: [key] for ring, key in rings.items()})
     click.echo(f"Wrote {' and '.join(key.key_id for key in rings.values())} to {output}, for your eyes only.")
     click.echo("Back it up apart from the database: without it, every connection has to be made anew.")

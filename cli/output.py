@@ -143,6 +143,11 @@ def shown(text: str) -> str:
     )
 
 
+def plain(value: object) -> str:
+    """Return a value of a detail as text: yes and no for what is true and false."""
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
 def clipped(text: str, limit: int) -> str:
     """Return ``text`` on one line, cut off after ``limit`` characters."""
     line = " ".join(text.split())

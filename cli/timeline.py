@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
-from cli.output import clipped, duration
+from cli.output import clipped, duration, plain
 from cli.story import GOOD, delivery_text, is_failure, who
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _reason(reason: str | None) -> str:
 
 def _details_text(row: HistoryRow) -> str:
     told = {key: value for key, value in sorted((row.detail or {}).items()) if value != row.code}
-    return clipped(", ".join(f"{key}: {value}" for key, value in told.items()), DETAIL_CHARACTERS)
+    return clipped(", ".join(f"{key}: {plain(value)}" for key, value in told.items()), DETAIL_CHARACTERS)
 
 
 def _folded(lines: Sequence[Line], are_one: Callable[[Line, Line], bool]) -> Iterator[Line]:

@@ -115,13 +115,15 @@ class Departure:
 
     lines: tuple[bytes, ...]
     left_out: Mapping[AccountId, LeftOut]
+    names: Mapping[AccountId, str]
+    """What each that stays is called: provider and external id."""
 
 
 class Exporter:
     """One export to ``recipient``, a public key by its spelling.
 
     ``presents_refresh_token`` answers for provider names: what is never presented is not exported, because an import
-    takes it for a mistake. ``reason`` stands in the audit log.
+    takes it for a mistake. ``reason`` stands in the audit log and in the history of each.
     """
 
     def __init__(
@@ -169,10 +171,12 @@ class Exporter:
         lines: list[bytes] = []
         credentials: dict[AccountId, list[bytes]] = {}
         left_out: dict[AccountId, LeftOut] = {}
+        names: dict[AccountId, str] = {}
         leaving: list[Row[Any]] = []
         # In a snapshot of its own, which sees what was committed while the locks were waited for.
         for row in connection.execute(_READ, parameters):
             account_id = AccountId(row.id)
+            names[account_id] = f"{row.provider}/{row.external_id}"
             if (why := self._stays(row)) is not None:
                 left_out[account_id] = why
                 continue
@@ -189,7 +193,7 @@ class Exporter:
             self._let_go(connection, leaving)
             if not self._keep_running:
                 fingerprints.remember(connection, credentials)
-        return Departure(tuple(lines), left_out)
+        return Departure(tuple(lines), left_out, {each: names[each] for each in left_out})
 
     def _stays(self, row: Row[Any]) -> LeftOut | None:
         if row.status not in _KEPT:
@@ -233,7 +237,9 @@ class Exporter:
                 "generations": [row.generation for row in leaving],
                 "export_id": self.export_id,
                 "actor": self._by.actor,
-                "detail": msgspec.json.encode(told).decode(),
+                "detail": msgspec.json.encode(
+                    told | ({"reason": self._reason} if self._reason else {})
+                ).decode(),
             },
         )
         # One row for a page, not for an account: the history of each account names the export.

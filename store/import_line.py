@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -188,9 +189,20 @@ def parse_json(raw: bytes, *, now: datetime) -> ImportLine:
     except msgspec.ValidationError:
         raise LineRejected("holds a number that is out of range") from None
     except msgspec.DecodeError:
-        raise LineRejected("is not a whole JSON object") from None
+        raise LineRejected(_malformed(raw)) from None
     _check(line, now)
     return line
+
+
+def _malformed(raw: bytes) -> str:
+    """Return what is wrong with a line that could not be decoded."""
+    try:
+        json.dumps(json.loads(raw), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "holds half a character: a \\u escape of a lone surrogate"
+    except (ValueError, RecursionError):
+        pass
+    return "is not a whole JSON object"
 
 
 def parse_record(record: Mapping[str, str], *, now: datetime) -> ImportLine:

@@ -72,6 +72,11 @@ def prepare(connection: Connection, settings: Settings) -> list[WrappedKey]:
     """
     for ring in (settings.access_ring, settings.refresh_ring):
         if ring.primary is None:
+            if (sealed_under := _sealed_under(connection, ring.ring)) is not None:
+                raise UserError(
+                    f"this database's {ring.ring.value} ring is sealed under key-encryption key {sealed_under!r}, and "
+                    "none is configured: restore the key file, and set TOKENFLEET_KEYS_FILE to it"
+                )
             raise UserError(
                 f"no key-encryption key for the {ring.ring.value} ring is configured: run 'tokenfleet keys "
                 "generate' and set TOKENFLEET_KEYS_FILE to the file it writes"
@@ -141,6 +146,15 @@ def _unwrap(
 
 def _away(error: KeyServiceUnavailable) -> KeysAway:
     return KeysAway(f"{error}; a process needs it when it starts, those that run go on without")
+
+
+def _sealed_under(connection: Connection, ring: Ring) -> str | None:
+    """Return the name of the key-encryption key that wraps what ``ring`` seals with, None when there is nothing."""
+    found: str | None = connection.execute(
+        text("SELECT kek_id FROM tokenfleet.data_keys WHERE ring = :ring AND is_primary"),
+        {"ring": ring.value},
+    ).scalar()
+    return found
 
 
 def _ensure_primary(connection: Connection, ring: KeyRing) -> None:

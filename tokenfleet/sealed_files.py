@@ -120,17 +120,17 @@ class Identity:
 
 
 def seal(pieces: Iterable[bytes], writer: BinaryIO, recipient: Recipient) -> None:
-    """Write ``pieces``, one after the other, to ``writer`` for ``recipient``; what ``pieces`` raises is raised."""
+    """Write ``pieces``, one after the other, to ``writer`` for ``recipient``; what either of them raises is raised."""
     import pyrage
     from pyrage import x25519
 
-    source = _Pieces(iter(pieces))
+    source, sink = _Pieces(iter(pieces)), _Sink(writer)
     try:
-        pyrage.encrypt_io(source, writer, [x25519.Recipient.from_str(recipient.text)])
+        pyrage.encrypt_io(source, sink, [x25519.Recipient.from_str(recipient.text)])
     except Exception:
-        # The library makes an error of its own of what reading raised.
-        if source.error is not None:
-            raise source.error from None
+        # The library makes an error of its own of what reading or writing raised.
+        if (error := source.error or sink.error) is not None:
+            raise error from None
         raise
 
 
@@ -233,6 +233,28 @@ class _Pieces:
             raise
         taken, self._rest = self._rest[:size], self._rest[size:]
         return bytes(taken)
+
+
+class _Sink:
+    """Writes to ``writer``. Remembers what that raises."""
+
+    def __init__(self, writer: BinaryIO) -> None:
+        self._writer = writer
+        self.error: BaseException | None = None
+
+    def write(self, piece: bytes) -> int:
+        try:
+            return self._writer.write(piece)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            self._writer.flush()
+        except BaseException as error:
+            self.error = error
+            raise
 
 
 class _Nowhere:

@@ -173,6 +173,22 @@ def test_the_first_bad_lines_are_shown_and_the_file_of_errors_has_them_all(
     assert listed == [{"line": number, "reason": "is not a whole JSON object"} for number in range(1, 26)]
 
 
+def test_a_list_of_bad_lines_replaces_neither_the_input_nor_any_other_file(
+    tokenfleet: Shell, tmp_path: Path
+) -> None:
+    path, new = tmp_path / "accounts.jsonl", tmp_path / "bad.jsonl"
+    ran = bring(tokenfleet, path, line("a"), "--errors", str(path))
+    assert (ran.exit_code, f"{path} exists and is never overwritten" in ran.stderr) == (2, True)
+    assert path.read_text() == line("a")
+    # Nor does one stay of a command that failed.
+    refused = tokenfleet("accounts", "import", str(path), "--identity", str(path), "--errors", str(new))
+    unreachable = "postgresql+psycopg://nobody@127.0.0.1:1/none"
+    failed = tokenfleet(
+        "accounts", "import", str(path), "--errors", str(new), TOKENFLEET_DATABASE_URL=unreachable
+    )
+    assert (refused.exit_code, failed.exit_code, new.exists()) == (1, 1, False)
+
+
 def test_json_is_the_only_thing_on_standard_output(fleet: Shell, tmp_path: Path) -> None:
     ran = bring(fleet, tmp_path / "accounts.jsonl", line("a") + "nonsense\n", "--json")
     assert ran.exit_code == 1

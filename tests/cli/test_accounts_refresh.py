@@ -38,6 +38,13 @@ def test_nobody_is_asked_before_the_provider_allows_it_and_the_operator_hears_wh
     assert due < before
 
 
+def test_an_empty_list_of_accounts_is_said_to_be_empty(tokenfleet: Shell) -> None:
+    ran = tokenfleet("accounts", "refresh", "-", stdin="\n")
+    assert (ran.exit_code, ran.stdout) == (0, "")
+    assert ran.stderr == "No account was named: there is nothing to do.\n"
+    assert tokenfleet("accounts", "refresh", "-", "--json", stdin="").document == []
+
+
 def test_of_a_parked_account_the_operator_hears_which_incident_has_it(
     tokenfleet: Shell, engine: Engine, vault: Vault
 ) -> None:

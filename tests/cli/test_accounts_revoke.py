@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
+from cli.accounts_revoke import _confirm
 from store.engine import make_engine
 from store.keys import Vault
 from store.revocations import CONFIRMED, REFUSED, RevocationMade, settle
@@ -28,6 +29,7 @@ from tests.support.builders import (
     told_about,
 )
 from tests.support.fleet import eventually
+from tokenfleet.errors import UserError
 from tokenfleet.jobs import AccountId, AppId
 from tokenfleet.settings import Settings
 from tokenfleet_client.contract import AccountStatus
@@ -187,6 +189,30 @@ def test_nobody_is_revoked_by_a_slip_of_the_hand(
     assert missing.exit_code == 1
     assert "there is no account acme/nobody" in missing.stderr
     assert history_of(engine, account_id) == ["account.revoked", "revocation.forgotten"]
+
+
+@pytest.mark.parametrize(
+    ("accounts", "asked"),
+    [
+        (("acme/c-1",), "End the grant of acme/c-1 for good?"),
+        (("17", "17"), "End the grant of account 17 for good?"),
+        (("17", "18"), "End 2 grants for good?"),
+    ],
+)
+def test_who_is_asked_whether_to_revoke_reads_which_account_and_may_say_no(
+    accounts: tuple[str, ...], asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[str] = []
+
+    def no(question: str, **_: object) -> bool:
+        questions.append(question)
+        return False
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("click.confirm", no)
+    with pytest.raises(UserError, match="nothing was revoked"):
+        _confirm(accounts)
+    assert questions[0].startswith(asked)
 
 
 def test_new_tokens_begin_a_revoked_account_anew(

@@ -68,6 +68,16 @@ def test_without_terminal_and_file_the_secret_is_asked_for_in_the_usage(tokenfle
     assert "--client-secret-file" in ran.stderr
 
 
+def test_keys_that_do_not_fit_are_told_before_the_secret_is_asked_for(
+    tokenfleet: Shell, environ: dict[str, str], tmp_path: Path
+) -> None:
+    assert tokenfleet("db", "upgrade").exit_code == 0
+    other = str(tmp_path / "other.json")
+    assert tokenfleet("keys", "generate", "--output", other).exit_code == 0
+    ran = tokenfleet("apps", "set", CONFIDENTIAL, "--client-id", "c", TOKENFLEET_KEYS_FILE=other)
+    assert (ran.exit_code, "point TOKENFLEET_KEYS_FILE at" in ran.stderr) == (1, True)
+
+
 def test_something_else_than_a_secret_is_refused_without_repeating_it(tokenfleet: Shell) -> None:
     for text in ("", "\n", "two words", "x" * 9000):
         words = ("apps", "set", CONFIDENTIAL, "--client-id", "c", "--client-secret-file", "-")

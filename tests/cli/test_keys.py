@@ -72,6 +72,29 @@ def test_nothing_is_written_when_one_of_the_files_exists(tokenfleet: Shell, tmp_
     assert readers.read_text() == "kept"
 
 
+def test_a_file_of_readers_that_exists_is_named_and_never_the_key_file(
+    tokenfleet: Shell, environ: dict[str, str], tmp_path: Path
+) -> None:
+    keys, readers = Path(environ["TOKENFLEET_HOME"], "keys.json"), tmp_path / "readers.json"
+    readers.write_text("kept")
+    ran = tokenfleet("keys", "generate", "--readers", str(readers))
+    assert (ran.exit_code, readers.read_text()) == (1, "kept")
+    assert f"{readers} exists and is never overwritten" in ran.stderr
+    assert f"{keys} exists" not in ran.stderr
+    readers.unlink()
+    assert tokenfleet("keys", "generate", "--add").exit_code == 0
+    assert tokenfleet("keys", "generate", "--readers", str(readers)).exit_code == 0
+    assert json.loads(readers.read_text()) == {"access": json.loads(keys.read_text())["access"]}
+
+
+def test_keys_are_added_to_a_file_that_exists_and_not_made_in_its_place(
+    tokenfleet: Shell, tmp_path: Path
+) -> None:
+    path = tmp_path / "none.json"
+    ran = tokenfleet("keys", "generate", "--add", "--output", str(path))
+    assert (ran.exit_code, f"there is no key file at {path}" in ran.stderr, path.exists()) == (1, True, False)
+
+
 def test_a_directory_that_cannot_be_written_is_one_sentence(tokenfleet: Shell) -> None:
     ran = tokenfleet("keys", "generate", "--output", "/proc/nowhere/keys.json")
     assert ran.exit_code == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -146,7 +148,10 @@ def test_an_account_whose_answer_is_on_its_way_is_waited_for(
         here.server.wait_for_held(1)
         ran = shell(*words, "-o", first, "--wait", "0")
         assert ran.exit_code == 1
-        assert f"account {account_id} stays: its provider is being asked just now" in ran.stderr
+        assert (
+            f"account {account_id} (sandbox/customer-1) stays: its provider is being asked just now"
+            in ran.stderr
+        )
         assert not Path(first).exists()
 
         def answer_meanwhile(_seconds: float) -> None:
@@ -253,13 +258,67 @@ def test_a_sealed_export_is_written_whole_or_not_at_all(
         broken = shell(*words)
     assert broken.exit_code == 1
     assert (
-        "No file was finished, and 2 accounts paused here already: run the same command again"
-        in broken.stderr
+        "No file was finished, and 2 accounts paused here already: run the same command again, to the same recipient; "
+        "or refresh them here again: 'tokenfleet accounts resume --exported'." in broken.stderr
     )
     assert "cannot be written (No space left on device)" in broken.stderr
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
     assert shell(*words).exit_code == 0
     assert "exists and is never overwritten" in shell(*words).stderr
+
+
+def test_who_stops_reading_a_sealed_export_is_told_of_in_one_sentence(
+    fleet_here: tuple[Fleet, Shell],
+) -> None:
+    fleet, shell = fleet_here
+    recipient = shell("keys", "recipient").stdout.strip()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody_reads:
+        ran = subprocess.run(
+            [sys.executable, "-m", "cli", "accounts", "export", "--all", "--to", recipient],
+            stdout=nobody_reads,
+            stderr=subprocess.PIPE,
+            env=shell.environ,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    said = ran.stderr.splitlines()
+    assert (ran.returncode, len(said)) == (1, 2), ran.stderr
+    assert said[0].startswith("No file was finished, and 2 accounts paused here already")
+    assert said[1] == "tokenfleet: who reads this command's output ended before it was whole"
+    assert statuses(fleet) == {"paused"}
+
+
+def test_an_interrupted_export_says_who_may_be_paused(
+    fleet_here: tuple[Fleet, Shell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, shell = fleet_here
+    recipient = shell("keys", "recipient").stdout.strip()
+    words = ("accounts", "export", "--all", "--to", recipient, "-o", str(tmp_path / "f"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("store.export.Exporter.take", interrupt)
+        during = shell(*words)
+    with monkeypatch.context() as patched:
+        patched.setattr("store.export_selection.pages", interrupt)
+        before = shell(*words)
+    assert (during.exit_code, before.exit_code) == (130, 130)
+    assert "No file was finished, and up to 2 accounts paused here already" in during.stderr
+    assert "No file was finished, and nobody was paused." in before.stderr
+    assert statuses(fleet) == {"active"}
+
+
+def test_an_export_of_nobody_fails_and_names_no_file(fleet_here: tuple[Fleet, Shell], tmp_path: Path) -> None:
+    _, shell = fleet_here
+    recipient, file = shell("keys", "recipient").stdout.strip(), tmp_path / "f"
+    ran = shell("accounts", "export", "--tenant", "none", "--to", recipient, "-o", str(file))
+    assert (ran.exit_code, ran.stderr) == (1, "tokenfleet: no account matches: nothing was written\n")
+    assert not file.exists()
 
 
 def test_a_wrong_key_or_half_a_file_imports_nothing(fleet_here: tuple[Fleet, Shell], tmp_path: Path) -> None:
@@ -308,9 +367,21 @@ def test_a_mistake_is_one_sentence_and_pauses_nobody(
     fleet, shell = fleet_here
     recipient = shell("keys", "recipient").stdout.strip()
     ran = shell("accounts", "export", *(word.format(recipient=recipient, here=tmp_path) for word in words))
-    assert ran.exit_code in (1, 2)
+    assert ran.exit_code == (1 if "there is no account" in reason else 2)
     assert reason in ran.stderr
     assert statuses(fleet) == {"active"}
+
+
+def test_a_backup_says_of_nobody_that_it_is_refreshed_who_is_paused(
+    fleet_here: tuple[Fleet, Shell], tmp_path: Path
+) -> None:
+    fleet, shell = fleet_here
+    recipient = shell("keys", "recipient").stdout.strip()
+    assert shell("accounts", "pause", "1").exit_code == 0
+    ran = shell("accounts", "export", "1", "--to", recipient, "--keep-running", "-o", str(tmp_path / "f"))
+    assert (ran.exit_code, "stay here as they are, and those that are active" in ran.stderr) == (0, True)
+    assert "keep running" not in ran.stderr
+    assert statuses(fleet) == {"active", "paused"}
 
 
 def test_what_was_exported_is_neither_resumed_nor_revoked_by_mistake(
@@ -318,12 +389,20 @@ def test_what_was_exported_is_neither_resumed_nor_revoked_by_mistake(
 ) -> None:
     fleet, shell = fleet_here
     recipient = shell("keys", "recipient").stdout.strip()
-    shell("accounts", "export", "1", "2", "--to", recipient, "-o", str(tmp_path / "f"))
+    words = ("accounts", "export", "1", "2", "--to", recipient, "-o", str(tmp_path / "f"))
+    assert shell(*words, "--reason", "t-204 moves").exit_code == 0
+    history = shell("accounts", "history", "1").stdout
+    assert "kept_running: no" in history
+    assert "reason: t-204 moves" in history
+    assert "kept_running: no" in shell("audit", "list").stdout
     resumed = shell("accounts", "resume", "1")
     assert (resumed.exit_code, f"it was exported to {recipient}: who refreshes" in resumed.stderr) == (
         1,
         True,
     )
+    asked = shell("accounts", "refresh", "1")
+    assert (asked.exit_code, "resume it with --exported if nobody" in asked.stderr) == (1, True)
+    assert asked.stderr == resumed.stderr
     for look in ("show", "history"):
         seen = shell("accounts", look, "1").stdout
         assert f"exported to {recipient}" in seen

@@ -147,6 +147,10 @@ def test_a_statement_that_the_database_forbids_says_what_to_do(engine: Engine) -
     assert "grant it the right" in sentence
 
 
+def test_interrupting_a_question_ends_as_any_other_command_does() -> None:
+    assert _failing_with(click.Abort()).main([], standalone_mode=False) == 130
+
+
 def test_interrupting_ends_quietly_with_130(environ: dict[str, str]) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "cli", "status", "--watch", "--json"],

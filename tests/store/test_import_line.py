@@ -175,7 +175,7 @@ def test_a_line_without_a_required_field_is_refused(name: str) -> None:
         (b'{"provider": "acme", "expires_in": NaN}', "is not a whole JSON object"),
         (b'{"provider": "acme", "surplus": 1, "then": nonsense}', "is not a whole JSON object"),
         (b'{"provider": "\xff"}', "is not UTF-8 text"),
-        (b'{"external_id": "\\ud800"}', "is not a whole JSON object"),
+        (b'{"external_id": "\\ud800"}', "holds half a character: a \\u escape of a lone surrogate"),
         (b'["acme"]', "is not a JSON object"),
         (b'"acme"', "is not a JSON object"),
         (b'{"metadata": {"n": 1e999}}', "holds a number that is out of range"),

@@ -134,6 +134,22 @@ def test_a_ring_without_a_key_is_one_sentence_and_creates_nothing(
     assert column(engine, "SELECT ring FROM tokenfleet.data_keys") == []
 
 
+@pytest.mark.parametrize("which", Ring)
+def test_a_database_whose_keys_are_missing_asks_for_them_and_not_for_new_ones(
+    engine: Engine, settings: Settings, which: Ring
+) -> None:
+    open_vault(engine, settings)
+    own = settings.access_ring if which is Ring.ACCESS else settings.refresh_ring
+    assert own.primary is not None
+    none = KeyRing(which)
+    without = (
+        replace(settings, access_ring=none) if which is Ring.ACCESS else replace(settings, refresh_ring=none)
+    )
+    with pytest.raises(UserError, match=f"sealed under key-encryption key '{own.primary.key_id}'") as told:
+        open_vault(engine, without)
+    assert "keys generate" not in str(told.value)
+
+
 def test_an_older_data_key_still_opens_what_it_sealed(engine: Engine, settings: Settings) -> None:
     old = open_vault(engine, settings)
     sealed = old.access.seal("access-1", access_token_binding(1, 1))

@@ -58,6 +58,15 @@ def test_what_is_sealed_is_opened_by_its_identity(pipe: bool) -> None:
     assert read(sealed([]), pipe=pipe) == b""
 
 
+def test_what_the_writer_raises_is_raised_as_it_was() -> None:
+    class Closed(io.BytesIO):
+        def write(self, _piece: object) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        seal(LINES, Closed(), IDENTITY.recipient)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.binary(max_size=9000), max_size=20))
 def test_pieces_of_any_size_come_back_in_their_order(pieces: list[bytes]) -> None:
