@@ -246,6 +246,8 @@ def test_a_start_whose_commit_is_unknown_is_tried_again_and_asks_once(
     """Where it was performed, nothing is sent under it: whose it was cannot be known. The next claim is used."""
     [account_id] = fleet.connect("customer")
     with fleet.worker() as worker:
+        told = "SELECT 1 FROM tokenfleet.key_holders"
+        eventually(lambda: fleet.column(told) == [1], what="the worker has said which keys it holds")
         # The first transaction of a job reads its app, the second one starts its claims.
         network.lose_commits(spare=1, performed=performed)
         worker.run(fleet.claim())
