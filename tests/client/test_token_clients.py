@@ -18,7 +18,7 @@ from embedded.binaries import find_postgres
 from store import data_keys
 from store import keys as vault_keys
 from store.keys import Vault
-from tests.support.builders import make_account, make_app
+from tests.support.builders import column, make_account, make_app
 from tests.support.fleet import eventually
 from tests.support.pooler import Pooler
 from tests.support.proxy import Proxy
@@ -346,11 +346,11 @@ def test_a_closed_reader_asks_nothing_more(
     reader = make_reader(readable)
     reader.get_token(account)
     reader.close()
-    with engine.connect() as connection:
-        open_still = connection.execute(
-            text("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tokenfleet-client'")
-        )
-        eventually(lambda: open_still.scalar_one_or_none() in {0, None})
+    still_open = (
+        "SELECT pid FROM pg_stat_activity "
+        "WHERE application_name = 'tokenfleet-client' AND datname = current_database()"
+    )
+    eventually(lambda: column(engine, still_open) == [], what="every connection of the reader is closed")
 
 
 @pytest.mark.parametrize("database", ["nonsense", "postgresql+psycopg://u:hidden@h/d", "host=h pass word"])
